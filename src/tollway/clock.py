@@ -1,0 +1,43 @@
+"""Time and ids: the two things that differ at every run, behind one small interface so that a test can fix them."""
+
+import datetime
+import secrets
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    def now(self) -> float:
+        """Wall-clock seconds since the Unix epoch, UTC: for what is written down."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never step: for limits, deadlines and durations."""
+        ...
+
+
+class SystemClock:
+    # The functions themselves, not methods that call them: a request reads the clock several times.
+    now = staticmethod(time.time)
+    monotonic = staticmethod(time.monotonic)
+
+
+def new_id(prefix: str, now: float) -> str:
+    """`prefix_` and 32 hex digits: 12 of the time in milliseconds, then 80 random bits.
+
+    The time comes first so that new rows land at the end of every index, however large the table has grown.
+    """
+    return f"{prefix}_{int(now * 1000):012x}{secrets.token_hex(10)}"
+
+
+def first_id_since(prefix: str, then: float) -> str:
+    """The smallest id that `new_id` could have made at `then` (seconds since the epoch) or later."""
+    return f"{prefix}_{int(then * 1000):012x}"
+
+
+def iso(seconds: float | None) -> str | None:
+    """`2026-11-23T07:20:47.123Z`, as the API writes times; None stays None."""
+    if seconds is None:
+        return None
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,149 @@
+"""Every error that Tollway raises on purpose.
+
+    TollwayError
+    ├── ConfigurationError          the settings cannot be used; names the key and the mend
+    ├── StartError                  the program cannot start (data directory in use, model missing, port taken)
+    ├── Refused                     a command was understood and declined; says why
+    └── RequestError                ends one API request; `api/replies.py` gives each its status
+        ├── InvalidRequest          the request itself is wrong; `param` names where
+        │   ├── PayloadTooLarge
+        │   ├── UnsupportedMediaType
+        │   └── HeadTooLarge
+        ├── AuthenticationFailed    no usable token
+        ├── InsufficientCredits     the balance does not cover the most it could cost
+        ├── PermissionDenied        the token or the account may not do this
+        ├── NotFound                no such route, model, receipt or token
+        ├── MethodNotAllowed
+        ├── IdempotencyConflict     the key's first request is running, or has completed
+        ├── IdempotencyMismatch     the key was used with another body
+        ├── RateLimited             too many requests in a minute, or at a time
+        ├── Unavailable             Tollway or every upstream cannot take the request now
+        ├── UpstreamFailed          an upstream answered wrongly, or stopped in the middle
+        └── UpstreamTimeout         an upstream took too long
+
+A message says what was wrong and what to do, with the numbers. None of them ever holds a secret or an upstream's body.
+"""
+
+
+class TollwayError(Exception):
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class ConfigurationError(TollwayError):
+    pass
+
+
+class StartError(TollwayError):
+    pass
+
+
+class Refused(TollwayError):
+    pass
+
+
+class RequestError(TollwayError):
+    """`code` is what a program tells cases apart by; `param` the request field at fault, if one is."""
+
+    def __init__(self, message: str, *, code: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.param = param
+
+
+class InvalidRequest(RequestError):
+    def __init__(self, message: str, *, code: str = "invalid_value", param: str | None = None) -> None:
+        super().__init__(message, code=code, param=param)
+
+
+class PayloadTooLarge(InvalidRequest):
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="payload_too_large")
+
+
+class UnsupportedMediaType(InvalidRequest):
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="unsupported_media_type")
+
+
+class HeadTooLarge(InvalidRequest):
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="request_header_fields_too_large")
+
+
+class AuthenticationFailed(RequestError):
+    """Codes: invalid_api_key (malformed, unknown and revoked alike), token_expired, token_revoked."""
+
+    def __init__(self, message: str, *, code: str = "invalid_api_key") -> None:
+        super().__init__(message, code=code)
+
+
+class InsufficientCredits(RequestError):
+    """`required` and `available` are credits; `affordable_output_tokens` is None where fewer than 16 could be paid."""
+
+    def __init__(
+        self, message: str, *, required: int, available: int, affordable_output_tokens: int | None
+    ) -> None:
+        super().__init__(message, code="insufficient_credits")
+        self.required = required
+        self.available = available
+        self.affordable_output_tokens = affordable_output_tokens
+
+
+class PermissionDenied(RequestError):
+    """Codes: insufficient_scope, account_frozen."""
+
+
+class NotFound(RequestError):
+    def __init__(self, message: str, *, code: str = "not_found", param: str | None = None) -> None:
+        super().__init__(message, code=code, param=param)
+
+
+class MethodNotAllowed(RequestError):
+    def __init__(self, message: str, *, allow: str) -> None:
+        super().__init__(message, code="method_not_allowed")
+        self.allow = allow
+
+
+class IdempotencyConflict(RequestError):
+    """Codes: idempotency_in_progress (`retry` true), idempotency_completed."""
+
+    def __init__(self, message: str, *, code: str, retry: bool) -> None:
+        super().__init__(message, code=code)
+        self.retry = retry
+
+
+class IdempotencyMismatch(RequestError):
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="idempotency_key_reused")
+
+
+class RateLimited(RequestError):
+    """Codes: rate_limit_exceeded, concurrency_limit_exceeded."""
+
+    def __init__(
+        self, message: str, *, retry_after_seconds: float, code: str = "rate_limit_exceeded"
+    ) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Unavailable(RequestError):
+    """Codes: overloaded (come back in `retry_after_seconds`), unavailable."""
+
+    def __init__(
+        self, message: str, *, code: str = "unavailable", retry_after_seconds: float | None = None
+    ) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class UpstreamFailed(RequestError):
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="upstream_error")
+
+
+class UpstreamTimeout(RequestError):
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="upstream_timeout")

@@ -1,0 +1,1 @@
+"""Servers that run models, and how to talk to them."""

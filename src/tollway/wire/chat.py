@@ -1,0 +1,266 @@
+"""The chat completions API's shapes: what a client may send, and what goes back.
+
+Requests are validated against `ChatRequest`, and `/openapi.json` is generated from the same types, so the document cannot
+drift from the check. Replies are decoded into `ChatCompletion` and written from it: a field not named here is not passed
+on. Source: OpenAI's chat completions reference, as typed by the openai-python SDK 3.54.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from tollway.errors import InvalidRequest
+
+# --- request ---------------------------------------------------------------------------------------------------------
+
+
+class TextPart(Struct, tag_field="type", tag="text"):
+    text: str
+
+
+class RefusalPart(Struct, tag_field="type", tag="refusal"):
+    refusal: str
+
+
+class ImageAddress(Struct):
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(Struct, tag_field="type", tag="image_url"):
+    image_url: ImageAddress
+
+
+class AudioPart(Struct, tag_field="type", tag="input_audio"):
+    input_audio: dict[str, Any]
+
+
+class FilePart(Struct, tag_field="type", tag="file"):
+    file: dict[str, Any]
+
+
+class CalledFunction(Struct):
+    name: str
+    arguments: str
+
+
+class ToolCall(Struct, tag_field="type", tag="function"):
+    id: str
+    function: CalledFunction
+
+
+TextParts = Annotated[list[TextPart], Meta(min_length=1)]
+UserParts = Annotated[list[TextPart | ImagePart | AudioPart | FilePart], Meta(min_length=1)]
+AssistantParts = Annotated[list[TextPart | RefusalPart], Meta(min_length=1)]
+
+
+class SystemMessage(Struct, tag_field="role", tag="system"):
+    content: str | TextParts
+    name: str | None = None
+
+
+class DeveloperMessage(Struct, tag_field="role", tag="developer"):
+    content: str | TextParts
+    name: str | None = None
+
+
+class UserMessage(Struct, tag_field="role", tag="user"):
+    content: str | UserParts
+    name: str | None = None
+
+
+class AssistantMessage(Struct, tag_field="role", tag="assistant"):
+    content: str | AssistantParts | None = None
+    name: str | None = None
+    refusal: str | None = None
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=128)] | None = None
+
+
+class ToolMessage(Struct, tag_field="role", tag="tool"):
+    content: str | TextParts
+    tool_call_id: str
+
+
+Message = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
+FunctionName = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+
+
+class Function(Struct):
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Struct, tag_field="type", tag="function"):
+    function: Function
+
+
+class NamedFunction(Struct):
+    name: str
+
+
+class NamedToolChoice(Struct, tag_field="type", tag="function"):
+    function: NamedFunction
+
+
+class TextFormat(Struct, tag_field="type", tag="text"):
+    pass
+
+
+class JsonObjectFormat(Struct, tag_field="type", tag="json_object"):
+    pass
+
+
+class JsonSchema(Struct):
+    name: FunctionName
+    schema: dict[str, Any]
+    description: str | None = None
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(Struct, tag_field="type", tag="json_schema"):
+    json_schema: JsonSchema
+
+
+class StreamOptions(Struct):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class Prediction(Struct, tag_field="type", tag="content"):
+    content: str | TextParts
+
+
+TokenCount = Annotated[int, Meta(ge=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+StopSequence = Annotated[str, Meta(min_length=1)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+INT64 = 2**63
+
+
+class ChatRequest(Struct):
+    """Every field of OpenAI's chat request that Tollway takes. None means absent, everywhere."""
+
+    model: str
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=1024)]
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    max_tokens: TokenCount | None = None
+    max_completion_tokens: TokenCount | None = None
+    stop: StopSequence | Annotated[list[StopSequence], Meta(min_length=1, max_length=4)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
+    tool_choice: str | NamedToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
+    seed: Annotated[int, Meta(ge=-INT64, le=INT64 - 1)] | None = None
+    n: Annotated[int, Meta(ge=1, le=4)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    logit_bias: dict[str, Bias] | None = None
+    user: str | None = None
+    metadata: Annotated[dict[str, Annotated[str, Meta(max_length=512)]], Meta(max_length=16)] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    store: bool | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
+    prediction: Prediction | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: Literal["in-memory", "24h"] | None = None
+    safety_identifier: str | None = None
+    modalities: list[Literal["text", "audio"]] | None = None
+
+    @property
+    def output_tokens_wanted(self) -> int | None:
+        return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
+
+
+# --- reply -----------------------------------------------------------------------------------------------------------
+
+
+class PromptTokensDetails(Struct, omit_defaults=True):
+    cached_tokens: int | None = None
+    audio_tokens: int | None = None
+
+
+class CompletionTokensDetails(Struct, omit_defaults=True):
+    reasoning_tokens: int | None = None
+    audio_tokens: int | None = None
+    accepted_prediction_tokens: int | None = None
+    rejected_prediction_tokens: int | None = None
+
+
+class Usage(Struct):
+    """What an upstream says that a request used. Only whole numbers of at least zero are believed (`read_usage`)."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None | UnsetType = UNSET
+    completion_tokens_details: CompletionTokensDetails | None | UnsetType = UNSET
+    credits_consumed: int | UnsetType = UNSET
+    credits_remaining: int | UnsetType = UNSET
+
+
+class ReplyFunction(Struct):
+    name: str
+    arguments: str = ""
+
+
+class ReplyToolCall(Struct):
+    id: str
+    function: ReplyFunction
+    type: Literal["function"] = "function"
+
+
+class ReplyMessage(Struct):
+    role: Literal["assistant"] = "assistant"
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ReplyToolCall] | None | UnsetType = UNSET
+    reasoning_content: str | None | UnsetType = UNSET
+    reasoning: str | None | UnsetType = UNSET
+    annotations: list[dict[str, Any]] | None | UnsetType = UNSET
+
+
+class TopLogprob(Struct):
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class TokenLogprob(Struct):
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+    top_logprobs: list[TopLogprob] = []
+
+
+class Logprobs(Struct):
+    content: list[TokenLogprob] | None = None
+    refusal: list[TokenLogprob] | None = None
+
+
+class Choice(Struct):
+    index: int
+    message: ReplyMessage
+    finish_reason: str | None = None
+    logprobs: Logprobs | None = None
+
+
+class ChatCompletion(Struct):
+    """A whole reply. `usage` stays raw until `read_usage`, because what an upstream puts there decides money."""
+
+    id: str
+    choices: list[Choice]
+    created: int = 0
+    model: str = ""
+    object: Literal["chat.completion"] = "chat.completion"
+    system_fingerprint: str | None = None
+    service_tier: str | None | UnsetType = UNSET
+    usage: msgspec.Raw | Usage | None = None
