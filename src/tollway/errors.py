@@ -19,7 +19,8 @@
         ├── RateLimited             too many requests in a minute, or at a time
         ├── Unavailable             Tollway or every upstream cannot take the request now
         ├── UpstreamFailed          an upstream answered wrongly, or stopped in the middle
-        └── UpstreamTimeout         an upstream took too long
+        ├── UpstreamTimeout         an upstream took too long
+        └── InternalFault           a fault of Tollway itself
 
 A message says what was wrong and what to do, with the numbers. None of them ever holds a secret or an upstream's body.
 """
@@ -45,6 +46,9 @@ class Refused(TollwayError):
 
 class RequestError(TollwayError):
     """`code` is what a program tells cases apart by; `param` the request field at fault, if one is."""
+
+    upstream_status: int | None = None
+    """The HTTP status of the upstream's answer behind this error, for the receipt; None where there was none."""
 
     def __init__(self, message: str, *, code: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -147,3 +151,11 @@ class UpstreamFailed(RequestError):
 class UpstreamTimeout(RequestError):
     def __init__(self, message: str) -> None:
         super().__init__(message, code="upstream_timeout")
+
+
+class InternalFault(RequestError):
+    def __init__(self) -> None:
+        super().__init__(
+            "Tollway failed on a fault of its own. Tell its operator this request's id.",
+            code="internal_error",
+        )

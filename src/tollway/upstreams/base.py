@@ -11,6 +11,7 @@ from typing import Protocol
 
 import msgspec
 
+from tollway.errors import RequestError
 from tollway.wire.chat import ChatCompletion
 
 
@@ -24,11 +25,17 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
 
 
 class Source(Protocol):
-    """What a stream comes from: it can be told to wait while the client is slow (asyncio's transport interface)."""
+    """What a stream comes from."""
 
-    def pause_reading(self) -> None: ...
+    def pause_reading(self) -> None:
+        """The client is slow: wait. May be called when already paused."""
+        ...
 
     def resume_reading(self) -> None: ...
+
+    def abandon(self, error: RequestError) -> None:
+        """What came is not to be gone on with: close, and let `stream` raise `error`."""
+        ...
 
 
 class EventSink(Protocol):
@@ -66,8 +73,4 @@ class Upstream(Protocol):
 
     async def count_input_tokens(self, ask: Ask) -> int | None:
         """Exact, by the model's own tokenizer and template; None where this server cannot be asked cheaply."""
-        ...
-
-    async def count_output_tokens(self, text: str) -> int | None:
-        """Exact count of what was received, for a stream that ended without usage; None where it cannot be asked."""
         ...

@@ -1,51 +1,49 @@
 """The chat completions API's shapes: what a client may send, and what goes back.
 
-Requests are validated against `ChatRequest`, and `/openapi.json` is generated from the same types, so the document cannot
-drift from the check. Replies are decoded into `ChatCompletion` and written from it: a field not named here is not passed
+Requests are validated against `ChatRequest` (by `requests.py`), and `/openapi.json` is generated from the same types, so
+the document cannot drift from the check. What goes upstream is written from these types too: a field that is not named
+here does not pass, at any depth. Replies are decoded into `ChatCompletion` and written from it: a field not named here is not passed
 on. Source: OpenAI's chat completions reference, as typed by the openai-python SDK 3.54.
 """
 
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
-
-from tollway.errors import InvalidRequest
 
 # --- request ---------------------------------------------------------------------------------------------------------
 
 
-class TextPart(Struct, tag_field="type", tag="text"):
+class TextPart(Struct, omit_defaults=True, tag_field="type", tag="text"):
     text: str
 
 
-class RefusalPart(Struct, tag_field="type", tag="refusal"):
+class RefusalPart(Struct, omit_defaults=True, tag_field="type", tag="refusal"):
     refusal: str
 
 
-class ImageAddress(Struct):
+class ImageAddress(Struct, omit_defaults=True):
     url: str
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class ImagePart(Struct, tag_field="type", tag="image_url"):
+class ImagePart(Struct, omit_defaults=True, tag_field="type", tag="image_url"):
     image_url: ImageAddress
 
 
-class AudioPart(Struct, tag_field="type", tag="input_audio"):
+class AudioPart(Struct, omit_defaults=True, tag_field="type", tag="input_audio"):
     input_audio: dict[str, Any]
 
 
-class FilePart(Struct, tag_field="type", tag="file"):
+class FilePart(Struct, omit_defaults=True, tag_field="type", tag="file"):
     file: dict[str, Any]
 
 
-class CalledFunction(Struct):
+class CalledFunction(Struct, omit_defaults=True):
     name: str
     arguments: str
 
 
-class ToolCall(Struct, tag_field="type", tag="function"):
+class ToolCall(Struct, omit_defaults=True, tag_field="type", tag="function"):
     id: str
     function: CalledFunction
 
@@ -55,29 +53,29 @@ UserParts = Annotated[list[TextPart | ImagePart | AudioPart | FilePart], Meta(mi
 AssistantParts = Annotated[list[TextPart | RefusalPart], Meta(min_length=1)]
 
 
-class SystemMessage(Struct, tag_field="role", tag="system"):
+class SystemMessage(Struct, omit_defaults=True, tag_field="role", tag="system"):
     content: str | TextParts
     name: str | None = None
 
 
-class DeveloperMessage(Struct, tag_field="role", tag="developer"):
+class DeveloperMessage(Struct, omit_defaults=True, tag_field="role", tag="developer"):
     content: str | TextParts
     name: str | None = None
 
 
-class UserMessage(Struct, tag_field="role", tag="user"):
+class UserMessage(Struct, omit_defaults=True, tag_field="role", tag="user"):
     content: str | UserParts
     name: str | None = None
 
 
-class AssistantMessage(Struct, tag_field="role", tag="assistant"):
+class AssistantMessage(Struct, omit_defaults=True, tag_field="role", tag="assistant"):
     content: str | AssistantParts | None = None
     name: str | None = None
     refusal: str | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=128)] | None = None
 
 
-class ToolMessage(Struct, tag_field="role", tag="tool"):
+class ToolMessage(Struct, omit_defaults=True, tag_field="role", tag="tool"):
     content: str | TextParts
     tool_call_id: str
 
@@ -86,50 +84,50 @@ Message = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | To
 FunctionName = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
 
 
-class Function(Struct):
+class Function(Struct, omit_defaults=True):
     name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
-class Tool(Struct, tag_field="type", tag="function"):
+class Tool(Struct, omit_defaults=True, tag_field="type", tag="function"):
     function: Function
 
 
-class NamedFunction(Struct):
+class NamedFunction(Struct, omit_defaults=True):
     name: str
 
 
-class NamedToolChoice(Struct, tag_field="type", tag="function"):
+class NamedToolChoice(Struct, omit_defaults=True, tag_field="type", tag="function"):
     function: NamedFunction
 
 
-class TextFormat(Struct, tag_field="type", tag="text"):
+class TextFormat(Struct, omit_defaults=True, tag_field="type", tag="text"):
     pass
 
 
-class JsonObjectFormat(Struct, tag_field="type", tag="json_object"):
+class JsonObjectFormat(Struct, omit_defaults=True, tag_field="type", tag="json_object"):
     pass
 
 
-class JsonSchema(Struct):
+class JsonSchema(Struct, omit_defaults=True):
     name: FunctionName
     schema: dict[str, Any]
     description: str | None = None
     strict: bool | None = None
 
 
-class JsonSchemaFormat(Struct, tag_field="type", tag="json_schema"):
+class JsonSchemaFormat(Struct, omit_defaults=True, tag_field="type", tag="json_schema"):
     json_schema: JsonSchema
 
 
-class StreamOptions(Struct):
+class StreamOptions(Struct, omit_defaults=True):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
-class Prediction(Struct, tag_field="type", tag="content"):
+class Prediction(Struct, omit_defaults=True, tag_field="type", tag="content"):
     content: str | TextParts
 
 
@@ -140,7 +138,7 @@ Bias = Annotated[float, Meta(ge=-100, le=100)]
 INT64 = 2**63
 
 
-class ChatRequest(Struct):
+class ChatRequest(Struct, omit_defaults=True):
     """Every field of OpenAI's chat request that Tollway takes. None means absent, everywhere."""
 
     model: str
@@ -181,30 +179,6 @@ class ChatRequest(Struct):
 
 
 # --- reply -----------------------------------------------------------------------------------------------------------
-
-
-class PromptTokensDetails(Struct, omit_defaults=True):
-    cached_tokens: int | None = None
-    audio_tokens: int | None = None
-
-
-class CompletionTokensDetails(Struct, omit_defaults=True):
-    reasoning_tokens: int | None = None
-    audio_tokens: int | None = None
-    accepted_prediction_tokens: int | None = None
-    rejected_prediction_tokens: int | None = None
-
-
-class Usage(Struct):
-    """What an upstream says that a request used. Only whole numbers of at least zero are believed (`read_usage`)."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails | None | UnsetType = UNSET
-    completion_tokens_details: CompletionTokensDetails | None | UnsetType = UNSET
-    credits_consumed: int | UnsetType = UNSET
-    credits_remaining: int | UnsetType = UNSET
 
 
 class ReplyFunction(Struct):
@@ -254,7 +228,7 @@ class Choice(Struct):
 
 
 class ChatCompletion(Struct):
-    """A whole reply. `usage` stays raw until `read_usage`, because what an upstream puts there decides money."""
+    """A whole reply. `usage` stays as it came until `read_usage`, because what an upstream puts there decides money."""
 
     id: str
     choices: list[Choice]
@@ -263,4 +237,4 @@ class ChatCompletion(Struct):
     object: Literal["chat.completion"] = "chat.completion"
     system_fingerprint: str | None = None
     service_tier: str | None | UnsetType = UNSET
-    usage: msgspec.Raw | Usage | None = None
+    usage: Any = None

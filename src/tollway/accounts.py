@@ -1,0 +1,126 @@
+"""Accounts: who pays. Their credits are the ledger's; here is what each is called and may do.
+
+All accounts are in memory: a request looks its own up without a query. Every change is on disk before it takes effect,
+except a freeze, which refuses at once.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from tollway.clock import Clock, new_id
+from tollway.database.base import Database
+from tollway.errors import NotFound, Refused
+
+NAME_CHARACTERS_MAX = 100
+
+
+class Account(msgspec.Struct, frozen=True):
+    """The two limits override the installation's; None leaves it."""
+
+    id: str
+    name: str
+    status: Literal["active", "frozen"]
+    requests_per_minute: int | None
+    concurrent_requests: int | None
+    created_at: float
+
+
+class Accounts:
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._by_id: dict[str, Account] = {}
+        self._by_name: dict[str, Account] = {}
+
+    async def load(self) -> None:
+        rows = await self._database.fetch(
+            "SELECT id, name, status, requests_per_minute, concurrent_requests, created_at"
+            " FROM accounts ORDER BY id"
+        )
+        for *values, created_at in rows:
+            self._remember(Account(*values, created_at=created_at / 1000))
+
+    def get(self, account_id: str) -> Account:
+        return self._by_id[account_id]
+
+    def named(self, name: str) -> Account:
+        """By name, or by id. Raises `NotFound`."""
+        account = self._by_name.get(name) or self._by_id.get(name)
+        if account is None:
+            raise NotFound(
+                f"There is no account {name!r:.120}. `tollway account list` shows them."
+            )
+        return account
+
+    def list(self) -> list[Account]:
+        return list(self._by_id.values())
+
+    async def create(self, name: str, *, chain_head: bytes) -> Account:
+        """`chain_head` is where the ledger begins the account's chain of entries. Raises `Refused` for a name taken."""
+        if not 1 <= len(name) <= NAME_CHARACTERS_MAX or not name.isprintable():
+            raise Refused(
+                f"An account's name has 1 to {NAME_CHARACTERS_MAX} printable characters; "
+                f"this one has {len(name)}."
+            )
+        if name in self._by_name or name in self._by_id:
+            raise Refused(f"There is an account {name!r} already. Choose another name.")
+        now = self._clock.now()
+        account = Account(new_id("acc", now), name, "active", None, None, now)
+        await self._database.execute(
+            (
+                "INSERT INTO accounts (id, name, status, chain_head, created_at) VALUES (?, ?, ?, ?, ?)",
+                (account.id, name, account.status, chain_head, int(now * 1000)),
+            )
+        )
+        self._remember(account)
+        return account
+
+    async def freeze(self, name: str) -> Account:
+        """Its next request is refused; those in flight end as they would."""
+        frozen = msgspec.structs.replace(self.named(name), status="frozen")
+        self._remember(frozen)
+        await self._store_status(frozen)
+        return frozen
+
+    async def unfreeze(self, name: str) -> Account:
+        active = msgspec.structs.replace(self.named(name), status="active")
+        await self._store_status(active)
+        self._remember(active)
+        return active
+
+    async def set_limits(
+        self,
+        name: str,
+        *,
+        requests_per_minute: int | None = None,
+        concurrent_requests: int | None = None,
+    ) -> Account:
+        """None leaves a limit as it is."""
+        account = self.named(name)
+        changed = msgspec.structs.replace(
+            account,
+            requests_per_minute=_or(requests_per_minute, account.requests_per_minute),
+            concurrent_requests=_or(concurrent_requests, account.concurrent_requests),
+        )
+        await self._database.execute(
+            (
+                "UPDATE accounts SET requests_per_minute = ?, concurrent_requests = ? WHERE id = ?",
+                (changed.requests_per_minute, changed.concurrent_requests, changed.id),
+            )
+        )
+        self._remember(changed)
+        return changed
+
+    async def _store_status(self, account: Account) -> None:
+        await self._database.execute(
+            ("UPDATE accounts SET status = ? WHERE id = ?", (account.status, account.id))
+        )
+
+    def _remember(self, account: Account) -> None:
+        self._by_id[account.id] = account
+        self._by_name[account.name] = account
+
+
+def _or(value: int | None, otherwise: int | None) -> int | None:
+    return otherwise if value is None else value

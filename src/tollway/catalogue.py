@@ -1,0 +1,133 @@
+"""The models on offer: what each is called, what it costs, and which upstreams serve it.
+
+Prices are rows that are only ever added: a request keeps the price it began with, and a receipt can be recomputed years
+later. `Catalogue.load` adds a row where the configuration's price differs from the newest one.
+"""
+
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+from tollway.clock import Clock, new_id
+from tollway.database.base import Database
+from tollway.errors import NotFound
+
+
+class Price(Struct, frozen=True, gc=False):
+    id: str
+    input_credits_per_million: int
+    output_credits_per_million: int
+
+
+class Serving(Struct, frozen=True, gc=False):
+    """One upstream that serves a model, and what it calls it there."""
+
+    upstream: str
+    model: str
+    weight: int = 1
+
+
+class Model(Struct, frozen=True):
+    """`supported_parameters` None means all. `max_output_tokens` and `default_max_tokens` are tokens a choice."""
+
+    id: str
+    name: str
+    tier: str
+    price: Price
+    context_length: int
+    max_output_tokens: int
+    default_max_tokens: int
+    supported_parameters: frozenset[str] | None
+    confidential: bool
+    servings: tuple[Serving, ...]
+    created_at: float
+    owned_by: str
+
+
+class ModelOffer(Struct, frozen=True):
+    """A model as the configuration gives it, its price not yet a row."""
+
+    id: str
+    tier: str
+    input_credits_per_million: int
+    output_credits_per_million: int
+    context_length: int
+    max_output_tokens: int
+    default_max_tokens: int
+    supported_parameters: frozenset[str] | None
+    confidential: bool
+    servings: tuple[Serving, ...]
+
+
+class Catalogue:
+    def __init__(self) -> None:
+        self._models: dict[str, Model] = {}
+
+    @classmethod
+    async def load(
+        cls, offers: Iterable[ModelOffer], database: Database, clock: Clock
+    ) -> "Catalogue":
+        newest: dict[str, tuple[Price, float]] = {}
+        first_seen: dict[str, float] = {}
+        rows = await database.fetch(
+            "SELECT id, model, prompt_rate, completion_rate, created_at FROM prices ORDER BY created_at, id"
+        )
+        for id_, model, prompt_rate, completion_rate, created_at in rows:
+            newest[model] = (Price(id_, prompt_rate, completion_rate), created_at / 1000)
+            first_seen.setdefault(model, created_at / 1000)
+        catalogue = cls()
+        for offer in offers:
+            price = newest[offer.id][0] if offer.id in newest else None
+            wanted = (offer.input_credits_per_million, offer.output_credits_per_million)
+            now = clock.now()
+            if price is None or wanted != (
+                price.input_credits_per_million,
+                price.output_credits_per_million,
+            ):
+                price = Price(new_id("price", now), *wanted)
+                await database.execute(
+                    (
+                        "INSERT INTO prices (id, model, prompt_rate, completion_rate, created_at)"
+                        " VALUES (?, ?, ?, ?, ?)",
+                        (price.id, offer.id, *wanted, int(now * 1000)),
+                    )
+                )
+            catalogue._models[offer.id] = _model(offer, price, first_seen.get(offer.id, now))
+        return catalogue
+
+    def find(self, model_id: str, allowed: frozenset[str] | None) -> Model:
+        """`allowed` are the models that the token may use (None: all). Raises `NotFound` alike for unknown and not allowed."""
+        model = self._models.get(model_id)
+        if model is None or (allowed is not None and model_id not in allowed):
+            raise NotFound(
+                f"There is no model {model_id!r:.200} for this token. GET /models lists those there are.",
+                code="model_not_found",
+                param="model",
+            )
+        return model
+
+    def list(self, allowed: frozenset[str] | None) -> list[Model]:
+        return [m for m in self._models.values() if allowed is None or m.id in allowed]
+
+    def __contains__(self, model_id: str) -> bool:
+        return model_id in self._models
+
+
+def _model(offer: ModelOffer, price: Price, created_at: float) -> Model:
+    owner, _, name = offer.id.rpartition("/")
+    return Model(
+        id=offer.id,
+        name=name,
+        tier=offer.tier,
+        price=price,
+        context_length=offer.context_length,
+        max_output_tokens=offer.max_output_tokens,
+        default_max_tokens=offer.default_max_tokens,
+        supported_parameters=offer.supported_parameters,
+        confidential=offer.confidential,
+        servings=offer.servings,
+        created_at=created_at,
+        owned_by=owner or "tollway",
+    )
+
+

@@ -1,0 +1,233 @@
+"""May this request run? Finds the model, takes a place in flight and in the rate, and holds the most it can cost.
+
+What is taken is given back in the same function where a later check refuses; once admitted, `leave` gives back the place in
+flight, and settlement the hold. A place of the rate is given back only for refusals that are not the request's doing.
+"""
+
+from collections.abc import Awaitable, Callable
+
+from msgspec import Struct
+
+from tollway.catalogue import Catalogue, Model
+from tollway.errors import (
+    InsufficientCredits,
+    InvalidRequest,
+    RateLimited,
+    RequestError,
+)
+from tollway.gateway.types import Admission, Call, Caller, Cost, Standing
+from tollway.ledger.base import Hold, HoldAsk, Ledger, NotEnough
+from tollway.pricing import (
+    OUTPUT_TOKENS_WORTH_STARTING,
+    affordable_output_tokens,
+    charge,
+    input_tokens_bound,
+)
+from tollway.rates.base import RateLimiter, RateState
+from tollway.rates.concurrency import Concurrency
+from tollway.wire.requests import OPTIONAL_FIELDS, ParsedRequest
+
+CONCURRENCY_RETRY_SECONDS = 1.0
+
+CountInputTokens = Callable[[Model, ParsedRequest, int], Awaitable[int | None]]
+"""Exact, by the model's own tokenizer; None where it cannot be asked cheaply."""
+
+
+class Limits(Struct, frozen=True):
+    """The installation's, which an account's own override. Requests a minute, and at a time."""
+
+    requests_per_minute: int
+    other_requests_per_minute: int
+    concurrent_requests: int
+
+
+class Gate:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        count_input_tokens: CountInputTokens,
+        limiter: RateLimiter,
+        concurrency: Concurrency,
+        ledger: Ledger,
+        limits: Limits,
+    ) -> None:
+        self._catalogue = catalogue
+        self._count_input_tokens = count_input_tokens
+        self._limiter = limiter
+        self._concurrency = concurrency
+        self._ledger = ledger
+        self._limits = limits
+
+    async def admit(self, caller: Caller, call: Call, parsed: ParsedRequest) -> Admission:
+        model = self._catalogue.find(parsed.request.model, caller.token.models)
+        ignored = ignored_fields(model, parsed)
+        if ignored and caller.token.strict:
+            raise InvalidRequest(
+                f"This token is strict, and {ignored[0]} is not supported by {model.id}. Leave it out.",
+                code="unsupported_parameter",
+                param=ignored[0],
+            )
+        ceiling = _credits_max(call.credits_max)
+        self._enter(caller)
+        taken: list[tuple[str, float]] = []
+        try:
+            rate = await self._take_rate(caller, taken)
+            cost = await self.cost(model, parsed)
+            hold, cost = await self._hold(caller, call, model, cost, parsed, ceiling)
+        except BaseException:
+            self._concurrency.leave(caller.account.id)
+            for key, admitted_at in taken:
+                await self._limiter.give_back(key, admitted_at)
+            raise
+        return Admission(call, caller, model, parsed, cost, hold, rate, ignored)
+
+    def leave(self, admission: Admission) -> None:
+        self._concurrency.leave(admission.caller.account.id)
+
+    async def standing(self, caller: Caller) -> Standing:
+        rate = await self._limiter.state(caller.rate_key, self._rate_limit(caller))
+        return Standing(rate, self._ledger.available(caller.account.id))
+
+    async def cost(self, model: Model, parsed: ParsedRequest) -> Cost:
+        """The most it could cost. Raises `InvalidRequest` where the input is known not to fit the model's context."""
+        request = parsed.request
+        wanted = request.output_tokens_wanted
+        if wanted is None:
+            wanted = model.default_max_tokens
+        output_tokens = min(wanted, model.max_output_tokens)
+        counted = await self._count_input_tokens(model, parsed, output_tokens)
+        if counted is None:
+            input_tokens = input_tokens_bound(request.messages, request.tools, request.response_format)
+        else:
+            input_tokens = counted
+            if counted >= model.context_length:
+                raise InvalidRequest(
+                    f"The messages have {counted} tokens and {model.id} has a context of "
+                    f"{model.context_length}, which the reply must fit too. Send less.",
+                    code="context_length_exceeded",
+                    param="messages",
+                )
+            output_tokens = min(output_tokens, model.context_length - counted)
+        choices = 1 if request.n is None else request.n
+        credits = charge(model.price, input_tokens, choices * output_tokens)
+        return Cost(input_tokens, counted, output_tokens, choices, credits)
+
+    def _enter(self, caller: Caller) -> None:
+        limit = caller.account.concurrent_requests
+        if limit is None:
+            limit = self._limits.concurrent_requests
+        if not self._concurrency.enter(caller.account.id, limit):
+            raise RateLimited(
+                f"This account has {limit} requests running, its limit. Wait until one of them ends.",
+                retry_after_seconds=CONCURRENCY_RETRY_SECONDS,
+                code="concurrency_limit_exceeded",
+            )
+
+    async def _take_rate(self, caller: Caller, taken: list[tuple[str, float]]) -> RateState:
+        """The account's place, and the token's where it has a limit of its own; `taken` gets what must be given back."""
+        take = await self._limiter.take(caller.rate_key, self._rate_limit(caller))
+        if not take.admitted:
+            raise _too_many("account", take.state)
+        taken.append((caller.rate_key, take.admitted_at))
+        if (limit := caller.token.requests_per_minute) is None:
+            return take.state
+        key = "token:" + caller.token.id
+        of_token = await self._limiter.take(key, limit)
+        if not of_token.admitted:
+            raise _too_many("token", of_token.state)
+        taken.append((key, of_token.admitted_at))
+        return min(take.state, of_token.state, key=lambda state: state.remaining)
+
+    def _rate_limit(self, caller: Caller) -> int:
+        limit = caller.account.requests_per_minute
+        return self._limits.requests_per_minute if limit is None else limit
+
+    async def _hold(
+        self,
+        caller: Caller,
+        call: Call,
+        model: Model,
+        cost: Cost,
+        parsed: ParsedRequest,
+        ceiling: int | None,
+    ) -> tuple[Hold, Cost]:
+        """Where the client named no length, what is available is enough if it buys 16 tokens: the length follows it."""
+        least = cost.output_tokens_max
+        if parsed.request.output_tokens_wanted is None:
+            least = min(least, OUTPUT_TOKENS_WORTH_STARTING)
+        credits_min = charge(model.price, cost.input_tokens_max, cost.choices * least)
+        credits_max = cost.credits_max
+        if ceiling is not None and credits_max > ceiling:
+            if credits_min > ceiling:
+                raise _insufficient(model, cost, credits_min, ceiling, "X-Credits-Max allows")
+            credits_max = ceiling
+        try:
+            hold = await self._ledger.hold(
+                HoldAsk(
+                    call.request_id,
+                    caller.account.id,
+                    caller.token.id,
+                    model.price.id,
+                    credits_max,
+                    credits_min,
+                    caller.token.spend_cap,
+                    call.now,
+                )
+            )
+        except NotEnough as short:
+            whose = "the account has" if short.limit == "balance" else "the token's spend cap leaves"
+            raise _insufficient(model, cost, credits_min, short.available, whose) from None
+        if hold.amount == cost.credits_max:
+            return hold, cost
+        paid_for = affordable_output_tokens(
+            model.price, hold.amount, cost.input_tokens_max, cost.choices
+        )
+        return hold, Cost(
+            cost.input_tokens_max, cost.input_tokens_counted, paid_for, cost.choices, hold.amount
+        )
+
+
+def ignored_fields(model: Model, parsed: ParsedRequest) -> tuple[str, ...]:
+    if model.supported_parameters is None:
+        return parsed.unknown
+    unsupported = tuple(
+        f for f in parsed.fields if f in OPTIONAL_FIELDS and f not in model.supported_parameters
+    )
+    return parsed.unknown + unsupported
+
+
+def _credits_max(header: bytes | None) -> int | None:
+    if header is None:
+        return None
+    if not (header.isdigit() and len(header) <= 15):
+        raise InvalidRequest(
+            "The header X-Credits-Max must be a whole number of credits, for example 250."
+        )
+    return int(header)
+
+
+def _too_many(whose: str, state: RateState) -> RequestError:
+    return RateLimited(
+        f"This {whose} may make {state.limit} requests in any 60 s. The next place is free in "
+        f"{state.reset_seconds:.1f} s.",
+        retry_after_seconds=state.reset_seconds,
+    )
+
+
+def _insufficient(
+    model: Model, cost: Cost, required: int, available: int, whose: str
+) -> InsufficientCredits:
+    affordable: int | None = affordable_output_tokens(
+        model.price, max(0, available), cost.input_tokens_max, cost.choices
+    )
+    if affordable is not None and affordable < OUTPUT_TOKENS_WORTH_STARTING:
+        affordable = None
+    mend = "Add credits." if affordable is None else f"Lower max_tokens to {affordable} or add credits."
+    return InsufficientCredits(
+        f"This request could cost up to {required} credits and {whose} {available} available. {mend}",
+        required=required,
+        available=available,
+        affordable_output_tokens=affordable,
+    )
+
+

@@ -1,0 +1,114 @@
+"""The life of one request, from its bytes to its settled charge. Read `serve` from top to bottom.
+
+Settlement cannot be lost to a cancelled task: `ledger.settle` has queued it when it returns, and awaiting it only waits for
+the disk. A client that leaves cancels the task that runs `serve`; so does a drain that has run out of time.
+"""
+
+import asyncio
+import logging
+from typing import Protocol
+
+from tollway.clock import Clock
+from tollway.errors import InternalFault, RequestError, Unavailable
+from tollway.gateway.admit import Gate
+from tollway.gateway.authenticate import Authenticator, require_active_account, require_scope
+from tollway.gateway.relay import Answer, relay
+from tollway.gateway.route import Router
+from tollway.gateway.settle import outcome_of
+from tollway.gateway.types import Admission, Call, Caller, Meter, Reply
+from tollway.ledger.base import Ledger, Outcome, Settlement
+from tollway.wire.requests import ParsedRequest, parse_chat_request
+
+CHAT_SCOPE = "llm-all"
+
+log = logging.getLogger("tollway.gateway")
+
+
+class Observer(Protocol):
+    """Counts requests and writes the access log."""
+
+    def refused(self, call: Call, caller: Caller | None, error: RequestError) -> None: ...
+
+    def settled(self, admission: Admission, outcome: Outcome, settlement: Settlement) -> None: ...
+
+
+class Pipeline:
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        gate: Gate,
+        router: Router,
+        ledger: Ledger,
+        observer: Observer,
+        clock: Clock,
+    ) -> None:
+        self._authenticator = authenticator
+        self._gate = gate
+        self._router = router
+        self._ledger = ledger
+        self._observer = observer
+        self._monotonic = clock.monotonic
+        self.running: dict[str, tuple[Admission, Meter]] = {}
+        """The requests in flight by id, for checkpoints and for a drain."""
+
+    async def serve(self, call: Call, reply: Reply) -> None:
+        caller = None
+        try:
+            caller = await self._authenticator.authenticate(call.authorization, call.address)
+            require_scope(caller, CHAT_SCOPE)
+            require_active_account(caller)
+            parsed = _parse(call)
+            admission = await self._gate.admit(caller, call, parsed)
+        except RequestError as error:
+            await self._refuse(call, caller, error, reply)
+            return
+        try:
+            await self._run(admission, reply)
+        finally:
+            self._gate.leave(admission)
+
+    async def _run(self, admission: Admission, reply: Reply) -> None:
+        meter = Meter()
+        answer: Answer | None = None
+        self.running[admission.call.request_id] = (admission, meter)
+        try:
+            answer = await relay(self._router.route(admission), admission, reply, meter)
+        except RequestError as error:
+            meter.error = error
+        except asyncio.CancelledError:
+            meter.status = "interrupted"
+            meter.error = Unavailable("The server is being stopped. Send the request again.")
+        except Exception:  # noqa: BLE001 (whatever it was, the hold must end and the client be told)
+            log.exception("request %s failed on a fault of the program", admission.call.request_id)
+            meter.error = InternalFault()
+        finally:
+            del self.running[admission.call.request_id]
+        outcome = outcome_of(admission, meter, self._monotonic())
+        settlement = await self._ledger.settle(admission.hold, outcome)
+        self._observer.settled(admission, outcome, settlement)
+        if answer is not None:
+            answer.finish(reply, outcome, settlement)
+        elif meter.error is not None:
+            await self._tell(admission, meter.error, settlement, reply)
+
+    async def _tell(
+        self, admission: Admission, error: RequestError, settlement: Settlement, reply: Reply
+    ) -> None:
+        if reply.begun:
+            reply.break_stream(settlement, error)
+            return
+        standing = await self._gate.standing(admission.caller)
+        reply.refuse(admission.call, error, standing, charged=settlement.charged)
+
+    async def _refuse(
+        self, call: Call, caller: Caller | None, error: RequestError, reply: Reply
+    ) -> None:
+        standing = None if caller is None else await self._gate.standing(caller)
+        self._observer.refused(call, caller, error)
+        reply.refuse(call, error, standing)
+
+
+def _parse(call: Call) -> ParsedRequest:
+    if call.refusal is not None:
+        raise call.refusal
+    return parse_chat_request(call.body)

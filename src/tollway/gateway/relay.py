@@ -1,0 +1,429 @@
+"""Asks the upstream and gives its answer to the client, counting what was given.
+
+A stream passes through in the network's own callbacks: the upstream's connection calls `event` for each event it has read
+and `flush` once a read, and what was rewritten goes out with one write. Three things are rewritten in each event: the
+reply's id, the model's name, and the usage, which the client sees only at the end, with its credits.
+
+Nearly all events of a stream differ in one string, the text that was generated. So when an event has been read, checked and
+written the plain way (4 us), what stood around its text is remembered together with what we wrote around it (`_Template`),
+and an event that matches is rewritten by cutting its text out (0.7 us). A test shows that both ways give the same bytes.
+"""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+import msgspec
+from msgspec import UNSET
+
+from tollway.errors import RequestError, UpstreamFailed
+from tollway.gateway.types import Admission, Meter, Reply, Route
+from tollway.ledger.base import Attempt, Outcome, Settlement
+from tollway.upstreams.base import Source
+from tollway.wire.chat import ChatCompletion, Choice
+from tollway.wire.events import Chunk, ChunkChoice
+from tollway.wire.usage import UsageReport, read_usage
+
+KEEP_ALIVE_SECONDS = 15.0
+KEEP_ALIVE_COMMENT = b": keep-alive\n\n"
+
+T = TypeVar("T")
+
+log = logging.getLogger("tollway.relay")
+
+_encode = msgspec.json.Encoder().encode
+_decode_chunk = msgspec.json.Decoder(Chunk).decode
+# What can be cut from one JSON string and put into another as it is.
+_plain_text = re.compile(rb'[^"\\\x00-\x1f\x7f-\xff]+').fullmatch
+
+# What servers call the ends that OpenAI's API knows by one of four names.
+_FINISH_REASONS = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "content_filter": "content_filter",
+    "function_call": "tool_calls",
+    "eos": "stop",
+    "eos_token": "stop",
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "model_length": "length",
+    "tool_use": "tool_calls",
+}
+
+
+async def relay(route: Route, admission: Admission, reply: Reply, meter: Meter) -> "Answer":
+    """Returns when the upstream has ended in good order; `finish` then gives the client the end of it, with its credits.
+
+    Raises `RequestError`; where the reply has begun by then, the client can only be told within the stream.
+    """
+    if admission.parsed.wants_stream:
+        return await _relay_stream(route, admission, reply, meter)
+    return await _relay_whole(route, admission, meter)
+
+
+class Answer(Protocol):
+    def finish(self, reply: Reply, outcome: Outcome, settlement: Settlement) -> None: ...
+
+
+async def _relay_whole(route: Route, admission: Admission, meter: Meter) -> "WholeAnswer":
+    completion = await _attempt(route, meter, lambda: route.upstream.complete(route.ask))
+    meter.upstream_id = completion.id or None
+    meter.report = read_usage(completion.usage)
+    if not completion.choices:
+        raise UpstreamFailed("The model's server answered without a choice. Try again.")
+    meter.finished = all(choice.finish_reason for choice in completion.choices)
+    for choice in completion.choices:
+        _normalise_choice(choice)
+        meter.text_bytes += _text_bytes(choice)
+    if meter.text_bytes:
+        meter.first_output_at = time.monotonic()
+    completion.id = admission.call.completion_id
+    completion.model = admission.model.id
+    completion.object = "chat.completion"
+    completion.created = completion.created or int(admission.call.now)
+    meter.status = "completed"
+    return WholeAnswer(admission, completion, meter.report)
+
+
+class WholeAnswer:
+    def __init__(
+        self, admission: Admission, completion: ChatCompletion, report: UsageReport | None
+    ) -> None:
+        self._admission = admission
+        self._completion = completion
+        self._report = report
+
+    def finish(self, reply: Reply, outcome: Outcome, settlement: Settlement) -> None:
+        self._completion.usage = _usage_object(self._report, outcome, settlement)
+        reply.complete(self._admission, settlement, _encode(self._completion))
+
+
+async def _relay_stream(
+    route: Route, admission: Admission, reply: Reply, meter: Meter
+) -> "StreamRelay":
+    stream = StreamRelay(admission, reply, meter)
+    try:
+        await _attempt(route, meter, lambda: route.upstream.stream(route.ask, stream))
+    except RequestError:
+        if not stream.cut_off:  # it was not us who ended it
+            raise
+    finally:
+        stream.close()
+    stream.check_end()
+    meter.status = "completed"
+    return stream
+
+
+async def _attempt(route: Route, meter: Meter, ask: Callable[[], Awaitable[T]]) -> T:
+    meter.upstream = route.upstream.name
+    try:
+        answer = await ask()
+    except RequestError as error:
+        meter.attempts.append(Attempt(route.upstream.name, error.upstream_status, error.code))
+        raise
+    meter.attempts.append(Attempt(route.upstream.name, 200))
+    return answer
+
+
+class StreamRelay:
+    """Implements `EventSink` for one stream to one client."""
+
+    def __init__(self, admission: Admission, reply: Reply, meter: Meter) -> None:
+        self._admission = admission
+        self._reply = reply
+        self._meter = meter
+        self._loop = asyncio.get_running_loop()
+        self._output_tokens_max = admission.cost.output_tokens_max * admission.cost.choices
+        self._wants_usage = admission.parsed.wants_usage
+        self._template: _Template | None = None
+        self._sources: list[Source] = []
+        self._out: list[bytes] = []
+        self._choices: dict[int, _ChoiceState] = {}
+        self._created = int(admission.call.now)
+        self._fingerprint: str | None = None
+        self._failure: RequestError | None = None
+        self.cut_off = False
+        reply.on_pressure(self._on_pressure)
+        self._wrote_at = self._loop.time()
+        self._timer = self._loop.call_later(KEEP_ALIVE_SECONDS, self._keep_alive)
+
+    # --- EventSink ----------------------------------------------------------------------------------------------------
+
+    def opened(self, source: Source) -> None:
+        self._sources.append(source)
+
+    def event(self, payload: bytes) -> None:
+        template = self._template
+        if (
+            template is not None
+            and payload.startswith(template.before)
+            and payload.endswith(template.after)
+            and _plain_text(payload, template.start, len(payload) - template.tail) is not None
+        ):
+            text = payload[template.start : len(payload) - template.tail]
+            self._out.append(template.our_before + text + template.our_after)
+            self._count_piece()
+        elif self._failure is None and not self.cut_off:
+            self._read(payload)
+
+    def flush(self) -> None:
+        if self._out:
+            self._write(b"".join(self._out))
+            self._out.clear()
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        self._timer.cancel()
+        self.flush()
+
+    def check_end(self) -> None:
+        """Raises `UpstreamFailed` where the body ended and the model had not."""
+        if self._failure is not None:
+            raise self._failure
+        if not self._choices or not all(state.finished for state in self._choices.values()):
+            raise UpstreamFailed("The model's server ended the stream before the model did.")
+        self._meter.finished = True
+
+    def finish(self, reply: Reply, outcome: Outcome, settlement: Settlement) -> None:
+        usage_event = b""
+        if self._wants_usage:
+            chunk = self._head()
+            chunk["choices"] = []
+            chunk["usage"] = _usage_object(self._meter.report, outcome, settlement)
+            usage_event = b"data: " + _encode(chunk) + b"\n\n"
+        reply.end_stream(settlement, usage_event)
+
+    # --- the plain way ------------------------------------------------------------------------------------------------
+
+    def _read(self, payload: bytes) -> None:
+        try:
+            chunk = _decode_chunk(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self._fail("The model's server sent an event that is no chat completion chunk.")
+            return
+        if chunk.error is not None:
+            self._fail("The model's server failed in the middle of its reply.")
+            return
+        self._meter.upstream_id = self._meter.upstream_id or chunk.id or None
+        self._created = chunk.created or self._created
+        self._fingerprint = chunk.system_fingerprint or self._fingerprint
+        report = read_usage(chunk.usage)
+        if report is not None:
+            self._meter.report = report
+        if not chunk.choices:  # usage alone, or a content filter's word on the prompt
+            return
+        carries_output = False
+        for choice in chunk.choices:
+            if not self._normalise(choice):
+                return
+            carries_output = carries_output or choice.delta.carries_output()
+        rewritten = self._rewrite(chunk)
+        self._out.append(b"data: " + rewritten + b"\n\n")
+        if carries_output:
+            self._template = _Template.learn(payload, rewritten, chunk) or self._template
+            self._count_piece()
+
+    def _normalise(self, choice: ChunkChoice) -> bool:
+        """Brings one choice into our API's form; False where the stream has failed with it."""
+        state = self._choices.get(choice.index)
+        if state is None:
+            state = self._choices[choice.index] = _ChoiceState()
+            choice.delta.role = "assistant"
+        if choice.delta.role and not choice.delta.content and not choice.delta.tool_calls:
+            choice.delta.content = ""
+        if choice.delta.tool_calls:
+            state.has_calls = True
+        elif choice.delta.tool_calls is not UNSET:
+            choice.delta.tool_calls = UNSET
+        if choice.finish_reason:
+            reason = finish_reason(choice.finish_reason, has_calls=state.has_calls)
+            if reason is None:
+                self._fail("The model's server gave up in the middle of its reply.")
+                return False
+            choice.finish_reason = reason
+            state.finished = True
+        else:
+            choice.finish_reason = None
+        return True
+
+    def _rewrite(self, chunk: Chunk) -> bytes:
+        ours = self._head()
+        if chunk.service_tier is not UNSET:
+            ours["service_tier"] = chunk.service_tier
+        ours["choices"] = chunk.choices
+        if self._wants_usage:
+            ours["usage"] = None
+        return _encode(ours)
+
+    def _head(self) -> dict[str, object]:
+        return {
+            "id": self._admission.call.completion_id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._admission.model.id,
+            "system_fingerprint": self._fingerprint,
+        }
+
+    # --- what goes out ------------------------------------------------------------------------------------------------
+
+    def _count_piece(self) -> None:
+        meter = self._meter
+        meter.output_pieces += 1
+        if meter.first_output_at is None:
+            meter.first_output_at = time.monotonic()
+        if meter.output_pieces > self._output_tokens_max:
+            self._cut()
+
+    def _cut(self) -> None:
+        """The upstream ignores its cap. The hold pays for no more: the reply ends as one that reached its length."""
+        if self.cut_off:
+            return
+        self.cut_off = True
+        self._template = None
+        self._meter.output_pieces -= 1
+        self._out.pop()
+        log.error(
+            "upstream %s went on beyond its cap of %d tokens", self._meter.upstream, self._output_tokens_max
+        )
+        for index, state in self._choices.items():
+            if not state.finished:
+                state.finished = True
+                ours = self._head()
+                ours["choices"] = [{"index": index, "delta": {}, "finish_reason": "length"}]
+                self._out.append(b"data: " + _encode(ours) + b"\n\n")
+        self.flush()
+        self._abandon(UpstreamFailed("The model's server ignored its cap."))
+
+    def _fail(self, message: str) -> None:
+        """Remembered until the connection has been left: callbacks must not raise."""
+        if self._failure is not None:
+            return
+        self._failure = UpstreamFailed(message)
+        self._failure.upstream_status = 200
+        self._template = None
+        self._abandon(self._failure)
+
+    def _abandon(self, error: RequestError) -> None:
+        for source in self._sources:
+            source.abandon(error)
+
+    def _write(self, events: bytes) -> None:
+        if not self._reply.begun:
+            self._reply.begin(self._admission)
+        self._wrote_at = self._loop.time()
+        self._reply.write(events)
+
+    def _on_pressure(self, slow: bool) -> None:
+        """The next chunk is read only when the client has taken the last."""
+        for source in self._sources:
+            if slow:
+                source.pause_reading()
+            else:
+                source.resume_reading()
+
+    def _keep_alive(self) -> None:
+        quiet = self._loop.time() - self._wrote_at
+        if quiet >= KEEP_ALIVE_SECONDS:
+            self._write(KEEP_ALIVE_COMMENT)
+            quiet = 0.0
+        self._timer = self._loop.call_later(KEEP_ALIVE_SECONDS - quiet, self._keep_alive)
+
+
+class _ChoiceState:
+    __slots__ = ("finished", "has_calls")
+
+    def __init__(self) -> None:
+        self.finished = False
+        self.has_calls = False
+
+
+class _Template:
+    """What stands around the text of an upstream's events, and what we write around it."""
+
+    __slots__ = ("after", "before", "our_after", "our_before", "start", "tail")
+
+    def __init__(self, before: bytes, after: bytes, our_before: bytes, our_after: bytes) -> None:
+        self.before = before
+        self.after = after
+        self.our_before = b"data: " + our_before
+        self.our_after = our_after + b"\n\n"
+        self.start = len(before)
+        self.tail = len(after)
+
+    @classmethod
+    def learn(cls, payload: bytes, rewritten: bytes, chunk: Chunk) -> "_Template | None":
+        """None unless the event is plain text for one choice, found exactly once on both sides."""
+        choice = chunk.choices[0]
+        delta = choice.delta
+        if (
+            len(chunk.choices) != 1
+            or not delta.content
+            or delta.role
+            or delta.tool_calls
+            or choice.finish_reason
+            or choice.logprobs is not None
+            or chunk.usage is not None
+        ):
+            return None
+        text = delta.content.encode()
+        quoted = b'"' + text + b'"'
+        if not _plain_text(text) or payload.count(quoted) != 1 or rewritten.count(quoted) != 1:
+            return None
+        before, _, after = payload.partition(quoted)
+        our_before, _, our_after = rewritten.partition(quoted)
+        return cls(before + b'"', b'"' + after, our_before + b'"', b'"' + our_after)
+
+
+def finish_reason(reason: str, *, has_calls: bool) -> str | None:
+    """Our API's word for an upstream's; None where it means that the upstream failed (`abort`, `error`)."""
+    known = _FINISH_REASONS.get(reason)
+    if known in ("stop", "tool_calls"):
+        return "tool_calls" if has_calls else "stop"
+    return known
+
+
+def _usage_object(
+    report: UsageReport | None, outcome: Outcome, settlement: Settlement
+) -> dict[str, object]:
+    """The `usage` that a client gets: what was charged for, the upstream's details, and the credits."""
+    usage: dict[str, object] = {
+        "prompt_tokens": outcome.input_tokens,
+        "completion_tokens": outcome.output_tokens,
+        "total_tokens": outcome.input_tokens + outcome.output_tokens,
+    }
+    if report is not None:
+        if isinstance(report.input_details, dict):
+            usage["prompt_tokens_details"] = report.input_details
+        if isinstance(report.output_details, dict):
+            usage["completion_tokens_details"] = report.output_details
+    usage["credits_consumed"] = settlement.charged
+    usage["credits_remaining"] = settlement.available
+    return usage
+
+
+def _normalise_choice(choice: Choice) -> None:
+    message = choice.message
+    has_calls = bool(message.tool_calls)
+    if not has_calls:
+        message.tool_calls = UNSET
+    elif not message.content:
+        message.content = None
+    reason = finish_reason(choice.finish_reason or "stop", has_calls=has_calls)
+    if reason is None:
+        raise UpstreamFailed("The model's server gave up in the middle of its reply. Try again.")
+    choice.finish_reason = reason
+
+
+def _text_bytes(choice: Choice) -> int:
+    message = choice.message
+    texts = [message.content, message.refusal, message.reasoning_content, message.reasoning]
+    total = sum(len(text.encode()) for text in texts if text)
+    for call in message.tool_calls or ():
+        total += len(call.function.name) + len(call.function.arguments.encode())
+    return total

@@ -1,0 +1,57 @@
+"""What a request used -> what it costs. The rules are the table "Who pays" of docs/explanation/money.md.
+
+A whole reply is paid for when it is delivered, by the upstream's usage if that can be true, else as counted. A stream that
+broke off, on either side, is paid for as far as the client received it, and not at all if nothing came.
+"""
+
+from tollway.gateway.types import Admission, Meter
+from tollway.ledger.base import Outcome
+from tollway.pricing import NOTHING_USED, Usage, charge
+
+_BYTES_PER_TOKEN = 4
+
+
+def outcome_of(admission: Admission, meter: Meter, monotonic: float) -> Outcome:
+    usage = usage_of(admission, meter)
+    call = admission.call
+    first = meter.first_output_at
+    return Outcome(
+        status=meter.status,
+        model=admission.model.id,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        source=usage.source,
+        cost=charge(admission.model.price, usage.input_tokens, usage.output_tokens),
+        attempts=tuple(meter.attempts),
+        upstream=meter.upstream,
+        upstream_id=meter.upstream_id,
+        client_request_id=call.client_request_id,
+        first_token_seconds=None if first is None else first - call.began,
+        total_seconds=monotonic - call.began,
+    )
+
+
+def usage_of(admission: Admission, meter: Meter) -> Usage:
+    received = meter.output_pieces > 0 or meter.text_bytes > 0
+    if not received and not (meter.status == "completed" and meter.finished):
+        return NOTHING_USED
+    if meter.status != "completed" and not admission.parsed.wants_stream:
+        return NOTHING_USED
+    report = meter.report
+    # No prompt is empty, and output that was received was generated: a report that says otherwise is not believed.
+    if report is not None and report.input_tokens > 0 and (report.output_tokens > 0 or not received):
+        return Usage(report.input_tokens, report.output_tokens, "upstream")
+    return Usage(_input_tokens(admission), _output_tokens(meter), "counted")
+
+
+def _input_tokens(admission: Admission) -> int:
+    if admission.cost.input_tokens_counted is not None:
+        return admission.cost.input_tokens_counted
+    # The bound has 256 for the request and 16 for each message on top of the bytes; those are not text.
+    messages = len(admission.parsed.request.messages)
+    text_bytes = admission.cost.input_tokens_max - 256 - 16 * messages
+    return -(-text_bytes // _BYTES_PER_TOKEN)
+
+
+def _output_tokens(meter: Meter) -> int:
+    return meter.output_pieces or -(-meter.text_bytes // _BYTES_PER_TOKEN)

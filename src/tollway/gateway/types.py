@@ -1,0 +1,152 @@
+"""The values that the stages of a request hand on.
+
+They are msgspec structs and not dataclasses because a frozen dataclass of eight fields takes 1.5 us to make and one of
+these 0.2 (docs/decisions/0001).
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from msgspec import Struct
+
+from tollway.accounts import Account
+from tollway.catalogue import Model, Serving
+from tollway.errors import RequestError
+from tollway.ledger.base import Attempt, Hold, Settlement, Status
+from tollway.rates.base import RateState
+from tollway.tokens import Token
+from tollway.upstreams.base import Ask, Upstream
+from tollway.wire.requests import ParsedRequest
+from tollway.wire.usage import UsageReport
+
+
+class Call(Struct, frozen=True):
+    """One request as it came. `now` is wall-clock, `began` monotonic, both seconds; `refusal` is what was wrong with the
+    body already while it was received (too large, not JSON), told only to those who may ask."""
+
+    request_id: str
+    now: float
+    began: float
+    address: str
+    authorization: bytes | None
+    body: bytes
+    refusal: RequestError | None = None
+    client_request_id: str | None = None
+    credits_max: bytes | None = None
+    idempotency_key: bytes | None = None
+
+    @property
+    def completion_id(self) -> str:
+        return "chatcmpl-" + self.request_id[4:]
+
+
+class Caller(Struct, frozen=True, gc=False):
+    account: Account
+    token: Token
+
+    @property
+    def rate_key(self) -> str:
+        return "chat:" + self.account.id
+
+
+class Cost(Struct, frozen=True, gc=False):
+    """The most that a request could cost. `output_tokens_max` is for each of its choices."""
+
+    input_tokens_max: int
+    input_tokens_counted: int | None
+    output_tokens_max: int
+    choices: int
+    credits_max: int
+
+
+class Admission(Struct, frozen=True):
+    """A request that may run: its credit is held, its places in the rate and among those in flight are taken."""
+
+    call: Call
+    caller: Caller
+    model: Model
+    parsed: ParsedRequest
+    cost: Cost
+    hold: Hold
+    rate: RateState
+    ignored: tuple[str, ...]
+
+
+class Route(Struct, frozen=True, gc=False):
+    upstream: Upstream
+    serving: Serving
+    ask: Ask
+
+
+class Standing(Struct, frozen=True, gc=False):
+    """What the headers of any reply say about the account."""
+
+    rate: RateState
+    credits_available: int
+
+
+class Meter:
+    """What the client has been given so far, kept by the relay and read by the settlement, the checkpoints and the log."""
+
+    __slots__ = (
+        "attempts",
+        "error",
+        "finished",
+        "first_output_at",
+        "output_pieces",
+        "report",
+        "status",
+        "text_bytes",
+        "upstream",
+        "upstream_id",
+    )
+
+    def __init__(self) -> None:
+        self.status: Status = "failed"
+        self.report: UsageReport | None = None  # the upstream's last word on the usage
+        self.output_pieces = 0  # deltas that carried output
+        self.text_bytes = 0  # of a whole reply, for one that has no usage
+        self.finished = False  # a finish reason came
+        self.first_output_at: float | None = None
+        self.upstream: str | None = None
+        self.upstream_id: str | None = None
+        self.attempts: list[Attempt] = []
+        self.error: RequestError | None = None
+
+
+class Reply(Protocol):
+    """Where the answer goes: the edge's connection, dressed by `api/replies.py`. Nothing here blocks or raises."""
+
+    @property
+    def begun(self) -> bool:
+        """The head of a stream has been sent: what follows cannot be a status any more."""
+        ...
+
+    @property
+    def gone(self) -> bool:
+        """The client has left."""
+        ...
+
+    def on_pressure(self, listener: Callable[[bool], None]) -> None:
+        """`listener(True)` when the client reads too slowly, `listener(False)` when it has caught up."""
+        ...
+
+    def begin(self, admission: Admission) -> None:
+        """The head of a stream."""
+        ...
+
+    def write(self, events: bytes) -> None: ...
+
+    def end_stream(self, settlement: Settlement, usage_event: bytes) -> None:
+        """The credits and `[DONE]`. `usage_event` is empty for a client that did not ask for usage."""
+        ...
+
+    def break_stream(self, settlement: Settlement, error: RequestError) -> None:
+        """After the first byte an error can only be an event; the body then ends without `[DONE]`."""
+        ...
+
+    def complete(self, admission: Admission, settlement: Settlement, body: bytes) -> None: ...
+
+    def refuse(
+        self, call: Call, error: RequestError, standing: Standing | None, *, charged: int = 0
+    ) -> None: ...

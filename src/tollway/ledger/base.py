@@ -1,0 +1,204 @@
+"""What a ledger promises: credit is held before a request runs, charged for what it used, and never lost or spent twice.
+
+    hold ──────► open ──── settle(charge > 0) ──► settled   charge and ledger entry, in one transaction
+                  │  └──── settle(charge = 0) ──► released  no entry
+                  └─ recovery after a crash ────► expired   charged what the last checkpoint had delivered
+
+Invariants, at every moment and after every crash:
+
+- a hold ends exactly once, whoever tries, however often;
+- 0 <= charge <= hold: what the client was told is the most it pays;
+- the balance is the sum of the account's entries, and never below what is held;
+- an entry is never changed: each carries the SHA-256 of the one before it.
+
+`hold` is decided where the credit is; `settle` cannot be cancelled: it is under way when it returns its future, and the
+future resolves when the charge is on disk.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from tollway.errors import RequestError
+
+EntryKind = Literal["grant", "top_up", "charge", "refund", "adjustment"]
+Status = Literal["completed", "interrupted", "failed"]
+
+
+class HoldAsk(Struct, frozen=True, gc=False):
+    """Hold `amount_max` credits, or whatever is available if that is at least `amount_min`."""
+
+    request_id: str
+    account_id: str
+    token_id: str
+    price_id: str
+    amount_max: int
+    amount_min: int
+    token_spend_cap: int | None
+    now: float
+
+
+class Hold(Struct, frozen=True, gc=False):
+    """`available` is what the account had left right after it, in credits."""
+
+    request_id: str
+    account_id: str
+    token_id: str
+    price_id: str
+    amount: int
+    available: int
+    held_at: float
+
+
+class NotEnough(Exception):
+    """A hold's answer where credits do not suffice: `available` of the account's, or of the token's spend cap."""
+
+    def __init__(self, available: int, *, limit: Literal["balance", "spend_cap"]) -> None:
+        super().__init__(f"{available} credits of the {limit} are available")
+        self.available = available
+        self.limit = limit
+
+
+class Attempt(Struct, frozen=True, gc=False, omit_defaults=True):
+    """One try at one upstream. `status` is its HTTP status, None where it gave none; `error` says what happened then."""
+
+    upstream: str
+    status: int | None
+    error: str | None = None
+
+
+class Outcome(Struct, frozen=True):
+    """How a request ended: what it used and what it costs. `cost` is before the hold caps it; times are seconds."""
+
+    status: Status
+    model: str
+    input_tokens: int
+    output_tokens: int
+    source: str
+    cost: int
+    attempts: tuple[Attempt, ...]
+    upstream: str | None = None
+    upstream_id: str | None = None
+    client_request_id: str | None = None
+    first_token_seconds: float | None = None
+    total_seconds: float = 0.0
+
+
+class Settlement(Struct, frozen=True, gc=False):
+    """`available` is the account's balance less its other holds, as the reply's X-Credits-Remaining says."""
+
+    charged: int
+    shortfall: int
+    available: int
+
+
+class Checkpoint(Struct, frozen=True, gc=False):
+    """What a running stream has delivered so far: all that a restart needs to settle its hold."""
+
+    hold: Hold
+    model: str
+    upstream: str | None
+    input_tokens: int
+    output_tokens: int
+    client_request_id: str | None
+    now: float
+
+
+class Entry(Struct, frozen=True):
+    """One row of the ledger: `amount` negative for a charge, `ref` the request or the operator's reference."""
+
+    account_id: str
+    seq: int
+    kind: EntryKind
+    amount: int
+    balance_after: int
+    ref: str
+    description: str
+    created_at: float
+
+
+class Receipt(Struct, frozen=True):
+    """All that is needed to recompute a charge. `remaining` is what the reply said."""
+
+    request_id: str
+    account_id: str
+    token_id: str
+    model: str
+    status: Status
+    source: str
+    input_tokens: int
+    output_tokens: int
+    input_credits_per_million: int
+    output_credits_per_million: int
+    reserved: int
+    charged: int
+    shortfall: int
+    remaining: int
+    upstream: str | None
+    upstream_id: str | None
+    attempts: tuple[Attempt, ...]
+    client_request_id: str | None
+    created_at: float
+    first_token_ms: int | None
+    total_ms: int
+
+
+class Ledger(Protocol):
+    async def hold(self, ask: HoldAsk) -> Hold:
+        """Raises `NotEnough`, or why the token or the account may not pay any more (`RequestError`), or `Unavailable`."""
+        ...
+
+    def settle(self, hold: Hold, outcome: Outcome) -> asyncio.Future[Settlement]:
+        """Charges min(cost, hold), gives the rest back and records the usage, once. Not undone by cancellation."""
+        ...
+
+    def checkpoint(self, checkpoints: Sequence[Checkpoint]) -> asyncio.Future[None]: ...
+
+    def available(self, account_id: str) -> int:
+        """Balance less holds, in credits: what a new request may hold."""
+        ...
+
+    def held(self, account_id: str) -> int: ...
+
+    def open_holds(self) -> Sequence[Hold]: ...
+
+    async def add(
+        self, account_id: str, amount: int, *, kind: EntryKind, ref: str, description: str
+    ) -> tuple[Entry, bool]:
+        """Adds an entry that is no charge, on disk when it returns. The same kind and ref adds once: the bool says
+        whether this call did. Raises `Refused` where it would take more than is available."""
+        ...
+
+    async def entries(self, account_id: str, *, page: int, limit: int) -> tuple[list[Entry], int]:
+        """Newest first, and how many there are in all."""
+        ...
+
+    async def receipt(self, request_id: str) -> Receipt | None: ...
+
+
+class Liveness(Protocol):
+    def __call__(self, account_id: str, token_id: str) -> RequestError | None:
+        """Why this token or account may not pay any more; None if they may."""
+        ...
+
+
+_encode_row = msgspec.json.Encoder().encode
+
+
+def entry_bytes(entry: Entry) -> bytes:
+    """What an entry's hash is taken over: its columns as a JSON array, the time in whole milliseconds."""
+    return _encode_row(
+        (
+            entry.account_id,
+            entry.seq,
+            entry.kind,
+            entry.amount,
+            entry.balance_after,
+            entry.ref,
+            entry.description,
+            round(entry.created_at * 1000),
+        )
+    )

@@ -1,0 +1,292 @@
+"""Any server that speaks OpenAI's chat completions API over HTTP."""
+
+import logging
+import re
+
+import msgspec
+
+from tollway.errors import (
+    InvalidRequest,
+    RequestError,
+    Unavailable,
+    UpstreamFailed,
+    UpstreamTimeout,
+)
+from tollway.upstreams.base import Ask, EventSink
+from tollway.upstreams.connection import Connection, ConnectionPool, Deadlines, ResponseHead
+from tollway.wire.chat import ChatCompletion
+from tollway.wire.events import DONE, EventTooLarge, Frames
+
+REPLY_BYTES_MAX = 32 * 1024 * 1024
+_ERROR_BYTES_READ = 64 * 1024
+_RETRY_AFTER_SECONDS_MAX = 60.0
+
+log = logging.getLogger("tollway.upstreams")
+
+_encode = msgspec.json.Encoder().encode
+_decode_completion = msgspec.json.Decoder(ChatCompletion).decode
+_STREAM_OPTIONS = {"include_usage": True}
+
+
+class OpenAICompatible:
+    """Implements `Upstream`. `api_key` never appears in a log, an error or a `repr`."""
+
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        api_key: str | None = None,
+        *,
+        deadlines: Deadlines = Deadlines(),  # noqa: B008 (frozen)
+    ) -> None:
+        self.name = name
+        self._pool = ConnectionPool(base_url, deadlines)
+        self._head = self._request_head(api_key)
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        await self._pool.close()
+
+    def ready(self) -> bool:
+        return True
+
+    async def complete(self, ask: Ask) -> ChatCompletion:
+        body = _encode(
+            {
+                **ask.fields,
+                "model": ask.model,
+                "max_tokens": ask.output_tokens_max,
+                "stream": False,
+            }
+        )
+        reply = _WholeReply()
+        await self._post("/chat/completions", body, reply, ask.request_id)
+        if reply.too_large:
+            raise UpstreamFailed(f"The model's reply was larger than {REPLY_BYTES_MAX} bytes.")
+        if reply.status != 200:
+            raise self._refusal(reply)
+        try:
+            return _decode_completion(reply.content())
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            log.error("upstream %s answered with what is no chat completion: %s", self.name, error)
+            raise _failed("The model's server answered with what is no chat completion.", 200) from None
+
+    async def stream(self, ask: Ask, sink: EventSink) -> None:
+        body = _encode(
+            {
+                **ask.fields,
+                "model": ask.model,
+                "max_tokens": ask.output_tokens_max,
+                "stream": True,
+                "stream_options": _STREAM_OPTIONS,
+            }
+        )
+        reply = _EventStream(sink)
+        await self._post("/chat/completions", body, reply, ask.request_id)
+        if reply.too_large:
+            raise _failed("The model's server sent an event that does not end.", 200)
+        if reply.status != 200:
+            raise self._refusal(reply)
+        if not reply.is_events:
+            raise _failed("The model's server answered a stream with something else.", 200)
+        reply.end()
+
+    async def count_input_tokens(self, ask: Ask) -> int | None:
+        return None
+
+    async def post_json(self, path: str, body: bytes) -> tuple[int, bytes]:
+        """For a server's own routes, `path` relative to the base URL: status and body."""
+        reply = _WholeReply()
+        await self._post(path, body, reply, "")
+        return reply.status, reply.content()
+
+    async def _post(
+        self, path: str, body: bytes, reply: "_WholeReply | _EventStream", request_id: str
+    ) -> None:
+        head = self._head % (path.encode(), len(body), request_id.encode())
+        await self._pool.request(head + body, reply)
+
+    def _request_head(self, api_key: str | None) -> bytes:
+        pool = self._pool
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise UpstreamFailed(f"The key of upstream {self.name} has characters that no header may have.")
+        lines = [
+            f"POST {pool.path}%b HTTP/1.1".replace("%b", "\0"),
+            f"host: {pool.host_header}",
+            "user-agent: tollway",
+            "accept: application/json, text/event-stream",
+            "accept-encoding: identity",
+            "content-type: application/json",
+        ]
+        if api_key is not None:
+            lines.append(f"authorization: Bearer {api_key}")
+        fixed = "\r\n".join(lines).replace("%", "%%").replace("\0", "%b").encode()
+        return fixed + b"\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n"
+
+    def _refusal(self, reply: "_WholeReply | _EventStream") -> RequestError:
+        """The client is told what it can do something about; the rest is the operator's trouble and goes to the log."""
+        status = reply.status
+        facts = _error_facts(reply.content())
+        error: RequestError
+        if status in (400, 413, 422):
+            error = _refused_as_invalid(facts)
+        elif status in (408, 504):
+            error = UpstreamTimeout("The model's server gave up waiting for the model. Try again.")
+        elif status in (429, 503, 529):
+            wait = _retry_after_seconds(reply.retry_after)
+            error = Unavailable(
+                f"The model is at its capacity. Try again in {wait:g} s.",
+                code="overloaded",
+                retry_after_seconds=wait,
+            )
+        elif status in (401, 402, 403, 404):
+            log.error(
+                "upstream %s answered %d: its key, its credit or its model name is wrong", self.name, status
+            )
+            error = Unavailable("The model is not available: its operator has been told.")
+        else:
+            log.error("upstream %s answered %d", self.name, status)
+            error = UpstreamFailed(f"The model's server failed with status {status}. Try again.")
+        error.upstream_status = status
+        return error
+
+
+class _WholeReply:
+    """A `Receiver` that keeps the body."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.retry_after: bytes | None = None
+        self.too_large = False
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def head(self, head: ResponseHead, connection: Connection) -> None:
+        self.status = head.status
+        self.retry_after = head.retry_after
+
+    def body(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size > REPLY_BYTES_MAX:
+            self.too_large = True
+            self._parts.clear()
+        else:
+            self._parts.append(data)
+
+    def flush(self) -> None:
+        pass
+
+    def content(self) -> bytes:
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+
+class _EventStream:
+    """A `Receiver` that hands events on as they come, or keeps the body of an error."""
+
+    def __init__(self, sink: EventSink) -> None:
+        self.status = 0
+        self.retry_after: bytes | None = None
+        self.is_events = False
+        self.too_large = False
+        self.flush = sink.flush
+        self._sink = sink
+        self._frames = Frames(self._event)
+        self._error = b""
+
+    def head(self, head: ResponseHead, connection: Connection) -> None:
+        self.status = head.status
+        self.retry_after = head.retry_after
+        self.is_events = head.status == 200 and head.content_type.startswith(b"text/event-stream")
+        if self.is_events:
+            self._sink.opened(connection)
+
+    def body(self, data: bytes) -> None:
+        if not self.is_events:
+            if len(self._error) < _ERROR_BYTES_READ:
+                self._error += data
+        elif not self.too_large:
+            try:
+                self._frames.feed(data)
+            except EventTooLarge:
+                self.too_large = True
+
+    def end(self) -> None:
+        self._frames.end()
+        self._sink.flush()
+
+    def content(self) -> bytes:
+        return self._error
+
+    def _event(self, data: bytes) -> None:
+        if data != DONE:
+            self._sink.event(data)
+
+
+# --- what a server's error says ---------------------------------------------------------------------------------------
+
+
+class _ErrorFacts(msgspec.Struct):
+    """OpenAI's shape, or the same fields at the top (older vLLM, SGLang). Read, never passed on."""
+
+    message: str = ""
+    type: str = ""
+    param: str = ""
+    code: str = ""
+
+
+_CONTEXT_WORDS = re.compile(
+    r"context.{0,20}(length|size|window)|maximum context|too many tokens|prompt is too long|max_model_len"
+    r"|input is too long|longer than the model",
+    re.IGNORECASE,
+)
+
+
+def _error_facts(body: bytes) -> _ErrorFacts:
+    try:
+        value: object = msgspec.json.decode(body[:_ERROR_BYTES_READ])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _ErrorFacts()
+    inner = value.get("error", value) if isinstance(value, dict) else value
+    if isinstance(inner, str):
+        return _ErrorFacts(message=inner)
+    if not isinstance(inner, dict):
+        return _ErrorFacts()
+    texts = {
+        name: str(inner[name]) for name in _ErrorFacts.__struct_fields__ if inner.get(name) is not None
+    }
+    return _ErrorFacts(**texts)
+
+
+def _refused_as_invalid(facts: _ErrorFacts) -> InvalidRequest:
+    if (
+        "context" in facts.code + facts.type
+        or _CONTEXT_WORDS.search(facts.message) is not None
+    ):
+        return InvalidRequest(
+            "The conversation is longer than the model's context. Send fewer or shorter messages, or lower "
+            "max_tokens.",
+            code="context_length_exceeded",
+            param="messages",
+        )
+    param = facts.param if re.fullmatch(r"[a-z_.\[\]0-9]{1,64}", facts.param) else None
+    about = f" because of {param}" if param else ""
+    return InvalidRequest(
+        f"The model's server refused this request as invalid{about}. It may not support one of its fields.",
+        param=param,
+    )
+
+
+def _retry_after_seconds(header: bytes | None) -> float:
+    try:
+        seconds = float(header or b"5")
+    except ValueError:  # a date: rare, and not worth a parser
+        seconds = 5.0
+    return min(max(seconds, 1.0), _RETRY_AFTER_SECONDS_MAX)
+
+
+def _failed(message: str, status: int) -> UpstreamFailed:
+    error = UpstreamFailed(message)
+    error.upstream_status = status
+    return error

@@ -1,0 +1,127 @@
+"""Server-sent events: finding them in what the network brings, and the shape of a streamed chunk.
+
+A read from a socket is not an event: it may end in the middle of a line, of a character, or hold forty events. `Frames`
+keeps what is unfinished and hands on each event's data. Source: the WHATWG HTML standard, "Server-sent events".
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import UNSET, Struct, UnsetType
+
+from tollway.wire.chat import Logprobs
+
+DONE = b"[DONE]"
+EVENT_BYTES_MAX = 4 * 1024 * 1024
+
+
+class EventTooLarge(Exception):
+    pass
+
+
+class Frames:
+    """Feeds each event's data (the bytes after `data:`) to `event`; comments and other fields are skipped."""
+
+    __slots__ = ("_data", "_event", "_rest")
+
+    def __init__(self, event: Callable[[bytes], None]) -> None:
+        self._event = event
+        self._rest = b""
+        self._data: list[bytes] = []
+
+    def feed(self, data: bytes) -> None:
+        """Raises `EventTooLarge` where an event does not end within `EVENT_BYTES_MAX`."""
+        # What nearly every server sends nearly every time: one whole event. 0.3 us instead of 0.9.
+        if (
+            not self._rest
+            and not self._data
+            and data.startswith(b"data: ")
+            and data.endswith(b"\n\n")
+            and data.find(b"\n") == len(data) - 2
+            and b"\r" not in data
+        ):
+            self._event(data[6:-2])
+            return
+        self._feed_lines(data)
+
+    def end(self) -> None:
+        """The body ended: an event whose blank line is missing counts, a line without its end does not."""
+        if self._data:
+            self._dispatch()
+
+    def _feed_lines(self, data: bytes) -> None:
+        if self._rest:
+            data = self._rest + data
+        # A CR at the very end may be half of a CRLF: it waits.
+        *lines, self._rest = _split_lines(data)
+        for line in lines:
+            if not line:
+                if self._data:
+                    self._dispatch()
+            elif line.startswith(b"data:"):
+                self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
+        if len(self._rest) + sum(map(len, self._data)) > EVENT_BYTES_MAX:
+            raise EventTooLarge
+
+    def _dispatch(self) -> None:
+        data, self._data = b"\n".join(self._data), []
+        self._event(data)
+
+
+def _split_lines(data: bytes) -> list[bytes]:
+    """At LF, CRLF or CR; the last item is what has no end yet."""
+    if b"\r" not in data:
+        return data.split(b"\n")
+    held = b""
+    if data.endswith(b"\r"):
+        data, held = data[:-1], b"\r"
+    lines = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+    lines[-1] += held
+    return lines
+
+
+class DeltaFunction(Struct, omit_defaults=True):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class DeltaToolCall(Struct):
+    index: int
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    function: DeltaFunction | UnsetType = UNSET
+
+
+class Delta(Struct):
+    role: str | None | UnsetType = UNSET
+    content: str | None | UnsetType = UNSET
+    refusal: str | None | UnsetType = UNSET
+    reasoning_content: str | None | UnsetType = UNSET
+    reasoning: str | None | UnsetType = UNSET
+    tool_calls: list[DeltaToolCall] | None | UnsetType = UNSET
+
+    def carries_output(self) -> bool:
+        """Whether the model said anything in this delta: text, reasoning, or a part of a tool call."""
+        return bool(
+            self.content or self.tool_calls or self.reasoning_content or self.reasoning or self.refusal
+        )
+
+
+class ChunkChoice(Struct):
+    index: int
+    delta: Delta
+    finish_reason: str | None = None
+    logprobs: Logprobs | None = None
+
+
+class Chunk(Struct):
+    """One event of a stream as an upstream sends it; `usage` and `error` stay as they are until somebody asks."""
+
+    id: str = ""
+    choices: list[ChunkChoice] = []
+    created: int = 0
+    model: str = ""
+    system_fingerprint: str | None = None
+    service_tier: str | None | UnsetType = UNSET
+    usage: Any = None
+    error: Any = None

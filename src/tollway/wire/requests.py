@@ -1,0 +1,192 @@
+"""From a request's bytes to a validated `ChatRequest`, or an `InvalidRequest` that names the field.
+
+The types in `chat.py` say what each field may be; here are the rules that no type can say: which fields exclude or need
+one another, and what is refused because it would change the bill and has no price.
+"""
+
+import re
+from collections.abc import Mapping
+
+import msgspec
+from msgspec import Struct
+
+from tollway.errors import InvalidRequest
+from tollway.wire.chat import (
+    AssistantMessage,
+    AudioPart,
+    ChatRequest,
+    FilePart,
+    ImagePart,
+    NamedToolChoice,
+    NamedFunction,
+    ToolMessage,
+    UserMessage,
+)
+from tollway.wire.strict_json import parse_object
+
+KNOWN_FIELDS = frozenset(ChatRequest.__struct_fields__)
+
+# What the gateway itself decides from, and so always takes, whatever a model supports.
+_ALWAYS_TAKEN = frozenset(
+    {"model", "messages", "max_tokens", "max_completion_tokens", "stream", "stream_options", "n"}
+)
+# Those of them that the upstream layer writes itself.
+_WRITTEN_UPSTREAM = frozenset(
+    {"model", "max_tokens", "max_completion_tokens", "stream", "stream_options"}
+)
+FORWARDED_FIELDS = tuple(f for f in ChatRequest.__struct_fields__ if f not in _WRITTEN_UPSTREAM)
+OPTIONAL_FIELDS = frozenset(KNOWN_FIELDS - _ALWAYS_TAKEN)
+
+_NO_PRICE = {
+    "audio": "audio output has no price here. Leave out `audio`.",
+    "web_search_options": "web search has no price here. Leave out `web_search_options`.",
+    "functions": "the `functions` field was replaced by `tools`. Send `tools` instead.",
+    "function_call": "the `function_call` field was replaced by `tool_choice`. Send `tool_choice` instead.",
+}
+
+
+class ParsedRequest(Struct, frozen=True):
+    """`fields` is what a model may be sent, by allow-list; `unknown` the names of fields that are not OpenAI's."""
+
+    request: ChatRequest
+    fields: dict[str, object]
+    unknown: tuple[str, ...]
+
+    @property
+    def wants_stream(self) -> bool:
+        return self.request.stream is True
+
+    @property
+    def wants_usage(self) -> bool:
+        options = self.request.stream_options
+        return options is not None and options.include_usage is True
+
+
+def parse_chat_request(body: bytes) -> ParsedRequest:
+    document = parse_object(body)
+    for field, why in _NO_PRICE.items():
+        if document.get(field) is not None:
+            raise _unsupported(field, f"{field} is not supported: {why}")
+    try:
+        request = msgspec.convert(document, ChatRequest)
+    except msgspec.ValidationError as error:
+        raise _explain(error, document) from None
+    _check_fields_together(request)
+    _check_messages(request)
+    fields = {
+        name: value for name in FORWARDED_FIELDS if (value := getattr(request, name)) is not None
+    }
+    unknown = [n for n in document if n not in KNOWN_FIELDS and document[n] is not None]
+    return ParsedRequest(request, fields, tuple(unknown))
+
+
+def _check_fields_together(request: ChatRequest) -> None:
+    if (
+        request.max_tokens is not None
+        and request.max_completion_tokens is not None
+        and request.max_tokens != request.max_completion_tokens
+    ):
+        raise InvalidRequest(
+            f"max_tokens is {request.max_tokens} and max_completion_tokens is "
+            f"{request.max_completion_tokens}: they mean the same. Send one of them.",
+            param="max_completion_tokens",
+        )
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest(
+            "stream_options is only for streams: send it together with stream: true.",
+            param="stream_options",
+        )
+    if request.top_logprobs is not None and not request.logprobs:
+        raise InvalidRequest(
+            "top_logprobs needs logprobs: true in the same request.", param="top_logprobs"
+        )
+    if request.modalities is not None and request.modalities != ["text"]:
+        raise _unsupported("modalities", 'Only modalities ["text"] has a price here.')
+    _settle_tool_choice(request)
+
+
+def _settle_tool_choice(request: ChatRequest) -> None:
+    """Brings tools and tool_choice into one form: no empty list, and a named function always as OpenAI's object."""
+    if not request.tools:
+        # An explicit tool_choice of "none" or "auto" asks for nothing that a request without tools does not give.
+        if request.tools is None and request.tool_choice not in (None, "none", "auto"):
+            raise InvalidRequest(
+                "tool_choice asks for a tool and there are no tools. Send tools with it.",
+                param="tool_choice",
+            )
+        request.tools = request.tool_choice = None
+        return
+    names = {tool.function.name for tool in request.tools}
+    if len(names) < len(request.tools):
+        raise InvalidRequest("Two tools have the same function name.", param="tools")
+    choice = request.tool_choice
+    if choice is None or choice in ("auto", "none", "required"):
+        return
+    name = choice.function.name if isinstance(choice, NamedToolChoice) else choice
+    if name not in names:
+        raise InvalidRequest(
+            'tool_choice must be "auto", "none", "required" or one of the tools\' functions: '
+            + ", ".join(sorted(names))[:500]
+            + ".",
+            param="tool_choice",
+        )
+    request.tool_choice = NamedToolChoice(function=NamedFunction(name=name))
+
+
+def _check_messages(request: ChatRequest) -> None:
+    open_calls: set[str] = set()
+    for index, message in enumerate(request.messages):
+        match message:
+            case UserMessage(content=list() as parts):
+                _refuse_unpriced_parts(parts, f"messages[{index}].content")
+            case AssistantMessage():
+                if message.content is None and not message.tool_calls and message.refusal is None:
+                    raise InvalidRequest(
+                        f"messages[{index}].content is missing: an assistant message needs "
+                        "content or tool_calls.",
+                        code="missing_required_parameter",
+                        param=f"messages[{index}].content",
+                    )
+                open_calls = {call.id for call in message.tool_calls or ()} | open_calls
+            case ToolMessage(tool_call_id=call_id) if call_id not in open_calls:
+                raise InvalidRequest(
+                    f"messages[{index}].tool_call_id answers no tool call of an assistant "
+                    "message before it.",
+                    param=f"messages[{index}].tool_call_id",
+                )
+            case _:
+                pass
+
+
+def _refuse_unpriced_parts(parts: list[object], path: str) -> None:
+    for index, part in enumerate(parts):
+        kind = {ImagePart: "Images", AudioPart: "Audio", FilePart: "Files"}.get(type(part))
+        if kind is not None:
+            raise _unsupported(
+                f"{path}[{index}]", f"{path}[{index}]: {kind} have no price here. Send text."
+            )
+
+
+def _unsupported(param: str, message: str) -> InvalidRequest:
+    return InvalidRequest(message, code="unsupported_parameter", param=param)
+
+
+_WHERE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<key>key in )?\$(?P<path>.*)`)?$", re.DOTALL)
+_MISSING = re.compile(r"missing required field `(\w+)`")
+
+
+def _explain(error: msgspec.ValidationError, document: Mapping[str, object]) -> InvalidRequest:
+    """Turns msgspec's words (`Expected `int`, got `str` - at `$.seed``) into the API's."""
+    found = _WHERE.match(str(error))
+    what, path = (found["what"], found["path"] or "") if found else (str(error), "")
+    path = path.removeprefix(".")
+    if missing := _MISSING.search(what):
+        param = f"{path}.{missing[1]}" if path else missing[1]
+        return InvalidRequest(
+            f"{param} is missing.", code="missing_required_parameter", param=param
+        )
+    what = what[:1].lower() + what[1:]
+    value = document.get(path)
+    # Numbers are told back; text is not, it may be anything.
+    shown = f" is {value}" if type(value) in (int, float) and abs(value) < 1e15 else ""  # pyright: ignore[reportArgumentType]
+    return InvalidRequest(f"{path}{shown}: {what}." if path else f"{what}.", param=path or None)
