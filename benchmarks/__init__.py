@@ -1,0 +1,1 @@
+"""One script for each number we publish; README.md says how each is measured."""
