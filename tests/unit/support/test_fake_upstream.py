@@ -20,8 +20,10 @@ from tests.support.answers import (
     openai_error,
     pause,
     raw,
+    reasoning,
     reply,
     stream,
+    tool_call,
     usage,
 )
 from tests.support.builders import chat_bytes
@@ -262,6 +264,31 @@ def test_errors_delays_and_rubbish(upstream: FakeUpstream) -> None:
         client.request("POST", PATH, chat_bytes())
         assert client.read_head().version == "HTTP/9.9"
         assert client.at_end()
+
+
+def test_the_openai_sdk_understands_tool_calls_and_reasoning(upstream: FakeUpstream) -> None:
+    chunks = [reasoning("Hm."), *tool_call("add", '{"a": ', "17}")]
+    upstream.answer(stream(chunks, finish_reason="tool_calls").with_headers(("x-extra", "1")))
+    with openai.OpenAI(api_key="x", base_url=upstream.base_url, max_retries=0) as sdk:
+        asked = sdk.chat.completions.stream(model="m1", messages=[{"role": "user", "content": "?"}])
+        with asked as events:
+            completion = events.get_final_completion()
+
+    (call,) = completion.choices[0].message.tool_calls or []
+    assert (call.function.name, call.function.arguments) == ("add", '{"a": 17}')
+    assert upstream.ended().content_tokens_sent == 4
+
+
+def test_a_server_that_stops_listening_keeps_its_connections(
+    upstream: FakeUpstream, client: RawClient
+) -> None:
+    ask(client)
+
+    upstream.stop_listening()
+
+    assert ask(client).status == 200
+    with pytest.raises(ConnectionRefusedError):
+        RawClient("127.0.0.1", upstream.port)
 
 
 def test_a_request_that_is_not_http_is_told(upstream: FakeUpstream, client: RawClient) -> None:
