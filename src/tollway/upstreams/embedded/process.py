@@ -20,7 +20,8 @@ import msgspec
 
 from tollway.errors import StartError
 
-RUNNER = "tollway.upstreams.embedded.runner"
+# -P: a directory that the server happens to be started in is no place to import from.
+RUNNER = (sys.executable, "-P", "-m", "tollway.upstreams.embedded.runner")
 STDERR_BYTES_KEPT = 8192
 BUSY_SECONDS_MAX = 5.0
 
@@ -72,7 +73,7 @@ class Child:
         came_up: Callable[[str, str], None],
         went_down: Callable[[], Awaitable[None]],
         *,
-        command: Sequence[str] = (sys.executable, "-P", "-m", RUNNER),
+        command: Sequence[str] = RUNNER,
         start_seconds: float = 120.0,
         stop_seconds: float = 5.0,
         backoff: Backoff = Backoff(),  # noqa: B008 (frozen)

@@ -6,11 +6,13 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    Progress as Bars,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
+)
+from rich.progress import (
+    Progress as Bars,
 )
 
 
@@ -64,9 +66,7 @@ class PlainProgress:
         tenths = min(10, count * 10 // self._total)
         if tenths > self._tenths:
             self._tenths = tenths
-            self._line(
-                f"{self._label}: {tenths * 10} % of {_megabytes(self._total)} MB"
-            )
+            self._line(f"{self._label}: {tenths * 10} % of {_megabytes(self._total)} MB")
 
     def done(self) -> None:
         pass

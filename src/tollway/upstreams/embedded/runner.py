@@ -9,6 +9,10 @@ and so is this process.
 It imports nothing of Tollway: it starts faster, and it cannot be broken by what it does not use.
 """
 
+# pyright: reportMissingTypeStubs=false, reportAttributeAccessIssue=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# (xllamacpp is a native module without types.)
+
 import contextlib
 import ctypes
 import json
@@ -61,8 +65,8 @@ def _exit_when_stdin_ends() -> None:
     os._exit(0)
 
 
-def _params(settings: dict[str, Any]) -> xllamacpp.CommonParams:
-    params = xllamacpp.CommonParams()
+def _params(settings: dict[str, Any]) -> Any:
+    params: Any = xllamacpp.CommonParams()
     params.model.path = settings["model_path"]
     params.model_alias = {settings["model_alias"]}
     params.n_ctx = (

@@ -8,9 +8,10 @@ Where llama.cpp differs from OpenAI's API (seen with the version that pyproject.
 - `tool_choice` as an object is taken for auto. So only the named tool is sent, and the call is
   begun.
 - `tool_choice: none` still pays for the tools in the prompt. So they are not sent.
-- Tool call arguments in the conversation that are not JSON, parts other than text, and an assistant
-  message without content
-  are errors 500.
+- Tool call arguments in the conversation that are not JSON, and parts other than text, are errors
+  500. Without JSON the arguments are sent as a JSON string; other parts are refused here.
+- A forced call together with a response format, and log probabilities together with tools in a
+  stream, are errors 400.
 - `logprobs` without `top_logprobs` gives 20 alternatives for each token, and `top_logprobs: 0`
   gives no log probabilities.
 - The defaults are temperature 0.8 and top_p 0.95; OpenAI's are 1 and 1.
@@ -74,14 +75,14 @@ def translate(ask: Ask, tool_call_opener: str | None) -> ChildRequest:
     tools, must_call = _tools(request)
     if tools and request.logprobs:
         raise InvalidRequest(
-            "The embedded model gives no log probabilities together with tools. Send logprobs without tools, or"
-            ' with tool_choice "none".',
+            "The embedded model gives no log probabilities together with tools. Send logprobs"
+            ' without tools, or with tool_choice "none".',
             code="unsupported_parameter",
             param="logprobs",
         )
-    forced = must_call and tool_call_opener is not None
+    messages = [_message(message, place) for place, message in enumerate(request.messages)]
     fields: Fields = {
-        "messages": [_message(message, place) for place, message in enumerate(request.messages)],
+        "messages": messages,
         "temperature": 1.0 if request.temperature is None else request.temperature,
         "top_p": 1.0 if request.top_p is None else request.top_p,
         "timings_per_token": True,
@@ -91,12 +92,13 @@ def translate(ask: Ask, tool_call_opener: str | None) -> ChildRequest:
         **_logprob_fields(request),
         **_tool_fields(tools, must_call, request.parallel_tool_calls),
     }
-    if forced:
-        _begin_the_call(fields, tool_call_opener)
+    if must_call and tool_call_opener is not None:
+        # There is no content to format, and to stop inside the arguments would break them.
+        fields |= _begun_call_fields(messages, tool_call_opener)
+        forced = True
     else:
-        # With a forced call there is no content to format, and to stop inside the arguments would
-        # break them.
         fields |= _given("stop", request.stop) | _format_fields(request)
+        forced = False
     top_logprobs = request.top_logprobs or 0
     return ChildRequest(fields, request.n or 1, forced, request.seed, top_logprobs)
 
@@ -140,11 +142,12 @@ def _tool(tool: Tool) -> Fields:
     }
 
 
-def _begin_the_call(fields: Fields, opener: str | None) -> None:
-    messages = fields["messages"]
-    assert isinstance(messages, list)
-    fields["continue_final_message"] = "content"
-    fields["add_generation_prompt"] = False  # else the child refuses the field before
+def _begun_call_fields(messages: Sequence[Fields], opener: str) -> Fields:
+    return {
+        "messages": [*messages, {"role": "assistant", "content": opener}],
+        "continue_final_message": "content",
+        "add_generation_prompt": False,  # else the child refuses the field before
+    }
 
 
 def _logprob_fields(request: ChatRequest) -> Fields:
@@ -216,7 +219,7 @@ def _part(part: object, where: str) -> str:
             return part.refusal
         case _:
             raise InvalidRequest(
-                f"{where} is not text. The embedded model reads text only: send parts of type text.",
+                f"{where} is not text. The embedded model reads nothing else: send type text.",
                 code="unsupported_parameter",
                 param=where,
             )

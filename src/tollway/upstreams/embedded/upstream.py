@@ -7,8 +7,9 @@ asking it for the prompt's length.
 """
 
 import asyncio
+import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,12 +17,12 @@ from typing import Protocol
 
 import msgspec
 
-from tollway.errors import InvalidRequest, RequestError, Unavailable, UpstreamFailed
+from tollway.errors import InvalidRequest, RequestError, StartError, Unavailable, UpstreamFailed
 from tollway.upstreams.base import Ask, EventSink, Upstream
 from tollway.upstreams.embedded.assemble import Assembler
 from tollway.upstreams.embedded.chunks import ChoiceMerger, ChoiceSink
 from tollway.upstreams.embedded.model_file import ensure_model, own_model
-from tollway.upstreams.embedded.process import Child, RunnerSettings
+from tollway.upstreams.embedded.process import RUNNER, Child, RunnerSettings
 from tollway.upstreams.embedded.progress import Progress
 from tollway.upstreams.embedded.slots import Slots
 from tollway.upstreams.embedded.translate import ChildRequest, Fields, translate
@@ -80,6 +81,8 @@ class EmbeddedUpstream:
         settings: EmbeddedSettings,
         model_file: Path,
         connect: Callable[[str, str], ChildClient],
+        *,
+        runner: Sequence[str] = RUNNER,
     ) -> None:
         self.name = name
         self._settings = settings
@@ -98,10 +101,17 @@ class EmbeddedUpstream:
             ),
             self._came_up,
             self._went_down,
+            command=runner,
         )
         self._slots = Slots(settings.parallel, settings.queue_length, self._child.busy_slots)
 
     async def start(self) -> None:
+        """Raises `StartError`."""
+        if importlib.util.find_spec("xllamacpp") is None:
+            raise StartError(
+                "The embedded model needs xllamacpp, which is not installed: it exists for Linux"
+                " and macOS only. Configure another upstream, or install xllamacpp."
+            )
         await self._child.start()
 
     async def stop(self) -> None:
@@ -219,21 +229,24 @@ class EmbeddedUpstream:
 
 
 def _template() -> str:
-    return resources.files("tollway.upstreams.embedded").joinpath("template.jinja").read_text(encoding="utf-8")
+    return (
+        resources.files("tollway.upstreams.embedded")
+        .joinpath("template.jinja")
+        .read_text(encoding="utf-8")
+    )
 
 
 def _too_long(input_tokens: int, context_length: int) -> InvalidRequest:
     return InvalidRequest(
-        f"This conversation has {input_tokens} tokens, tools included, and the model's context holds"
-        f" {context_length}, the answer included. Send fewer or shorter messages.",
+        f"This conversation has {input_tokens} tokens, tools included, and the model's context"
+        f" holds {context_length}, the answer included. Send fewer or shorter messages.",
         code="context_length_exceeded",
         param="messages",
     )
 
 
 def _refused(request: ChildRequest) -> InvalidRequest:
-    # A response format takes precedence over tools in the child, so it is the one that was looked
-    # at.
+    # The child looks at the tools only where there is no response format.
     if "response_format" in request.fields:
         param, why = "response_format", f"its schema {_SCHEMA_TROUBLE}"
     elif "tools" in request.fields:

@@ -1,0 +1,537 @@
+"""Where bytes become requests: uvicorn's HTTP protocol, with deadlines for receiving and a short way to the metered route.
+
+uvicorn carries the sockets: listening, TLS, signals, keep-alive, and every other route as ASGI. `EdgeProtocol` differs in two
+respects. A request must arrive in time: its head within 10 s and its body within 30 (uvicorn waits for ever). And a POST to
+`.../chat/completions` is handed to the pipeline as a `Call`, and answered on the transport, without an ASGI scope and its
+messages, which saves about 15 us a request (docs/decisions/0001).
+
+An `Exchange` is one request on the short way and its reply. It stands where uvicorn keeps its `RequestResponseCycle`, with
+the four attributes that uvicorn looks at there, so that pipelining and a graceful stop treat both alike. Only this file
+knows uvicorn's insides; its version is pinned and `tests/integration/test_edge.py` holds it to what is used here.
+
+Reading is never paused while a metered request runs: that would hide that its client has left.
+"""
+
+import asyncio
+import http
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from tollway.api.address import Network, client_address
+from tollway.clock import new_id
+from tollway.errors import (
+    HeadTooLarge,
+    InvalidRequest,
+    PayloadTooLarge,
+    RequestError,
+    UnsupportedMediaType,
+)
+from tollway.gateway.types import Call
+
+HEAD_SECONDS_MAX = 10.0
+BODY_SECONDS_MAX = 30.0
+IDLE_SECONDS_MAX = 75.0
+STALLED_SECONDS_MAX = 30.0
+LINGER_SECONDS = 2.0
+HEAD_BYTES_MAX = 32 * 1024
+BODY_BYTES_MAX = 4 * 1024 * 1024
+PIPELINED_MAX = 16
+UNSENT_BYTES_MAX = 64 * 1024
+
+METERED_PATHS = frozenset({b"/api/v1/chat/completions", b"/v1/chat/completions"})
+
+log = logging.getLogger("tollway.edge")
+
+_STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode())
+    for status in http.HTTPStatus
+}
+
+
+class Door(Protocol):
+    """What the edge hands requests to."""
+
+    trusted_proxies: Sequence[Network]
+
+    async def serve(self, call: Call, exchange: "Exchange") -> None:
+        """Answers on the exchange, whatever happens. Cancelled when the client leaves."""
+        ...
+
+    def refuse_unparsed(self, error: RequestError, exchange: "Exchange") -> None:
+        """Answers what is not an HTTP request."""
+        ...
+
+
+class _NoEvent:
+    def set(self) -> None:
+        """uvicorn wakes an ASGI app with this; an exchange's task is cancelled instead."""
+
+
+class Exchange:
+    """One request on the short way, and what its reply is written to."""
+
+    __slots__ = (
+        "_body",
+        "_head",
+        "_listener",
+        "_protocol",
+        "_size",
+        "_task",
+        "_waits",
+        "accepts_trailers",
+        "began",
+        "body_complete",
+        "disconnected",
+        "headers",
+        "http_1_1",
+        "keep_alive",
+        "refusal",
+        "response_complete",
+        "status",
+    )
+    message_event = _NoEvent()
+
+    def __init__(
+        self, protocol: "EdgeProtocol", headers: dict[bytes, bytes], *, http_1_1: bool, keep_alive: bool
+    ) -> None:
+        self._protocol = protocol
+        self._body: list[bytes] = []
+        self._size = 0
+        self._head = b""
+        self._task: asyncio.Task[None] | None = None
+        self._listener: Callable[[bool], None] | None = None
+        self._waits = False
+        self.began = time.monotonic()
+        self.headers = headers
+        self.http_1_1 = http_1_1
+        self.keep_alive = keep_alive
+        self.accepts_trailers = b"te" in headers and b"trailers" in headers[b"te"].lower()
+        self.body_complete = False
+        self.refusal: RequestError | None = None
+        self.response_complete = False
+        self.disconnected = False
+        self.status = 0
+
+    @property
+    def gone(self) -> bool:
+        return self.disconnected
+
+    # --- the reply ----------------------------------------------------------------------------------------------------
+
+    def send_head(self, status: int, lines: bytes) -> None:
+        """Goes out together with the first `write`. `lines` end in CRLF, each of them."""
+        self.status = status
+        close = b"" if self.keep_alive else b"connection: close\r\n"
+        self._head = b"%b%b%b%b\r\n" % (
+            _STATUS_LINES[status],
+            self._protocol.date_line(),
+            lines,
+            close,
+        )
+
+    def write(self, data: bytes) -> None:
+        if self.disconnected:
+            return
+        if self._head:
+            data = self._head + data
+            self._head = b""
+        self._protocol.transport.write(data)
+
+    def close_after(self) -> None:
+        self.keep_alive = False
+
+    def end(self) -> None:
+        if self.response_complete:
+            return
+        self.response_complete = True
+        self._listener = None
+        if not self.disconnected:
+            self._protocol.exchange_ended(self)
+
+    def cut(self) -> None:
+        """Closes without an end: what was sent so far is all there is."""
+        self.keep_alive = False
+        self.end()
+
+    def on_pressure(self, listener: Callable[[bool], None]) -> None:
+        self._listener = listener
+
+    # --- the edge's side ----------------------------------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        if self.refusal is not None:
+            return
+        self._size += len(data)
+        if self._size > BODY_BYTES_MAX:
+            self.refuse_body(_too_large())
+        else:
+            self._body.append(data)
+
+    def refuse_body(self, refusal: RequestError) -> None:
+        self.refusal = refusal
+        self._body.clear()
+
+    def body(self) -> bytes:
+        body = self._body
+        return body[0] if len(body) == 1 else b"".join(body)
+
+    def leave(self) -> None:
+        """The client has gone: whoever serves this must know within a second, so at once."""
+        self.disconnected = True
+        self._listener = None
+        if self._task is not None:
+            self._task.cancel()
+
+    def press(self, slow: bool) -> None:
+        if self._listener is not None:
+            self._listener(slow)
+
+
+class EdgeProtocol(HttpToolsProtocol):
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        door: Door,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._door = door
+        self._receiving = False  # between the first byte of a request and its last
+        self._in_head = False
+        self._head_bytes = 0
+        self._receive_timer: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._idle_since = 0.0
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._unsent_bytes = 0
+        self._lingering = False
+        self._serving: Exchange | None = None
+        self.url = b""
+        self.headers = []
+
+    # --- the connection -------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
+        self._idle_since = self.loop.time()
+        self._idle_timer = self.loop.call_later(HEAD_SECONDS_MAX, self._look_at_idleness)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._receive_timer, self._idle_timer, self._stall_timer):
+            if timer is not None:
+                timer.cancel()
+        self.pipeline.clear()
+        serving, self._serving = self._serving, None
+        super().connection_lost(exc)
+        if serving is not None:
+            serving.leave()
+
+    def data_received(self, data: bytes) -> None:
+        if self._lingering:
+            return
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse_bytes("This server speaks HTTP/1.1 and upgrades to nothing. Leave out Upgrade.")
+            return
+        except httptools.HttpParserError as error:
+            if isinstance(error.__context__, _HeadTooLarge):
+                self._refuse_head()
+            else:
+                self._refuse_bytes("This is not an HTTP/1.1 request.")
+            return
+        if self._receiving:
+            self._await_the_rest(len(data))
+        elif self._receive_timer is not None:
+            self._receive_timer.cancel()
+            self._receive_timer = None
+
+    def shutdown(self) -> None:
+        """A graceful stop: what runs may end, then the connection closes."""
+        if self._serving is None:
+            super().shutdown()
+        else:
+            self._serving.keep_alive = False
+            if self.cycle is not None:
+                self.cycle.keep_alive = False
+
+    # --- httptools' callbacks -------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self._receiving = self._in_head = True
+        self._head_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > HEAD_BYTES_MAX:
+            raise _HeadTooLarge
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        if len(self.url) > HEAD_BYTES_MAX:
+            raise _HeadTooLarge
+        path, _, _ = self.url.partition(b"?")
+        if path in METERED_PATHS and self.parser.get_method() == b"POST":
+            self._begin_exchange()
+        else:
+            self._begin_asgi()
+
+    def on_body(self, body: bytes) -> None:
+        cycle = self.cycle
+        if not isinstance(cycle, Exchange):
+            super().on_body(body)
+        elif cycle.refusal is None:
+            cycle.feed(body)
+            if cycle.refusal is not None:
+                self._refuse_early(cycle)
+
+    def on_message_complete(self) -> None:
+        self._receiving = False
+        cycle = self.cycle
+        if not isinstance(cycle, Exchange):
+            super().on_message_complete()
+            return
+        cycle.body_complete = True
+        if not cycle._waits and cycle._task is None:
+            self._serve(cycle)
+
+    # --- the short way --------------------------------------------------------------------------------------------------
+
+    def _begin_exchange(self) -> None:
+        before = self.cycle
+        headers = dict(self.headers)
+        http_1_1 = self.parser.get_http_version() == "1.1"
+        exchange = Exchange(
+            self,
+            headers,
+            http_1_1=http_1_1,
+            keep_alive=http_1_1 and self.parser.should_keep_alive(),
+        )
+        self.cycle = exchange  # type: ignore[assignment]
+        if before is not None and not before.response_complete:
+            exchange._waits = True
+            self._enqueue(exchange)
+        if (refusal := _refusal_of_head(headers)) is not None:
+            exchange.refuse_body(refusal)
+            if isinstance(refusal, PayloadTooLarge):
+                self._refuse_early(exchange)
+        elif b"expect" in headers and headers[b"expect"].lower() == b"100-continue":
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _refuse_early(self, exchange: Exchange) -> None:
+        """The body is too large to wait for its end: the answer goes out now, and the connection with it."""
+        exchange.keep_alive = False
+        if not exchange._waits and exchange._task is None:
+            self._serve(exchange)
+
+    def _serve(self, exchange: Exchange) -> None:
+        now = time.time()
+        headers = exchange.headers
+        client_request_id = headers.get(b"x-request-id")
+        call = Call(
+            new_id("req", now),
+            now,
+            exchange.began,
+            client_address(
+                self.client[0] if self.client else "",
+                headers.get(b"x-forwarded-for"),
+                self._door.trusted_proxies,
+            ),
+            headers.get(b"authorization"),
+            exchange.body(),
+            exchange.refusal,
+            None if client_request_id is None else client_request_id.decode("latin-1")[:255],
+            headers.get(b"x-credits-max"),
+            headers.get(b"idempotency-key"),
+        )
+        self._serving = exchange
+        task = self.loop.create_task(self._door.serve(call, exchange))
+        exchange._task = task
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def exchange_ended(self, exchange: Exchange) -> None:
+        self._serving = None
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+        if exchange.keep_alive:
+            self.on_response_complete()
+        elif exchange.body_complete:
+            self.transport.close()
+        else:
+            self._linger()
+
+    def date_line(self) -> bytes:
+        """uvicorn renews it once a second."""
+        default = self.server_state.default_headers
+        return b"date: %b\r\n" % default[0][1] if default else b""
+
+    # --- every other route ------------------------------------------------------------------------------------------------
+
+    def _begin_asgi(self) -> None:
+        url, headers = self.url, self.headers
+        super().on_message_begin()
+        self.url = url
+        self.headers += headers
+        self.expect_100_continue = any(
+            name == b"expect" and value.lower() == b"100-continue" for name, value in headers
+        )
+        waiting = len(self.pipeline)
+        super().on_headers_complete()
+        if len(self.pipeline) > waiting:
+            cycle, app = self.pipeline.popleft()
+            self._enqueue(cycle, app)
+            if self._serving is not None:
+                self.flow.resume_reading()
+
+    def _enqueue(self, cycle: Any, app: Any = None) -> None:
+        """Pipelined behind a request that still runs."""
+        if len(self.pipeline) >= PIPELINED_MAX:
+            log.warning("a client pipelined more than %d requests: closed", PIPELINED_MAX)
+            self.transport.abort()
+            return
+        self.pipeline.appendleft((cycle, app))
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if not isinstance(cycle, Exchange):
+            super()._start_asgi_task(cycle, app)
+            return
+        cycle._waits = False
+        if cycle.body_complete or cycle.refusal is not None:
+            self._serve(cycle)
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+        else:
+            self._idle_since = self.loop.time()
+
+    # --- deadlines --------------------------------------------------------------------------------------------------------
+
+    def _await_the_rest(self, received: int) -> None:
+        if self._in_head:
+            self._head_bytes = max(self._head_bytes, 0) + received
+            if self._head_bytes > 2 * HEAD_BYTES_MAX:
+                self._refuse_head()
+                return
+        if self._receive_timer is None:
+            seconds = HEAD_SECONDS_MAX if self._in_head else BODY_SECONDS_MAX
+            self._receive_timer = self.loop.call_later(seconds, self._too_slow, self._in_head)
+
+    def _too_slow(self, in_head: bool) -> None:
+        self._receive_timer = None
+        if in_head and not self._in_head:  # the head came in time; the body has its own deadline
+            self._receive_timer = self.loop.call_later(
+                BODY_SECONDS_MAX - HEAD_SECONDS_MAX, self._too_slow, False
+            )
+        elif self._serving is None:
+            self.transport.close()
+        else:
+            self.transport.abort()
+
+    def _look_at_idleness(self) -> None:
+        """One timer for the life of a connection, and not one for each request."""
+        busy = self._receiving or (self.cycle is not None and not self.cycle.response_complete)
+        allowed = HEAD_SECONDS_MAX if self.cycle is None else IDLE_SECONDS_MAX
+        idle = 0.0 if busy else self.loop.time() - self._idle_since
+        if idle >= allowed:
+            self.transport.close()
+        else:
+            self._idle_timer = self.loop.call_later(allowed - idle, self._look_at_idleness)
+
+    # --- a client that does not read ----------------------------------------------------------------------------------------
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._serving is not None:
+            self._unsent_bytes = self.transport.get_write_buffer_size()
+            self._stall_timer = self.loop.call_later(STALLED_SECONDS_MAX, self._look_at_stall)
+            self._serving.press(True)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+        if self._serving is not None:
+            self._serving.press(False)
+
+    def _look_at_stall(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent < self._unsent_bytes:  # slow, and still reading
+            self._unsent_bytes = unsent
+            self._stall_timer = self.loop.call_later(STALLED_SECONDS_MAX, self._look_at_stall)
+        else:
+            self.transport.abort()
+
+    # --- what is no request -------------------------------------------------------------------------------------------------
+
+    def _refuse_head(self) -> None:
+        self._refuse(
+            HeadTooLarge(f"The request's head is larger than {HEAD_BYTES_MAX} bytes. Send less.")
+        )
+
+    def _refuse_bytes(self, message: str) -> None:
+        self._refuse(InvalidRequest(message, code="invalid_http"))
+
+    def _refuse(self, error: RequestError) -> None:
+        if self._serving is not None or self.transport.is_closing():
+            self.transport.abort()  # behind a reply that is still being written there is no place for another
+            return
+        exchange = Exchange(self, {}, http_1_1=True, keep_alive=False)
+        self._serving = exchange
+        self._receiving = False
+        self._door.refuse_unparsed(error, exchange)
+
+    def _linger(self) -> None:
+        """Closing with unread bytes would reset the connection and could take the reply with it."""
+        self._lingering = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._receive_timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+
+class _HeadTooLarge(Exception):
+    pass
+
+
+def _too_large() -> PayloadTooLarge:
+    return PayloadTooLarge(f"The body is larger than {BODY_BYTES_MAX} bytes. Send a shorter conversation.")
+
+
+def _refusal_of_head(headers: dict[bytes, bytes]) -> RequestError | None:
+    length = headers.get(b"content-length")
+    if length is not None and int(length) > BODY_BYTES_MAX:
+        return _too_large()
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        return UnsupportedMediaType("The body must not be compressed. Leave out Content-Encoding.")
+    media_type = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
+    if media_type != b"application/json":
+        return UnsupportedMediaType(
+            f"The body must be JSON and the Content-Type is {media_type[:100].decode('latin-1')}. "
+            "Send Content-Type: application/json."
+        )
+    return None
