@@ -29,7 +29,16 @@ class Observer(Protocol):
 
     def refused(self, call: Call, caller: Caller | None, error: RequestError) -> None: ...
 
-    def settled(self, admission: Admission, outcome: Outcome, settlement: Settlement) -> None: ...
+    def settled(
+        self,
+        admission: Admission,
+        outcome: Outcome,
+        settlement: Settlement,
+        error: RequestError | None,
+        reply: Reply,
+    ) -> None:
+        """`error` is what the client is told, if it is told one; `reply` whether it can be."""
+        ...
 
 
 class Pipeline:
@@ -85,7 +94,7 @@ class Pipeline:
             del self.running[admission.call.request_id]
         outcome = outcome_of(admission, meter, self._monotonic())
         settlement = await self._ledger.settle(admission.hold, outcome)
-        self._observer.settled(admission, outcome, settlement)
+        self._observer.settled(admission, outcome, settlement, meter.error, reply)
         if answer is not None:
             answer.finish(reply, outcome, settlement)
         elif meter.error is not None:

@@ -4,8 +4,10 @@ A whole reply is paid for when it is delivered, by the upstream's usage if that 
 broke off, on either side, is paid for as far as the client received it, and not at all if nothing came.
 """
 
+from collections.abc import Iterable
+
 from tollway.gateway.types import Admission, Meter
-from tollway.ledger.base import Outcome
+from tollway.ledger.base import Checkpoint, Outcome
 from tollway.pricing import NOTHING_USED, Usage, charge
 
 _BYTES_PER_TOKEN = 4
@@ -55,3 +57,28 @@ def _input_tokens(admission: Admission) -> int:
 
 def _output_tokens(meter: Meter) -> int:
     return meter.output_pieces or -(-meter.text_bytes // _BYTES_PER_TOKEN)
+
+
+def checkpoints_of(
+    running: Iterable[tuple[Admission, Meter]], now: float, older_than_seconds: float
+) -> list[Checkpoint]:
+    """What each stream has delivered so far, for those old enough to be worth a row."""
+    checkpoints: list[Checkpoint] = []
+    for admission, meter in running:
+        if not admission.parsed.wants_stream or now - admission.call.now < older_than_seconds:
+            continue
+        usage = usage_of(admission, meter)
+        if usage is NOTHING_USED:
+            continue
+        checkpoints.append(
+            Checkpoint(
+                admission.hold,
+                admission.model.id,
+                meter.upstream,
+                usage.input_tokens,
+                usage.output_tokens,
+                admission.call.client_request_id,
+                now,
+            )
+        )
+    return checkpoints

@@ -1,0 +1,462 @@
+"""Puts the program together, starts it and stops it. Only here are the concrete parts chosen.
+
+`open_store` opens what the commands need: the data directory, its database, and the modules on it. `serve` adds upstreams,
+the gateway and its doors, runs until it is told to stop, lets what runs come to its end, and closes all in reverse.
+"""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from ipaddress import ip_network
+from pathlib import Path
+
+import uvicorn
+import uvloop
+
+from tollway import __version__
+from tollway.accounts import Accounts
+from tollway.api.admin.control import ControlServer
+from tollway.api.admin.operations import Operations
+from tollway.api.completions import ChatDoor
+from tollway.api.edge import EdgeProtocol
+from tollway.api.observer import AccessLog, RequestObserver
+from tollway.api.routes import ApiParts, create_app
+from tollway.catalogue import Catalogue, ModelOffer, Serving
+from tollway.clock import Clock, SystemClock
+from tollway.console import Console, Welcome
+from tollway.database.sqlite import DataDirectoryLock, SqliteDatabase
+from tollway.errors import AuthenticationFailed, PermissionDenied, RequestError, StartError
+from tollway.gateway.admit import Gate, Limits
+from tollway.gateway.authenticate import Authenticator
+from tollway.gateway.pipeline import Pipeline
+from tollway.gateway.route import Router
+from tollway.gateway.settle import checkpoints_of
+from tollway.ledger.sqlite import SqliteLedger, genesis
+from tollway.metrics import Metrics
+from tollway.rates.base import WINDOW_SECONDS
+from tollway.rates.concurrency import Concurrency
+from tollway.rates.memory import MemoryRateLimiter
+from tollway.settings import Settings
+from tollway.tokens import Tokens
+from tollway.upstreams.base import Upstream
+from tollway.upstreams.connection import Deadlines
+from tollway.upstreams.embedded.upstream import EmbeddedSettings, EmbeddedUpstream, find_model
+from tollway.upstreams.openai import OpenAICompatible
+
+CHECKPOINT_SECONDS = 2.0
+STOP_SECONDS_MAX = 10.0
+EMBEDDED = "embedded"
+
+log = logging.getLogger("tollway")
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """What is kept: the database and the modules that own its tables."""
+
+    database: SqliteDatabase
+    accounts: Accounts
+    tokens: Tokens
+    ledger: SqliteLedger
+    catalogue: Catalogue
+    operations: Operations
+    clock: Clock
+
+
+def serve(settings: Settings, console: Console) -> None:
+    """Runs until SIGTERM or Ctrl-C. Raises `StartError` and `ConfigurationError`."""
+    _configure_logging()
+    uvloop.run(_serve(settings, console))
+
+
+@asynccontextmanager
+async def open_operations(settings: Settings) -> AsyncIterator[Operations]:
+    """For commands while no server runs. Raises `StartError` where the data directory is in use."""
+    _configure_logging()
+    async with open_store(settings) as store:
+        yield store.operations
+
+
+@asynccontextmanager
+async def open_store(settings: Settings) -> AsyncIterator[Store]:
+    clock = SystemClock()
+    data_dir = settings.server.data_dir
+    with _own_data_directory(data_dir):
+        database = SqliteDatabase(data_dir / "tollway.db")
+        database.open()
+        try:
+            accounts, tokens = Accounts(database, clock), Tokens(database, clock)
+            await accounts.load()
+            await tokens.load()
+            ledger = SqliteLedger(database, clock, _liveness(accounts, tokens, clock))
+            await ledger.load()
+            for recovered in await ledger.recover():
+                log.warning("recovered after a crash: %s", recovered)
+            catalogue = await Catalogue.load(_offers(settings), database, clock)
+            operations = Operations(
+                accounts=accounts,
+                tokens=tokens,
+                ledger=ledger,
+                catalogue=catalogue,
+                database=database,
+                clock=clock,
+                genesis=genesis,
+                starting_credits=settings.limits.starting_credits,
+            )
+            yield Store(database, accounts, tokens, ledger, catalogue, operations, clock)
+        finally:
+            await database.close()
+
+
+async def _serve(settings: Settings, console: Console) -> None:
+    stopping = _stop_on_signals()
+    model_file = await _find_model(settings, console)
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_store(settings))
+        listener = stack.enter_context(contextlib.closing(_listen(settings)))
+        new_secret = await store.operations.ensure_default_account()
+        upstreams = _upstreams(settings, model_file)
+        for upstream in upstreams.values():
+            stack.push_async_callback(upstream.stop)
+        metrics = Metrics()
+        access_log = AccessLog(settings.server.access_log, settings.server.data_dir)
+        await access_log.start()
+        stack.push_async_callback(access_log.stop)
+        limiter = MemoryRateLimiter(store.clock)
+        await _refill_rates(limiter, store)
+        gateway = _gateway(settings, store, upstreams, limiter, metrics, access_log)
+        control = ControlServer(settings.server.data_dir, store.operations)
+        await control.start()
+        stack.push_async_callback(control.stop)
+        server = _http_server(settings, store, gateway, upstreams, limiter, metrics, stopping)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        stack.push_async_callback(_stop_serving, server, serving)
+        checkpoints = asyncio.create_task(_write_checkpoints(gateway.pipeline, store))
+        stack.callback(checkpoints.cancel)
+        try:
+            await _start_upstreams(upstreams, serving, stopping)
+            if not stopping.is_set():
+                console.welcome(_welcome(settings, listener, new_secret))
+            await _first_of(serving, stopping)
+        finally:
+            server.should_exit = True
+
+
+# --- the gateway and its doors ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Gateway:
+    authenticator: Authenticator
+    gate: Gate
+    pipeline: Pipeline
+
+
+def _gateway(
+    settings: Settings,
+    store: Store,
+    upstreams: Mapping[str, Upstream],
+    limiter: MemoryRateLimiter,
+    metrics: Metrics,
+    access_log: AccessLog,
+) -> _Gateway:
+    authenticator = Authenticator(
+        store.tokens,
+        store.accounts,
+        limiter,
+        settings.limits.failed_authentications_per_minute,
+    )
+    router = Router(upstreams)
+    gate = Gate(
+        store.catalogue,
+        router.count_input_tokens,
+        limiter,
+        Concurrency(),
+        store.ledger,
+        _limits(settings),
+    )
+    observer = RequestObserver(metrics, access_log, store.clock)
+    pipeline = Pipeline(authenticator, gate, router, store.ledger, observer, store.clock)
+    return _Gateway(authenticator, gate, pipeline)
+
+
+def _http_server(
+    settings: Settings,
+    store: Store,
+    gateway: _Gateway,
+    upstreams: Mapping[str, Upstream],
+    limiter: MemoryRateLimiter,
+    metrics: Metrics,
+    stopping: asyncio.Event,
+) -> "_Server":
+    trusted = tuple(ip_network(proxy) for proxy in settings.server.trusted_proxies)
+
+    def not_ready() -> list[str]:
+        reasons = [f"upstream {u.name} is not ready" for u in upstreams.values() if not u.ready()]
+        return ["the server is stopping"] if stopping.is_set() else reasons
+
+    app = create_app(
+        ApiParts(
+            authenticator=gateway.authenticator,
+            gate=gateway.gate,
+            tokens=store.tokens,
+            accounts=store.accounts,
+            ledger=store.ledger,
+            catalogue=store.catalogue,
+            limiter=limiter,
+            limits=_limits(settings),
+            clock=store.clock,
+            metrics=metrics,
+            not_ready=not_ready,
+            trusted_proxies=trusted,
+            version=__version__,
+        )
+    )
+    door = ChatDoor(gateway.pipeline, store.clock, trusted)
+    config = uvicorn.Config(
+        app,
+        http=functools.partial(EdgeProtocol, door=door),  # pyright: ignore[reportArgumentType]
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(1, round(settings.server.drain_seconds)),
+    )
+    return _Server(config)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn raises the signals that it caught again when it has stopped; here the app has more to close."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # pyright: ignore[reportMissingParameterType]
+        yield
+
+
+async def _stop_serving(server: _Server, serving: asyncio.Task[None]) -> None:
+    """Ends when no request runs any more: what the drain's deadline cancelled still settles."""
+    server.should_exit = True
+    await asyncio.wait([serving])
+    tasks = server.server_state.tasks
+    if tasks:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=STOP_SECONDS_MAX)
+    if not serving.cancelled() and (error := serving.exception()) is not None:
+        raise error
+
+
+async def _write_checkpoints(pipeline: Pipeline, store: Store) -> None:
+    """What a stream has delivered so far is on disk every two seconds: a crash costs the operator no more."""
+    while True:
+        await asyncio.sleep(CHECKPOINT_SECONDS)
+        now = store.clock.now()
+        checkpoints = checkpoints_of(pipeline.running.values(), now, CHECKPOINT_SECONDS)
+        if checkpoints:
+            try:
+                await store.ledger.checkpoint(checkpoints)
+            except RequestError as error:
+                log.error("checkpoints could not be written: %s", error)
+
+
+# --- starting and stopping --------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _own_data_directory(data_dir: Path):  # pyright: ignore[reportUnknownParameterType]
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = DataDirectoryLock(data_dir)
+        lock.acquire()
+    except OSError as error:
+        raise StartError(
+            f"The data directory {data_dir} cannot be used: {error.strerror}. Choose another with --data-dir."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """The first SIGTERM or Ctrl-C stops gracefully; another ends the process at once."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if stopping.is_set():
+            log.error("stopped at once by a second signal")
+            os._exit(130)
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    return stopping
+
+
+async def _find_model(settings: Settings, console: Console) -> Path | None:
+    if not settings.serves_embedded:
+        return None
+    settings.server.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    find = functools.partial(
+        find_model,
+        _embedded_settings(settings),
+        settings.server.data_dir,
+        progress=console.progress(),
+    )
+    return await asyncio.to_thread(find)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    host, port = settings.server.host, settings.server.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=4096)
+    except OSError as error:
+        raise StartError(
+            f"Cannot listen on {host} port {port}: {error.strerror}. Choose another with --host and --port."
+        ) from error
+
+
+async def _start_upstreams(
+    upstreams: Mapping[str, Upstream], serving: asyncio.Task[None], stopping: asyncio.Event
+) -> None:
+    """The socket listens meanwhile: `/healthz` answers at once, `/readyz` when the models are there."""
+    starting = asyncio.gather(*(upstream.start() for upstream in upstreams.values()))
+    stopped = asyncio.ensure_future(_first_of(serving, stopping))
+    await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if starting.done():
+        starting.result()
+    else:
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await starting
+
+
+async def _first_of(serving: asyncio.Task[None], stopping: asyncio.Event) -> None:
+    told = asyncio.ensure_future(stopping.wait())
+    await asyncio.wait([serving, told], return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+
+
+async def _refill_rates(limiter: MemoryRateLimiter, store: Store) -> None:
+    """A restart gives nobody a second minute's worth."""
+    now = store.clock.now()
+    ages: dict[str, list[float]] = {}
+    for account_id, admitted_at in await store.ledger.admissions_since(now - WINDOW_SECONDS):
+        ages.setdefault(account_id, []).append(now - admitted_at)
+    for account_id, of_account in ages.items():
+        limiter.refill("chat:" + account_id, of_account)
+
+
+# --- from settings to parts -------------------------------------------------------------------------------------------
+
+
+def _offers(settings: Settings) -> list[ModelOffer]:
+    return [
+        ModelOffer(
+            id=model.id,
+            tier=model.tier,
+            input_credits_per_million=model.prompt_rate,
+            output_credits_per_million=model.completion_rate,
+            context_length=model.context_length,
+            max_output_tokens=model.max_output_tokens,
+            default_max_tokens=model.default_max_tokens,
+            supported_parameters=model.supported_parameters,
+            confidential=model.confidential,
+            servings=tuple(Serving(by.upstream, by.model, by.weight) for by in model.upstreams),
+        )
+        for model in settings.models
+    ]
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        settings.limits.requests_per_minute,
+        settings.limits.other_requests_per_minute,
+        settings.limits.concurrent_requests,
+    )
+
+
+def _embedded_settings(settings: Settings) -> EmbeddedSettings:
+    embedded = settings.embedded
+    return EmbeddedSettings(
+        model_path=embedded.gguf,
+        context_length=embedded.context_length,
+        parallel=embedded.parallel,
+        threads=embedded.threads,
+        queue_length=embedded.queue_length,
+        tool_call_opener=embedded.tool_call_opener,
+    )
+
+
+def _upstreams(settings: Settings, model_file: Path | None) -> dict[str, Upstream]:
+    upstreams: dict[str, Upstream] = {}
+    for server in settings.upstreams:
+        upstreams[server.name] = OpenAICompatible(
+            server.name,
+            server.base_url,
+            None if server.api_key is None else server.api_key.reveal(),
+            deadlines=Deadlines(
+                server.connect_seconds,
+                server.first_byte_seconds,
+                server.between_chunks_seconds,
+                server.total_seconds,
+            ),
+        )
+    if model_file is not None:
+        connect = functools.partial(OpenAICompatible, EMBEDDED)
+        upstreams[EMBEDDED] = EmbeddedUpstream(
+            EMBEDDED, _embedded_settings(settings), model_file, connect
+        )
+    return upstreams
+
+
+def _liveness(
+    accounts: Accounts, tokens: Tokens, clock: Clock
+) -> Callable[[str, str], RequestError | None]:
+    def refusal(account_id: str, token_id: str) -> RequestError | None:
+        token = tokens.get(token_id)
+        if token is None or not token.is_live(clock.now()):
+            return AuthenticationFailed(
+                "This token was revoked while the request was on its way.", code="token_revoked"
+            )
+        if accounts.get(account_id).status != "active":
+            return PermissionDenied(
+                "This account was frozen while the request was on its way.", code="account_frozen"
+            )
+        return None
+
+    return refusal
+
+
+def _welcome(settings: Settings, listener: socket.socket, new_secret: str | None) -> Welcome:
+    host, port = listener.getsockname()[:2]
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return Welcome(
+        base_url=f"http://{shown}:{port}/api/v1",
+        secret=new_secret,
+        model=settings.models[0].id,
+        data_dir=settings.server.data_dir,
+    )
+
+
+def _configure_logging() -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    logging.getLogger("tollway").setLevel(logging.INFO)

@@ -1,0 +1,83 @@
+"""What `tollway serve` shows: a pleasure to read on a terminal, plain lines elsewhere. All of it goes to stdout."""
+
+import json
+from pathlib import Path
+from typing import Protocol
+
+from msgspec import Struct
+from rich.console import Console as RichConsole
+from rich.panel import Panel
+from rich.syntax import Syntax
+from rich.table import Table
+
+from tollway.upstreams.embedded.progress import PlainProgress, Progress, RichProgress
+
+
+class Welcome(Struct, frozen=True):
+    """`secret` is there on the first start only: it is shown once."""
+
+    base_url: str
+    secret: str | None
+    model: str
+    data_dir: Path
+
+    @property
+    def curl(self) -> str:
+        body = {"model": self.model, "messages": [{"role": "user", "content": "Say hello."}]}
+        token = self.secret or "$TOLLWAY_TOKEN"
+        return (
+            f"curl {self.base_url}/chat/completions \\\n"
+            f'  -H "Authorization: Bearer {token}" \\\n'
+            f'  -H "Content-Type: application/json" \\\n'
+            f"  -d '{json.dumps(body)}'"
+        )
+
+
+class Console(Protocol):
+    def progress(self) -> Progress: ...
+
+    def welcome(self, welcome: Welcome) -> None: ...
+
+
+_NO_SECRET = "The token was shown at the first start; `tollway token issue --account default` makes another."
+
+
+class PlainConsole:
+    def progress(self) -> Progress:
+        return PlainProgress()
+
+    def welcome(self, welcome: Welcome) -> None:
+        lines = [
+            f"Tollway serves {welcome.model}",
+            f"Base URL: {welcome.base_url}",
+            f"Data: {welcome.data_dir}",
+            f"Token: {welcome.secret}" if welcome.secret else _NO_SECRET,
+            "Try it:",
+            welcome.curl,
+        ]
+        print("\n".join(lines), flush=True)  # noqa: T201 (this is the command's output)
+
+
+class TerminalConsole:
+    def __init__(self) -> None:
+        self._console = RichConsole(highlight=False)
+
+    def progress(self) -> Progress:
+        return RichProgress()
+
+    def welcome(self, welcome: Welcome) -> None:
+        facts = Table.grid(padding=(0, 2))
+        facts.add_row("[bold]Base URL[/]", f"[cyan]{welcome.base_url}[/]")
+        facts.add_row("[bold]Model[/]", welcome.model)
+        facts.add_row("[bold]Data[/]", str(welcome.data_dir))
+        if welcome.secret is not None:
+            facts.add_row("[bold]Token[/]", f"[green]{welcome.secret}[/] [dim](shown once)[/]")
+        self._console.print(Panel(facts, title="Tollway is open", border_style="green", expand=False))
+        if welcome.secret is None:
+            self._console.print(f"[dim]{_NO_SECRET}[/]")
+        self._console.print("Try it:")
+        # Not wrapped: it is there to be pasted.
+        self._console.print(
+            Syntax(welcome.curl, "bash", background_color="default"), soft_wrap=True
+        )
+        self._console.print("[dim]Ctrl-C stops it.[/]")

@@ -1,0 +1,208 @@
+"""A running Tollway: the real command in a process of its own, on a free port, with its own data directory."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+START_SECONDS_MAX = 40.0
+TOLLWAY = [sys.executable, "-m", "tollway"]
+
+
+@dataclass(frozen=True)
+class Finished:
+    status: int
+    stdout: str
+    stderr: str
+
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+
+def config_for(upstream_url: str, *, model: str = "acme/parrot", more: str = "") -> str:
+    """A configuration with one model behind one upstream; `more` is added TOML, before the models."""
+    return f"""
+{more}
+[tiers.parrot]
+prompt_rate = 1000
+completion_rate = 2000
+
+[[upstreams]]
+name = "gpu-1"
+base_url = "{upstream_url}"
+
+[[models]]
+id = "{model}"
+tier = "parrot"
+context_length = 100000
+max_output_tokens = 4096
+default_max_tokens = 1000
+upstreams = [{{ name = "gpu-1", model = "parrot-upstream" }}]
+"""
+
+
+class TollwayServer:
+    """Start it with `start` or as a context manager; `kill` and `start` again keep the data directory."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        config: str | None = None,
+        *,
+        env: dict[str, str] | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        self.data_dir = data_dir
+        self.config = None if config is None else data_dir.parent / f"{data_dir.name}.toml"
+        if self.config is not None and config is not None:
+            self.config.write_text(config)
+        self._env = {**os.environ, **(env or {})}
+        self._arguments = list(arguments)
+        self._process: subprocess.Popen[str] | None = None
+        self._output: list[str] = []
+        self._errors: list[str] = []
+        self.base_url = ""
+        self.token = ""
+
+    def __enter__(self) -> "TollwayServer":
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._process is not None:
+            self.stop()
+
+    def start(self) -> None:
+        """Returns when it has said where it listens, which is when its models are there."""
+        self._output, self._errors = [], []
+        self._process = subprocess.Popen(
+            [*TOLLWAY, "serve", "--port", "0", *self._where(), *self._arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self._env,
+        )
+        for stream, lines in (
+            (self._process.stdout, self._output),
+            (self._process.stderr, self._errors),
+        ):
+            threading.Thread(target=_collect, args=(stream, lines), daemon=True).start()
+        self._wait_for_line(r"^\s+-d ")
+        self.base_url = self._found(r"Base URL: (\S+)")
+        if match := re.search(r"Token: (tw_\w+)", self.stdout):
+            self.token = match[1]
+
+    def stop(self, seconds: float = 30.0) -> int:
+        """SIGTERM, and its exit status."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            status = self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+        self._process = None
+        return status
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def wait(self, seconds: float) -> int:
+        assert self._process is not None
+        status = self._process.wait(seconds)
+        self._process = None
+        return status
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def origin(self) -> str:
+        return self.base_url.removesuffix("/api/v1")
+
+    @property
+    def port(self) -> int:
+        return int(self.origin.rpartition(":")[2])
+
+    @property
+    def stdout(self) -> str:
+        return "".join(self._output)
+
+    @property
+    def stderr(self) -> str:
+        return "".join(self._errors)
+
+    def command(self, *arguments: str) -> Finished:
+        """Runs `tollway ARGUMENTS` on this installation, with or without the server."""
+        return run_tollway(*arguments, *self._where(), env=self._env)
+
+    def issue_token(self, *arguments: str, account: str = "default") -> str:
+        done = self.command(
+            "token", "issue", "--account", account, "--scope", "llm-all", *arguments, "--json"
+        )
+        assert done.status == 0, done.stderr
+        return done.json()["personal_access_token"]
+
+    def _where(self) -> list[str]:
+        where = ["--data-dir", str(self.data_dir)]
+        return where if self.config is None else [*where, "--config", str(self.config)]
+
+    def _wait_for_line(self, pattern: str) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while not any(re.search(pattern, line) for line in self._output):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                status = self._process.poll()
+                self._process.kill()
+                time.sleep(0.1)
+                raise AssertionError(
+                    f"tollway serve did not come up (exit {status}):\n{self.stdout}\n{self.stderr}"
+                )
+            time.sleep(0.01)
+
+    def _found(self, pattern: str) -> str:
+        match = re.search(pattern, self.stdout)
+        assert match is not None, self.stdout
+        return match[1]
+
+
+def run_tollway(*arguments: str, env: dict[str, str] | None = None) -> Finished:
+    done = subprocess.run(
+        [*TOLLWAY, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=60,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
+def _collect(stream: Any, lines: list[str]) -> None:
+    for line in stream:
+        lines.append(line)
