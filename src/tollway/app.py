@@ -23,12 +23,14 @@ import uvloop
 
 from tollway import __version__
 from tollway.accounts import Accounts
+from tollway.api.access_log import AccessLog
 from tollway.api.admin.control import ControlServer
 from tollway.api.admin.operations import Operations
 from tollway.api.completions import ChatDoor
 from tollway.api.edge import EdgeProtocol
-from tollway.api.observer import AccessLog, RequestObserver
-from tollway.api.routes import ApiParts, create_app
+from tollway.api.observer import RequestObserver
+from tollway.api.operation import ApiParts
+from tollway.api.routes import create_app
 from tollway.catalogue import Catalogue, ModelOffer, Serving
 from tollway.clock import Clock, SystemClock
 from tollway.console import Console, Welcome
@@ -39,8 +41,9 @@ from tollway.gateway.authenticate import Authenticator
 from tollway.gateway.pipeline import Pipeline
 from tollway.gateway.route import Router
 from tollway.gateway.settle import checkpoints_of
-from tollway.ledger.sqlite import SqliteLedger, genesis
-from tollway.metrics import Metrics
+from tollway.ledger.base import genesis
+from tollway.ledger.sqlite import SqliteLedger
+from tollway.metrics import Exposition, Metrics
 from tollway.rates.base import WINDOW_SECONDS
 from tollway.rates.concurrency import Concurrency
 from tollway.rates.memory import MemoryRateLimiter
@@ -127,16 +130,21 @@ async def _serve(settings: Settings, console: Console) -> None:
         for upstream in upstreams.values():
             stack.push_async_callback(upstream.stop)
         metrics = Metrics()
-        access_log = AccessLog(settings.server.access_log, settings.server.data_dir)
+        access_log = AccessLog(
+            settings.server.access_log, settings.server.data_dir, metrics
+        )
         await access_log.start()
         stack.push_async_callback(access_log.stop)
         limiter = MemoryRateLimiter(store.clock)
         await _refill_rates(limiter, store)
-        gateway = _gateway(settings, store, upstreams, limiter, metrics, access_log)
+        observer = RequestObserver(metrics, access_log, store.clock)
+        gateway = _gateway(settings, store, upstreams, limiter, observer)
         control = ControlServer(settings.server.data_dir, store.operations)
         await control.start()
         stack.push_async_callback(control.stop)
-        server = _http_server(settings, store, gateway, upstreams, limiter, metrics, stopping)
+        server = _http_server(
+            settings, store, gateway, upstreams, limiter, metrics, observer, stopping
+        )
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         stack.push_async_callback(_stop_serving, server, serving)
         checkpoints = asyncio.create_task(_write_checkpoints(gateway.pipeline, store))
@@ -165,8 +173,7 @@ def _gateway(
     store: Store,
     upstreams: Mapping[str, Upstream],
     limiter: MemoryRateLimiter,
-    metrics: Metrics,
-    access_log: AccessLog,
+    observer: RequestObserver,
 ) -> _Gateway:
     authenticator = Authenticator(
         store.tokens,
@@ -183,7 +190,6 @@ def _gateway(
         store.ledger,
         _limits(settings),
     )
-    observer = RequestObserver(metrics, access_log, store.clock)
     pipeline = Pipeline(authenticator, gate, router, store.ledger, observer, store.clock)
     return _Gateway(authenticator, gate, pipeline)
 
@@ -195,6 +201,7 @@ def _http_server(
     upstreams: Mapping[str, Upstream],
     limiter: MemoryRateLimiter,
     metrics: Metrics,
+    observer: RequestObserver,
     stopping: asyncio.Event,
 ) -> "_Server":
     trusted = tuple(ip_network(proxy) for proxy in settings.server.trusted_proxies)
@@ -214,7 +221,15 @@ def _http_server(
             limiter=limiter,
             limits=_limits(settings),
             clock=store.clock,
-            metrics=metrics,
+            observer=observer,
+            exposition=Exposition(
+                metrics,
+                version=__version__,
+                now=store.clock.now,
+                in_flight=lambda: len(gateway.pipeline.running),
+                open_holds=store.ledger.open_holds,
+                upstreams_ready={name: u.ready for name, u in upstreams.items()},
+            ),
             not_ready=not_ready,
             trusted_proxies=trusted,
             version=__version__,

@@ -1,6 +1,7 @@
 """What `tollway serve` shows: a pleasure to read on a terminal, plain lines elsewhere. All of it goes to stdout."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Protocol
 
@@ -10,7 +11,7 @@ from rich.panel import Panel
 from rich.syntax import Syntax
 from rich.table import Table
 
-from tollway.upstreams.embedded.progress import PlainProgress, Progress, RichProgress
+from tollway.upstreams.embedded.progress import PlainProgress, Progress, TerminalProgress
 
 
 class Welcome(Struct, frozen=True):
@@ -44,7 +45,7 @@ _NO_SECRET = "The token was shown at the first start; `tollway token issue --acc
 
 class PlainConsole:
     def progress(self) -> Progress:
-        return PlainProgress()
+        return PlainProgress(sys.stdout)
 
     def welcome(self, welcome: Welcome) -> None:
         lines = [
@@ -63,7 +64,7 @@ class TerminalConsole:
         self._console = RichConsole(highlight=False)
 
     def progress(self) -> Progress:
-        return RichProgress()
+        return TerminalProgress(self._console)
 
     def welcome(self, welcome: Welcome) -> None:
         facts = Table.grid(padding=(0, 2))
