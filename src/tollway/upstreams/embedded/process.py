@@ -11,6 +11,7 @@ machine busy by loading. Each child has a new address and a new random key, whic
 import asyncio
 import contextlib
 import logging
+import re
 import secrets
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -24,6 +25,8 @@ from tollway.errors import StartError
 RUNNER = (sys.executable, "-P", "-m", "tollway.upstreams.embedded.runner")
 STDERR_BYTES_KEPT = 8192
 BUSY_SECONDS_MAX = 5.0
+# `0.00.027.408 E llama_model_load: error loading model: tensor data is not within the file bounds`
+LLAMA_ERROR = re.compile(r"^[\d.]+ E [^:\n]*: (.+)$", re.MULTILINE)
 
 log = logging.getLogger("tollway.upstreams.embedded")
 
@@ -163,12 +166,12 @@ class Child:
             await self._end_process()
             raise StartError(
                 f"The embedded model was not loaded within {self._start_seconds:g} s"
-                f"{self._last_words()}."
+                f"{self._reason()}."
             ) from None
         except (OSError, msgspec.DecodeError):
             await self._end_process()
             raise StartError(
-                f"The embedded model's process could not start{self._last_words()}. Is"
+                f"The embedded model's process could not start{self._reason()}. Is"
                 f" {self._settings.model_path} a GGUF file that llama.cpp can read?"
             ) from None
         except BaseException:
@@ -203,9 +206,14 @@ class Child:
             self._stderr += data
             del self._stderr[:-STDERR_BYTES_KEPT]
 
+    def _reason(self) -> str:
+        """Of a start that failed: llama.cpp's first error, which the others only follow from."""
+        first_error = LLAMA_ERROR.search(self._stderr.decode(errors="replace"))
+        return f": {first_error[1].strip()}" if first_error else self._last_words()
+
     def _last_words(self) -> str:
         lines = self._stderr.decode(errors="replace").strip().splitlines()
-        return f": {lines[-1].strip()}" if lines else ""
+        return f": {lines[-1].strip().rstrip('.')}" if lines else ""
 
     async def _end_process(self) -> None:
         process, self._process = self._process, None

@@ -91,6 +91,9 @@ def _params(settings: dict[str, Any]) -> Any:
     params.cors_origins = ""
     params.ui = False
     params.endpoint_slots = True
+    # Fitting loads the model twice, which is a third of the start, and may shorten the context
+    # that was configured without a word.
+    params.fit_params = False
     params.cache_ram_mib = 0  # the default is a prompt cache of up to 8 GiB
     params.verbosity = 1
     params.sse_ping_interval = 15

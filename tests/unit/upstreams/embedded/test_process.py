@@ -25,7 +25,14 @@ print(json.dumps({"address": "http://127.0.0.1:1/" + settings["model_path"]}), f
 """
 OBEDIENT = ANSWER + "sys.stdin.read()"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)" + OBEDIENT
-COMPLAINS = "import sys; sys.stdin.readline(); sys.exit('x' * 10000 + '\\nno such tensor')"
+COMPLAINS = "import sys; sys.stdin.readline(); sys.exit('x' * 10000 + '\\nno such tensor.')"
+LLAMA_COMPLAINS = r"""
+import sys
+sys.stdin.readline()
+sys.exit('''0.00.027.408 E llama_model_load: error loading model: it is cut off
+0.00.027.442 E llama_model_load_from_file_impl: failed to load model
+RuntimeError: Failed to init server, please check the input params.''')
+"""
 SILENT = "import sys; sys.stdin.read()"
 # Comes up once, fails once, and comes up again: the directory it is started with counts.
 FAILS_SECOND_TIME = (
@@ -108,10 +115,17 @@ async def test_a_stopped_child_is_gone(watcher: Watcher, program: str, stop_seco
     assert watcher.went_down_count == 0
 
 
-async def test_a_child_that_cannot_start_says_why(watcher: Watcher) -> None:
-    child = watcher.child(COMPLAINS)
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        (COMPLAINS, r"could not start: no such tensor\. .*/models/m\.gguf"),
+        (LLAMA_COMPLAINS, r"could not start: error loading model: it is cut off\. Is"),
+    ],
+)
+async def test_a_child_that_cannot_start_says_why(watcher: Watcher, program: str, why: str) -> None:
+    child = watcher.child(program)
 
-    with pytest.raises(StartError, match=r"could not start: no such tensor\. .*/models/m\.gguf"):
+    with pytest.raises(StartError, match=why):
         await child.start()
 
     assert child.pid is None
