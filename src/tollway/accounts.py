@@ -1,15 +1,16 @@
 """Accounts: who pays. Their credits are the ledger's; here is what each is called and may do.
 
-All accounts are in memory: a request looks its own up without a query. Every change is on disk before it takes effect,
-except a freeze, which refuses at once.
+All accounts are in memory: a request looks its own up without a query. Every change is on disk
+before it takes effect, except a freeze, which refuses at once.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
 
 from tollway.clock import Clock, new_id
-from tollway.database.base import Database
+from tollway.database.base import Database, Statement
 from tollway.errors import NotFound, Refused
 
 NAME_CHARACTERS_MAX = 100
@@ -48,16 +49,15 @@ class Accounts:
         """By name, or by id. Raises `NotFound`."""
         account = self._by_name.get(name) or self._by_id.get(name)
         if account is None:
-            raise NotFound(
-                f"There is no account {name!r:.120}. `tollway account list` shows them."
-            )
+            raise NotFound(f"There is no account {name!r:.120}. `tollway account list` shows them.")
         return account
 
     def list(self) -> list[Account]:
         return list(self._by_id.values())
 
-    async def create(self, name: str, *, chain_head: bytes) -> Account:
-        """`chain_head` is where the ledger begins the account's chain of entries. Raises `Refused` for a name taken."""
+    async def create(self, name: str, *, chain_head: Callable[[str], bytes]) -> Account:
+        """`chain_head(id)` is where the ledger begins the account's chain of entries. Raises
+        `Refused` for a name that is taken."""
         if not 1 <= len(name) <= NAME_CHARACTERS_MAX or not name.isprintable():
             raise Refused(
                 f"An account's name has 1 to {NAME_CHARACTERS_MAX} printable characters; "
@@ -69,23 +69,25 @@ class Accounts:
         account = Account(new_id("acc", now), name, "active", None, None, now)
         await self._database.execute(
             (
-                "INSERT INTO accounts (id, name, status, chain_head, created_at) VALUES (?, ?, ?, ?, ?)",
-                (account.id, name, account.status, chain_head, int(now * 1000)),
+                "INSERT INTO accounts (id, name, status, chain_head, created_at)"
+                " VALUES (?, ?, ?, ?, ?)",
+                (account.id, name, account.status, chain_head(account.id), int(now * 1000)),
             )
         )
         self._remember(account)
         return account
 
-    async def freeze(self, name: str) -> Account:
-        """Its next request is refused; those in flight end as they would."""
+    async def freeze(self, name: str, *audit: Statement) -> Account:
+        """Its next request is refused; those in flight end as they would. `audit` is written with
+        it."""
         frozen = msgspec.structs.replace(self.named(name), status="frozen")
         self._remember(frozen)
-        await self._store_status(frozen)
+        await self._store_status(frozen, audit)
         return frozen
 
-    async def unfreeze(self, name: str) -> Account:
+    async def unfreeze(self, name: str, *audit: Statement) -> Account:
         active = msgspec.structs.replace(self.named(name), status="active")
-        await self._store_status(active)
+        await self._store_status(active, audit)
         self._remember(active)
         return active
 
@@ -112,9 +114,9 @@ class Accounts:
         self._remember(changed)
         return changed
 
-    async def _store_status(self, account: Account) -> None:
+    async def _store_status(self, account: Account, audit: tuple[Statement, ...]) -> None:
         await self._database.execute(
-            ("UPDATE accounts SET status = ? WHERE id = ?", (account.status, account.id))
+            *audit, ("UPDATE accounts SET status = ? WHERE id = ?", (account.status, account.id))
         )
 
     def _remember(self, account: Account) -> None:

@@ -1,7 +1,8 @@
 """The models on offer: what each is called, what it costs, and which upstreams serve it.
 
-Prices are rows that are only ever added: a request keeps the price it began with, and a receipt can be recomputed years
-later. `Catalogue.load` adds a row where the configuration's price differs from the newest one.
+Prices are rows that are only ever added: a request keeps the price it began with, and a receipt can
+be recomputed years later. `Catalogue.load` adds a row where the configuration's price differs from
+the newest one.
 """
 
 from collections.abc import Iterable
@@ -28,7 +29,8 @@ class Serving(Struct, frozen=True, gc=False):
 
 
 class Model(Struct, frozen=True):
-    """`supported_parameters` None means all. `max_output_tokens` and `default_max_tokens` are tokens a choice."""
+    """`supported_parameters` None means all. `max_output_tokens` and `default_max_tokens` are
+    tokens a choice."""
 
     id: str
     name: str
@@ -70,7 +72,8 @@ class Catalogue:
         newest: dict[str, tuple[Price, float]] = {}
         first_seen: dict[str, float] = {}
         rows = await database.fetch(
-            "SELECT id, model, prompt_rate, completion_rate, created_at FROM prices ORDER BY created_at, id"
+            "SELECT id, model, prompt_rate, completion_rate, created_at"
+            " FROM prices ORDER BY created_at, id"
         )
         for id_, model, prompt_rate, completion_rate, created_at in rows:
             newest[model] = (Price(id_, prompt_rate, completion_rate), created_at / 1000)
@@ -96,11 +99,13 @@ class Catalogue:
         return catalogue
 
     def find(self, model_id: str, allowed: frozenset[str] | None) -> Model:
-        """`allowed` are the models that the token may use (None: all). Raises `NotFound` alike for unknown and not allowed."""
+        """`allowed` are the models that the token may use (None: all). Raises `NotFound` alike for
+        unknown and not allowed."""
         model = self._models.get(model_id)
         if model is None or (allowed is not None and model_id not in allowed):
             raise NotFound(
-                f"There is no model {model_id!r:.200} for this token. GET /models lists those there are.",
+                f"There is no model {model_id!r:.200} for this token. "
+                "GET /models lists those there are.",
                 code="model_not_found",
                 param="model",
             )
@@ -129,5 +134,3 @@ def _model(offer: ModelOffer, price: Price, created_at: float) -> Model:
         created_at=created_at,
         owned_by=owner or "tollway",
     )
-
-

@@ -1,8 +1,9 @@
 """API tokens: issue, find, revoke.
 
-A secret is `tw_`, 43 base62 characters (256 random bits) and 6 of a CRC32, which lets a typo or a truncated paste be
-refused without a look-up, and lets scanners for leaked secrets be sure. Only its SHA-256 is kept: 256 random bits need no
-salt and no slow hash. A malformed, an unknown and a revoked token get one and the same answer.
+A secret is `tw_`, 43 base62 characters (256 random bits) and 6 of a CRC32, which lets a typo or a
+truncated paste be refused without a look-up, and lets scanners for leaked secrets be sure. Only its
+SHA-256 is kept: 256 random bits need no salt and no slow hash. A malformed, an unknown and a
+revoked token get one and the same answer.
 """
 
 import hashlib
@@ -16,18 +17,20 @@ from functools import lru_cache
 import msgspec
 
 from tollway.clock import Clock, new_id
-from tollway.database.base import Database
+from tollway.database.base import Database, Statement
 from tollway.errors import AuthenticationFailed, InvalidRequest, NotFound
 
 SCOPES = ("llm-all", "account")
 NAME_CHARACTERS_MAX = 100
+SECRET_CHARACTERS = 52
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _SHAPE = re.compile(r"tw_[0-9A-Za-z]{49}")
 
 
 class Token(msgspec.Struct, frozen=True):
-    """`models` None: all of them. `spend_cap` is in credits over the token's whole life. `strict`: unknown fields are 400."""
+    """`models` None: all of them. `spend_cap` is in credits over the token's whole life. `strict`:
+    unknown fields are 400."""
 
     id: str
     account_id: str
@@ -54,8 +57,8 @@ class Tokens:
 
     async def load(self) -> None:
         rows = await self._database.fetch(
-            "SELECT digest, id, account_id, name, scopes, models, requests_per_minute, spend_cap, strict,"
-            " created_at, expires_at, revoked_at FROM tokens ORDER BY id"
+            "SELECT digest, id, account_id, name, scopes, models, requests_per_minute,"
+            " spend_cap, strict, created_at, expires_at, revoked_at FROM tokens ORDER BY id"
         )
         for digest, id_, account_id, name, scopes, models, rpm, cap, strict, *times in rows:
             created_at, expires_at, revoked_at = (None if t is None else t / 1000 for t in times)
@@ -84,11 +87,13 @@ class Tokens:
         token = None if token_id is None else self._by_id[token_id]
         if token is None or token.revoked_at is not None:
             raise AuthenticationFailed(
-                "This token is not known here. Send `Authorization: Bearer tw_...` with a token that "
-                "`tollway token issue` or POST /auth/pat gave you."
+                "This token is not known here. Send `Authorization: Bearer tw_...` with a token "
+                "that `tollway token issue` or POST /auth/pat gave you."
             )
         if token.expires_at is not None and self._clock.now() >= token.expires_at:
-            raise AuthenticationFailed("This token has expired. Get a new one.", code="token_expired")
+            raise AuthenticationFailed(
+                "This token has expired. Get a new one.", code="token_expired"
+            )
         return token
 
     def get(self, token_id: str) -> Token | None:
@@ -109,7 +114,8 @@ class Tokens:
         spend_cap: int | None = None,
         strict: bool = False,
     ) -> tuple[Token, str]:
-        """The token and its secret, which is not kept and cannot be shown again. Raises `InvalidRequest`."""
+        """The token and its secret, which is not kept and cannot be shown again. Raises
+        `InvalidRequest`."""
         granted = frozenset(scopes)
         if not granted or not granted <= frozenset(SCOPES):
             raise InvalidRequest(
@@ -138,8 +144,9 @@ class Tokens:
         assert digest is not None
         await self._database.execute(
             (
-                "INSERT INTO tokens (id, account_id, name, digest, scopes, models, requests_per_minute,"
-                " spend_cap, strict, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO tokens (id, account_id, name, digest, scopes, models,"
+                " requests_per_minute, spend_cap, strict, created_at, expires_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     token.id,
                     account_id,
@@ -158,8 +165,11 @@ class Tokens:
         self._remember(digest, token)
         return token, secret
 
-    async def revoke(self, token_id: str, *, account_id: str | None = None) -> Token:
-        """Refused from the next request on, at once. Raises `NotFound`, also for another account's token."""
+    async def revoke(
+        self, token_id: str, *audit: Statement, account_id: str | None = None
+    ) -> Token:
+        """Refused from the next request on, at once. `audit` is written with it. Raises `NotFound`,
+        also for another account's token."""
         token = self._by_id.get(token_id)
         if token is None or (account_id is not None and token.account_id != account_id):
             raise NotFound(f"There is no token {token_id!r:.100}.")
@@ -169,7 +179,7 @@ class Tokens:
         revoked = msgspec.structs.replace(token, revoked_at=now)
         self._by_id[token_id] = revoked
         await self._database.execute(
-            ("UPDATE tokens SET revoked_at = ? WHERE id = ?", (int(now * 1000), token_id))
+            *audit, ("UPDATE tokens SET revoked_at = ? WHERE id = ?", (int(now * 1000), token_id))
         )
         return revoked
 
@@ -183,9 +193,15 @@ def new_secret() -> str:
     return body + _checksum(body)
 
 
-@lru_cache(maxsize=4096)
 def _digest(secret: str) -> bytes | None:
-    """SHA-256 of a secret of the right shape, else None. Cached: it is a third of what authentication costs (1 us)."""
+    # Looked at before the cache, which would else keep whatever somebody sends, up to 32 KiB each.
+    return _digest_of_shape(secret) if len(secret) == SECRET_CHARACTERS else None
+
+
+@lru_cache(maxsize=4096)
+def _digest_of_shape(secret: str) -> bytes | None:
+    """SHA-256 of a secret of the right shape, else None. Cached: it is a third of what
+    authentication costs (1 us)."""
     if _SHAPE.fullmatch(secret) is None or _checksum(secret[:-6]) != secret[-6:]:
         return None
     return hashlib.sha256(secret.encode()).digest()

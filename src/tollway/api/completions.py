@@ -1,4 +1,5 @@
-"""The metered route: hands what the edge received to the pipeline, and sees that every request is answered."""
+"""The metered route: hands what the edge received to the pipeline, and sees that every request is
+answered."""
 
 import logging
 from collections.abc import Sequence
@@ -17,7 +18,9 @@ log = logging.getLogger("tollway.api")
 class ChatDoor:
     """Implements the edge's `Door`."""
 
-    def __init__(self, pipeline: Pipeline, clock: Clock, trusted_proxies: Sequence[Network]) -> None:
+    def __init__(
+        self, pipeline: Pipeline, clock: Clock, trusted_proxies: Sequence[Network]
+    ) -> None:
         self._pipeline = pipeline
         self._clock = clock
         self.trusted_proxies = trusted_proxies
@@ -31,7 +34,8 @@ class ChatDoor:
             if not reply.begun:
                 reply.refuse(call, InternalFault(), None)
         finally:
-            # A reply without its end would leave the client waiting: cut it, and let the client see that it is cut.
+            # A reply without its end would leave the client waiting: cut it, and let the client see
+            # that it is cut.
             if not exchange.response_complete:
                 exchange.cut()
 

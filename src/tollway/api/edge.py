@@ -1,13 +1,16 @@
-"""Where bytes become requests: uvicorn's HTTP protocol, with deadlines for receiving and a short way to the metered route.
+"""Where bytes become requests: uvicorn's HTTP protocol, with deadlines for receiving and a short
+way to the metered route.
 
-uvicorn carries the sockets: listening, TLS, signals, keep-alive, and every other route as ASGI. `EdgeProtocol` differs in two
-respects. A request must arrive in time: its head within 10 s and its body within 30 (uvicorn waits for ever). And a POST to
-`.../chat/completions` is handed to the pipeline as a `Call`, and answered on the transport, without an ASGI scope and its
-messages, which saves about 15 us a request (docs/decisions/0001).
+uvicorn carries the sockets: listening, TLS, signals, keep-alive, and every other route as ASGI.
+`EdgeProtocol` differs in two respects. A request must arrive in time: its head within 10 s and its
+body within 30 (uvicorn waits for ever). And a POST to `.../chat/completions` is handed to the
+pipeline as a `Call`, and answered on the transport, without an ASGI scope and its messages, which
+saves about 15 us a request (docs/decisions/0001).
 
-An `Exchange` is one request on the short way and its reply. It stands where uvicorn keeps its `RequestResponseCycle`, with
-the four attributes that uvicorn looks at there, so that pipelining and a graceful stop treat both alike. Only this file
-knows uvicorn's insides; its version is pinned and `tests/integration/test_edge.py` holds it to what is used here.
+An `Exchange` is one request on the short way and its reply. It stands where uvicorn keeps its
+`RequestResponseCycle`, with the four attributes that uvicorn looks at there, so that pipelining and
+a graceful stop treat both alike. Only this file knows uvicorn's insides; its version is pinned and
+`tests/integration/test_edge.py` holds it to what is used here.
 
 Reading is never paused while a metered request runs: that would hide that its client has left.
 """
@@ -83,8 +86,6 @@ class Exchange:
         "_listener",
         "_protocol",
         "_size",
-        "_task",
-        "_waits",
         "accepts_trailers",
         "began",
         "body_complete",
@@ -95,19 +96,26 @@ class Exchange:
         "refusal",
         "response_complete",
         "status",
+        "task",
+        "waits",
     )
     message_event = _NoEvent()
 
     def __init__(
-        self, protocol: "EdgeProtocol", headers: dict[bytes, bytes], *, http_1_1: bool, keep_alive: bool
+        self,
+        protocol: "EdgeProtocol",
+        headers: dict[bytes, bytes],
+        *,
+        http_1_1: bool,
+        keep_alive: bool,
     ) -> None:
         self._protocol = protocol
         self._body: list[bytes] = []
         self._size = 0
         self._head = b""
-        self._task: asyncio.Task[None] | None = None
         self._listener: Callable[[bool], None] | None = None
-        self._waits = False
+        self.task: asyncio.Task[None] | None = None
+        self.waits = False  # behind the reply to a request before it
         self.began = time.monotonic()
         self.headers = headers
         self.http_1_1 = http_1_1
@@ -123,7 +131,7 @@ class Exchange:
     def gone(self) -> bool:
         return self.disconnected
 
-    # --- the reply ----------------------------------------------------------------------------------------------------
+    # --- the reply --------------------------------------------------------------------------------
 
     def send_head(self, status: int, lines: bytes) -> None:
         """Goes out together with the first `write`. `lines` end in CRLF, each of them."""
@@ -163,7 +171,7 @@ class Exchange:
     def on_pressure(self, listener: Callable[[bool], None]) -> None:
         self._listener = listener
 
-    # --- the edge's side ----------------------------------------------------------------------------------------------
+    # --- the edge's side --------------------------------------------------------------------------
 
     def feed(self, data: bytes) -> None:
         if self.refusal is not None:
@@ -186,8 +194,8 @@ class Exchange:
         """The client has gone: whoever serves this must know within a second, so at once."""
         self.disconnected = True
         self._listener = None
-        if self._task is not None:
-            self._task.cancel()
+        if self.task is not None:
+            self.task.cancel()
 
     def press(self, slow: bool) -> None:
         if self._listener is not None:
@@ -195,6 +203,10 @@ class Exchange:
 
 
 class EdgeProtocol(HttpToolsProtocol):
+    # uvicorn declares neither None.
+    parser: Any
+    cycle: Any
+
     def __init__(
         self,
         config: Config,
@@ -208,18 +220,20 @@ class EdgeProtocol(HttpToolsProtocol):
         self._door = door
         self._receiving = False  # between the first byte of a request and its last
         self._in_head = False
-        self._head_bytes = 0
+        self._head_bytes = 0  # of the lines that are complete
+        self._head_bytes_since: int | None = None  # all of them, after the read that began the head
         self._receive_timer: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
         self._idle_since = 0.0
         self._stall_timer: asyncio.TimerHandle | None = None
         self._unsent_bytes = 0
-        self._lingering = False
+        self._deaf = False  # what still comes is not read
         self._serving: Exchange | None = None
+        self._running: RequestResponseCycle | None = None  # the same on uvicorn's way
         self.url = b""
         self.headers = []
 
-    # --- the connection -------------------------------------------------------------------------------------------------
+    # --- the connection ---------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -236,16 +250,18 @@ class EdgeProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         if serving is not None:
             serving.leave()
+        if self._running is not None:  # uvicorn tells the last request alone
+            _tell_disconnected(self._running)
 
     def data_received(self, data: bytes) -> None:
-        if self._lingering:
+        if self._deaf:
             return
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse_bytes("This server speaks HTTP/1.1 and upgrades to nothing. Leave out Upgrade.")
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
             return
         except httptools.HttpParserError as error:
             if isinstance(error.__context__, _HeadTooLarge):
@@ -255,9 +271,21 @@ class EdgeProtocol(HttpToolsProtocol):
             return
         if self._receiving:
             self._await_the_rest(len(data))
-        elif self._receive_timer is not None:
-            self._receive_timer.cancel()
-            self._receive_timer = None
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """An offer may be ignored (RFC 9110, 7.8), and clients send it with any request (Java's
+        asks for h2c). The parser has skipped the body, so it reads the request again, without."""
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        if method == b"CONNECT":
+            self._refuse_bytes("This server is no proxy. Send the request to it directly.")
+            return
+        head = b"%b %b HTTP/%b\r\n" % (method, self.url, version.encode())
+        for name, value in self.headers:
+            if name != b"upgrade":
+                head += b"%b: %b\r\n" % (name, value)
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.data_received(head + b"\r\n" + rest)
 
     def shutdown(self) -> None:
         """A graceful stop: what runs may end, then the connection closes."""
@@ -268,7 +296,7 @@ class EdgeProtocol(HttpToolsProtocol):
             if self.cycle is not None:
                 self.cycle.keep_alive = False
 
-    # --- httptools' callbacks -------------------------------------------------------------------------------------------
+    # --- httptools' callbacks ---------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         self.url = b""
@@ -276,18 +304,22 @@ class EdgeProtocol(HttpToolsProtocol):
         self.expect_100_continue = False
         self._receiving = self._in_head = True
         self._head_bytes = 0
+        self._head_bytes_since = None
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_bytes += len(name) + len(value)
+        self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > HEAD_BYTES_MAX:
             raise _HeadTooLarge
         self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
-        if len(self.url) > HEAD_BYTES_MAX:
+        if self._head_bytes + len(self.url) > HEAD_BYTES_MAX:
             raise _HeadTooLarge
-        path, _, _ = self.url.partition(b"?")
+        if self.parser.should_upgrade():  # data_received is told next
+            return
+        self._in_head = False
+        url = self.url
+        path = url.partition(b"?")[0] if url.startswith(b"/") else httptools.parse_url(url).path
         if path in METERED_PATHS and self.parser.get_method() == b"POST":
             self._begin_exchange()
         else:
@@ -297,22 +329,29 @@ class EdgeProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if not isinstance(cycle, Exchange):
             super().on_body(body)
+            if self._serving is not None and self.flow.read_paused:
+                # A large body behind a metered request: waiting for room would hide that the
+                # client leaves, and reading on has no bound.
+                self._stop_listening()
         elif cycle.refusal is None:
             cycle.feed(body)
             if cycle.refusal is not None:
                 self._refuse_early(cycle)
 
     def on_message_complete(self) -> None:
+        if self._in_head:  # an offer to upgrade: it comes again without
+            return
         self._receiving = False
+        self._stop_receive_timer()
         cycle = self.cycle
         if not isinstance(cycle, Exchange):
             super().on_message_complete()
             return
         cycle.body_complete = True
-        if not cycle._waits and cycle._task is None:
+        if not cycle.waits and cycle.task is None:
             self._serve(cycle)
 
-    # --- the short way --------------------------------------------------------------------------------------------------
+    # --- the short way ----------------------------------------------------------------------------
 
     def _begin_exchange(self) -> None:
         before = self.cycle
@@ -324,21 +363,26 @@ class EdgeProtocol(HttpToolsProtocol):
             http_1_1=http_1_1,
             keep_alive=http_1_1 and self.parser.should_keep_alive(),
         )
-        self.cycle = exchange  # type: ignore[assignment]
+        self.cycle = exchange
         if before is not None and not before.response_complete:
-            exchange._waits = True
+            exchange.waits = True
             self._enqueue(exchange)
         if (refusal := _refusal_of_head(headers)) is not None:
             exchange.refuse_body(refusal)
-            if isinstance(refusal, PayloadTooLarge):
+            if isinstance(refusal, PayloadTooLarge) or b"expect" in headers:
                 self._refuse_early(exchange)
-        elif b"expect" in headers and headers[b"expect"].lower() == b"100-continue":
+        elif not exchange.waits:
+            self._invite_body(exchange)
+
+    def _invite_body(self, exchange: Exchange) -> None:
+        if exchange.http_1_1 and exchange.headers.get(b"expect", b"").lower() == b"100-continue":
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _refuse_early(self, exchange: Exchange) -> None:
-        """The body is too large to wait for its end: the answer goes out now, and the connection with it."""
+        """The body is too large to wait for its end: the answer goes out now, and the connection
+        with it."""
         exchange.keep_alive = False
-        if not exchange._waits and exchange._task is None:
+        if not exchange.waits and exchange.task is None:
             self._serve(exchange)
 
     def _serve(self, exchange: Exchange) -> None:
@@ -363,18 +407,16 @@ class EdgeProtocol(HttpToolsProtocol):
         )
         self._serving = exchange
         task = self.loop.create_task(self._door.serve(call, exchange))
-        exchange._task = task
+        exchange.task = task
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
     def exchange_ended(self, exchange: Exchange) -> None:
         self._serving = None
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
+        self._idle_since = self.loop.time()
         if exchange.keep_alive:
             self.on_response_complete()
-        elif exchange.body_complete:
+        elif exchange.body_complete and not self._deaf:
             self.transport.close()
         else:
             self._linger()
@@ -384,7 +426,7 @@ class EdgeProtocol(HttpToolsProtocol):
         default = self.server_state.default_headers
         return b"date: %b\r\n" % default[0][1] if default else b""
 
-    # --- every other route ------------------------------------------------------------------------------------------------
+    # --- every other route ------------------------------------------------------------------------
 
     def _begin_asgi(self) -> None:
         url, headers = self.url, self.headers
@@ -406,35 +448,40 @@ class EdgeProtocol(HttpToolsProtocol):
         """Pipelined behind a request that still runs."""
         if len(self.pipeline) >= PIPELINED_MAX:
             log.warning("a client pipelined more than %d requests: closed", PIPELINED_MAX)
-            self.transport.abort()
+            self._stop_listening()
             return
         self.pipeline.appendleft((cycle, app))
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if not isinstance(cycle, Exchange):
+            self._running = cycle
             super()._start_asgi_task(cycle, app)
             return
-        cycle._waits = False
+        cycle.waits = False
         if cycle.body_complete or cycle.refusal is not None:
             self._serve(cycle)
+        else:
+            self._invite_body(cycle)
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
+        self._running = None
+        self._idle_since = self.loop.time()
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
         if self.pipeline:
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
-        else:
-            self._idle_since = self.loop.time()
 
-    # --- deadlines --------------------------------------------------------------------------------------------------------
+    # --- deadlines --------------------------------------------------------------------------------
 
     def _await_the_rest(self, received: int) -> None:
         if self._in_head:
-            self._head_bytes = max(self._head_bytes, 0) + received
-            if self._head_bytes > 2 * HEAD_BYTES_MAX:
+            # The first read may hold the end of the request before, and is bounded by itself.
+            since = self._head_bytes_since
+            self._head_bytes_since = 0 if since is None else since + received
+            if self._head_bytes_since > HEAD_BYTES_MAX:
                 self._refuse_head()
                 return
         if self._receive_timer is None:
@@ -450,25 +497,32 @@ class EdgeProtocol(HttpToolsProtocol):
         elif self._serving is None:
             self.transport.close()
         else:
-            self.transport.abort()
+            self._stop_listening()
+
+    def _stop_receive_timer(self) -> None:
+        if self._receive_timer is not None:
+            self._receive_timer.cancel()
+            self._receive_timer = None
 
     def _look_at_idleness(self) -> None:
         """One timer for the life of a connection, and not one for each request."""
         busy = self._receiving or (self.cycle is not None and not self.cycle.response_complete)
         allowed = HEAD_SECONDS_MAX if self.cycle is None else IDLE_SECONDS_MAX
         idle = 0.0 if busy else self.loop.time() - self._idle_since
-        if idle >= allowed:
-            self.transport.close()
-        else:
+        if idle < allowed:
             self._idle_timer = self.loop.call_later(allowed - idle, self._look_at_idleness)
+        elif self.transport.is_closing() or self.transport.get_write_buffer_size():
+            self.transport.abort()  # closing would wait for a client that does not read
+        else:
+            self.transport.close()
 
-    # --- a client that does not read ----------------------------------------------------------------------------------------
+    # --- a client that does not read --------------------------------------------------------------
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._unsent_bytes = self.transport.get_write_buffer_size()
+        self._stall_timer = self.loop.call_later(STALLED_SECONDS_MAX, self._look_at_stall)
         if self._serving is not None:
-            self._unsent_bytes = self.transport.get_write_buffer_size()
-            self._stall_timer = self.loop.call_later(STALLED_SECONDS_MAX, self._look_at_stall)
             self._serving.press(True)
 
     def resume_writing(self) -> None:
@@ -487,7 +541,7 @@ class EdgeProtocol(HttpToolsProtocol):
         else:
             self.transport.abort()
 
-    # --- what is no request -------------------------------------------------------------------------------------------------
+    # --- what is no request -----------------------------------------------------------------------
 
     def _refuse_head(self) -> None:
         self._refuse(
@@ -498,20 +552,53 @@ class EdgeProtocol(HttpToolsProtocol):
         self._refuse(InvalidRequest(message, code="invalid_http"))
 
     def _refuse(self, error: RequestError) -> None:
-        if self._serving is not None or self.transport.is_closing():
-            self.transport.abort()  # behind a reply that is still being written there is no place for another
+        """Nothing that follows can be understood any more."""
+        running = self._running
+        in_body_of = self.cycle if self._receiving and not self._in_head else None
+        if self._serving is not None or (running is not None and running is not in_body_of):
+            self._stop_listening()  # what is wrong comes behind a request that is sound
+            return
+        if in_body_of is not None and in_body_of.response_complete:
+            self.transport.close()
+            return
+        if running is not None:
+            if running.response_started:
+                self.transport.abort()
+                return
+            _tell_disconnected(running)
+        if self.transport.is_closing():
             return
         exchange = Exchange(self, {}, http_1_1=True, keep_alive=False)
         self._serving = exchange
         self._receiving = False
         self._door.refuse_unparsed(error, exchange)
 
+    def _stop_listening(self) -> None:
+        """The reply that is under way is the connection's last; that the client leaves is still
+        noticed."""
+        self._deaf = True
+        self._receiving = False
+        self._stop_receive_timer()
+        self.pipeline.clear()
+        self.flow.resume_reading()
+        answering = self._serving or self._running
+        if answering is None:
+            self.transport.close()
+        else:
+            answering.keep_alive = False
+
     def _linger(self) -> None:
         """Closing with unread bytes would reset the connection and could take the reply with it."""
-        self._lingering = True
+        self._deaf = True
+        self._stop_receive_timer()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._receive_timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+
+def _tell_disconnected(cycle: RequestResponseCycle) -> None:
+    cycle.disconnected = True
+    cycle.message_event.set()
 
 
 class _HeadTooLarge(Exception):
@@ -519,7 +606,9 @@ class _HeadTooLarge(Exception):
 
 
 def _too_large() -> PayloadTooLarge:
-    return PayloadTooLarge(f"The body is larger than {BODY_BYTES_MAX} bytes. Send a shorter conversation.")
+    return PayloadTooLarge(
+        f"The body is larger than {BODY_BYTES_MAX} bytes. Send a shorter conversation."
+    )
 
 
 def _refusal_of_head(headers: dict[bytes, bytes]) -> RequestError | None:
@@ -528,7 +617,9 @@ def _refusal_of_head(headers: dict[bytes, bytes]) -> RequestError | None:
         return _too_large()
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         return UnsupportedMediaType("The body must not be compressed. Leave out Content-Encoding.")
-    media_type = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
+    media_type = (
+        headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
+    )
     if media_type != b"application/json":
         return UnsupportedMediaType(
             f"The body must be JSON and the Content-Type is {media_type[:100].decode('latin-1')}. "

@@ -4,6 +4,7 @@ Written as bytes, not through a framework: a plain reply is one write of its hea
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -44,6 +45,10 @@ class ErrorReply(Struct, frozen=True):
     status: int
     headers: Headers
     body: bytes
+
+
+def status_of(error: RequestError) -> int:
+    return _STATUSES[type(error)][0]
 
 
 def error_reply(
@@ -104,7 +109,8 @@ def rate_headers(state: RateState) -> Headers:
 
 
 def duration(seconds: float) -> str:
-    """`0s`, `12s`, `1m3s`: whole seconds, rounded up, so that who waits that long does not come too early."""
+    """`0s`, `12s`, `1m3s`: whole seconds, rounded up, so that who waits that long does not come too
+    early."""
     minutes, rest = divmod(math.ceil(seconds), 60)
     return f"{minutes}m{rest}s" if minutes else f"{rest}s"
 
@@ -119,12 +125,13 @@ def _retry_headers(seconds: float) -> Headers:
 class ChatReply:
     """Implements the gateway's `Reply` on one exchange of the edge."""
 
-    __slots__ = ("_chunked", "_exchange", "_trailers", "begun")
+    __slots__ = ("_chunked", "_exchange", "_request_id", "_trailers", "begun")
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._chunked = exchange.http_1_1
         self._trailers = self._chunked and exchange.accepts_trailers
+        self._request_id = ""
         self.begun = False
 
     @property
@@ -134,7 +141,7 @@ class ChatReply:
     def on_pressure(self, listener: Callable[[bool], None]) -> None:
         self._exchange.on_pressure(listener)
 
-    # --- a whole reply --------------------------------------------------------------------------------------------------
+    # --- a whole reply ----------------------------------------------------------------------------
 
     def complete(self, admission: Admission, settlement: Settlement, body: bytes) -> None:
         rate = admission.rate
@@ -157,10 +164,11 @@ class ChatReply:
         reply = error_reply(error, call.request_id, standing, charged=charged)
         send(self._exchange, reply)
 
-    # --- a stream -------------------------------------------------------------------------------------------------------
+    # --- a stream ---------------------------------------------------------------------------------
 
     def begin(self, admission: Admission) -> None:
         self.begun = True
+        self._request_id = admission.call.request_id
         head = (
             "content-type: text/event-stream; charset=utf-8\r\n"
             "cache-control: no-cache\r\n"
@@ -186,7 +194,13 @@ class ChatReply:
 
     def break_stream(self, settlement: Settlement, error: RequestError) -> None:
         _, type_ = _STATUSES[type(error)]
-        fact = {"message": error.message, "type": type_, "param": error.param, "code": error.code}
+        fact = {
+            "message": error.message,
+            "type": type_,
+            "param": error.param,
+            "code": error.code,
+            "request_id": self._request_id,
+        }
         event = b"data: " + _encode({"error": fact}) + b"\n\n"
         self.write(_credits_comment(settlement) + event)
         self._end(settlement)
@@ -220,14 +234,17 @@ def _rate_lines(rate: RateState) -> str:
 
 
 _IGNORED_CHARACTERS_MAX = 1024
+_is_safe = re.compile(r"[A-Za-z0-9_.-]{1,100}").fullmatch
 
 
 def _ignored_line(admission: Admission) -> str:
     """Names come from the client: only what is safe in a header is told back."""
     if not admission.ignored:
         return ""
-    safe = [name for name in admission.ignored if name.isascii() and name.replace("_", "a").isalnum()]
-    return f"x-tollway-ignored-params: {', '.join(safe)[:_IGNORED_CHARACTERS_MAX]}\r\n" if safe else ""
+    safe = [name for name in admission.ignored if _is_safe(name)]
+    return (
+        f"x-tollway-ignored-params: {', '.join(safe)[:_IGNORED_CHARACTERS_MAX]}\r\n" if safe else ""
+    )
 
 
 def _credits_comment(settlement: Settlement) -> bytes:

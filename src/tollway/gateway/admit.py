@@ -1,7 +1,9 @@
-"""May this request run? Finds the model, takes a place in flight and in the rate, and holds the most it can cost.
+"""May this request run? Finds the model, takes a place in flight and in the rate, and holds the
+most it can cost.
 
-What is taken is given back in the same function where a later check refuses; once admitted, `leave` gives back the place in
-flight, and settlement the hold. A place of the rate is given back only for refusals that are not the request's doing.
+What is taken is given back in the same function where a later check refuses; once admitted, `leave`
+gives back the place in flight, and settlement the hold. A place of the rate counts from then on,
+however the request ends.
 """
 
 from collections.abc import Awaitable, Callable
@@ -60,13 +62,7 @@ class Gate:
 
     async def admit(self, caller: Caller, call: Call, parsed: ParsedRequest) -> Admission:
         model = self._catalogue.find(parsed.request.model, caller.token.models)
-        ignored = ignored_fields(model, parsed)
-        if ignored and caller.token.strict:
-            raise InvalidRequest(
-                f"This token is strict, and {ignored[0]} is not supported by {model.id}. Leave it out.",
-                code="unsupported_parameter",
-                param=ignored[0],
-            )
+        ignored = ignored_fields(caller, model, parsed)
         ceiling = _credits_max(call.credits_max)
         self._enter(caller)
         taken: list[tuple[str, float]] = []
@@ -89,7 +85,8 @@ class Gate:
         return Standing(rate, self._ledger.available(caller.account.id))
 
     async def cost(self, model: Model, parsed: ParsedRequest) -> Cost:
-        """The most it could cost. Raises `InvalidRequest` where the input is known not to fit the model's context."""
+        """The most it could cost. Raises `InvalidRequest` where the input is known not to fit the
+        model's context."""
         request = parsed.request
         wanted = request.output_tokens_wanted
         if wanted is None:
@@ -97,7 +94,9 @@ class Gate:
         output_tokens = min(wanted, model.max_output_tokens)
         counted = await self._count_input_tokens(model, parsed, output_tokens)
         if counted is None:
-            input_tokens = input_tokens_bound(request.messages, request.tools, request.response_format)
+            input_tokens = input_tokens_bound(
+                request.messages, request.tools, request.response_format
+            )
         else:
             input_tokens = counted
             if counted >= model.context_length:
@@ -118,13 +117,15 @@ class Gate:
             limit = self._limits.concurrent_requests
         if not self._concurrency.enter(caller.account.id, limit):
             raise RateLimited(
-                f"This account has {limit} requests running, its limit. Wait until one of them ends.",
+                f"This account has {limit} requests running, its limit. "
+                "Wait until one of them ends.",
                 retry_after_seconds=CONCURRENCY_RETRY_SECONDS,
                 code="concurrency_limit_exceeded",
             )
 
     async def _take_rate(self, caller: Caller, taken: list[tuple[str, float]]) -> RateState:
-        """The account's place, and the token's where it has a limit of its own; `taken` gets what must be given back."""
+        """The account's place, and the token's where it has a limit of its own; `taken` gets what
+        must be given back."""
         take = await self._limiter.take(caller.rate_key, self._rate_limit(caller))
         if not take.admitted:
             raise _too_many("account", take.state)
@@ -151,7 +152,8 @@ class Gate:
         parsed: ParsedRequest,
         ceiling: int | None,
     ) -> tuple[Hold, Cost]:
-        """Where the client named no length, what is available is enough if it buys 16 tokens: the length follows it."""
+        """Where the client named no length, what is available is enough if it buys 16 tokens: the
+        length follows it."""
         least = cost.output_tokens_max
         if parsed.request.output_tokens_wanted is None:
             least = min(least, OUTPUT_TOKENS_WORTH_STARTING)
@@ -175,7 +177,9 @@ class Gate:
                 )
             )
         except NotEnough as short:
-            whose = "the account has" if short.limit == "balance" else "the token's spend cap leaves"
+            whose = (
+                "the account has" if short.limit == "balance" else "the token's spend cap leaves"
+            )
             raise _insufficient(model, cost, credits_min, short.available, whose) from None
         if hold.amount == cost.credits_max:
             return hold, cost
@@ -187,13 +191,19 @@ class Gate:
         )
 
 
-def ignored_fields(model: Model, parsed: ParsedRequest) -> tuple[str, ...]:
-    if model.supported_parameters is None:
-        return parsed.unknown
-    unsupported = tuple(
-        f for f in parsed.fields if f in OPTIONAL_FIELDS and f not in model.supported_parameters
-    )
-    return parsed.unknown + unsupported
+def ignored_fields(caller: Caller, model: Model, parsed: ParsedRequest) -> tuple[str, ...]:
+    """What the model is not sent. Raises `InvalidRequest` for a token that is strict about it."""
+    ignored = parsed.unknown
+    if (supported := model.supported_parameters) is not None:
+        ignored += tuple(f for f in parsed.fields if f in OPTIONAL_FIELDS and f not in supported)
+    if ignored and caller.token.strict:
+        raise InvalidRequest(
+            f"This token is strict, and {ignored[0]:.100} is not supported by {model.id}. "
+            "Leave it out.",
+            code="unsupported_parameter",
+            param=ignored[0][:100],
+        )
+    return ignored
 
 
 def _credits_max(header: bytes | None) -> int | None:
@@ -217,17 +227,16 @@ def _too_many(whose: str, state: RateState) -> RequestError:
 def _insufficient(
     model: Model, cost: Cost, required: int, available: int, whose: str
 ) -> InsufficientCredits:
-    affordable: int | None = affordable_output_tokens(
+    paid_for = affordable_output_tokens(
         model.price, max(0, available), cost.input_tokens_max, cost.choices
     )
-    if affordable is not None and affordable < OUTPUT_TOKENS_WORTH_STARTING:
-        affordable = None
-    mend = "Add credits." if affordable is None else f"Lower max_tokens to {affordable} or add credits."
+    affordable = paid_for if paid_for >= OUTPUT_TOKENS_WORTH_STARTING else None
+    lower = "Add" if affordable is None else f"Lower max_tokens to {affordable} or add"
+    mend = f"{lower} credits."
     return InsufficientCredits(
-        f"This request could cost up to {required} credits and {whose} {available} available. {mend}",
+        f"This request could cost up to {required} credits and {whose} {available} available. "
+        f"{mend}",
         required=required,
         available=available,
         affordable_output_tokens=affordable,
     )
-
-

@@ -1,4 +1,5 @@
-"""Bearer token -> Caller. Guessing is slowed by address; a valid token is never refused for others' guesses."""
+"""Bearer token -> Caller. Guessing is slowed by address; a valid token is never refused for others'
+guesses."""
 
 from tollway.accounts import Accounts
 from tollway.errors import AuthenticationFailed, PermissionDenied, RateLimited
@@ -17,7 +18,8 @@ class Authenticator:
         self._failures_per_minute = failures_per_minute
 
     async def authenticate(self, authorization: bytes | None, address: str) -> Caller:
-        """Raises `AuthenticationFailed`, or `RateLimited` where this address has failed too often this minute."""
+        """Raises `AuthenticationFailed`, or `RateLimited` where this address has failed too often
+        this minute."""
         try:
             token = self._tokens.authenticate(_bearer(authorization))
         except AuthenticationFailed:

@@ -1,7 +1,8 @@
 """The life of one request, from its bytes to its settled charge. Read `serve` from top to bottom.
 
-Settlement cannot be lost to a cancelled task: `ledger.settle` has queued it when it returns, and awaiting it only waits for
-the disk. A client that leaves cancels the task that runs `serve`; so does a drain that has run out of time.
+Settlement cannot be lost to a cancelled task: `ledger.settle` has queued it when it returns, and
+awaiting it only waits for the disk. A client that leaves cancels the task that runs `serve`; so
+does a drain that has run out of time.
 """
 
 import asyncio
@@ -87,7 +88,8 @@ class Pipeline:
         except asyncio.CancelledError:
             meter.status = "interrupted"
             meter.error = Unavailable("The server is being stopped. Send the request again.")
-        except Exception:  # noqa: BLE001 (whatever it was, the hold must end and the client be told)
+        except Exception:
+            # Whatever it was, the hold must end and the client be told.
             log.exception("request %s failed on a fault of the program", admission.call.request_id)
             meter.error = InternalFault()
         finally:

@@ -1,12 +1,14 @@
 """Asks the upstream and gives its answer to the client, counting what was given.
 
-A stream passes through in the network's own callbacks: the upstream's connection calls `event` for each event it has read
-and `flush` once a read, and what was rewritten goes out with one write. Three things are rewritten in each event: the
-reply's id, the model's name, and the usage, which the client sees only at the end, with its credits.
+A stream passes through in the network's own callbacks: the upstream's connection calls `event` for
+each event it has read and `flush` once a read, and what was rewritten goes out with one write.
+Three things are rewritten in each event: the reply's id, the model's name, and the usage, which the
+client sees only at the end, with its credits.
 
-Nearly all events of a stream differ in one string, the text that was generated. So when an event has been read, checked and
-written the plain way (4 us), what stood around its text is remembered together with what we wrote around it (`_Template`),
-and an event that matches is rewritten by cutting its text out (0.7 us). A test shows that both ways give the same bytes.
+Nearly all events of a stream differ in one string, the text that was generated. So when an event
+has been read, checked and written the plain way (4 us), what stood around its text is remembered
+together with what we wrote around it (`_Template`), and an event that matches is rewritten by
+cutting its text out (0.7 us). A test shows that both ways give the same bytes.
 """
 
 import asyncio
@@ -57,9 +59,11 @@ _FINISH_REASONS = {
 
 
 async def relay(route: Route, admission: Admission, reply: Reply, meter: Meter) -> "Answer":
-    """Returns when the upstream has ended in good order; `finish` then gives the client the end of it, with its credits.
+    """Returns when the upstream has ended in good order; `finish` then gives the client the end of
+    it, with its credits.
 
-    Raises `RequestError`; where the reply has begun by then, the client can only be told within the stream.
+    Raises `RequestError`; where the reply has begun by then, the client can only be told within the
+    stream.
     """
     if admission.parsed.wants_stream:
         return await _relay_stream(route, admission, reply, meter)
@@ -85,7 +89,7 @@ async def _relay_whole(route: Route, admission: Admission, meter: Meter) -> "Who
     completion.id = admission.call.completion_id
     completion.model = admission.model.id
     completion.object = "chat.completion"
-    completion.created = completion.created or int(admission.call.now)
+    completion.created = int(admission.call.now)
     meter.status = "completed"
     return WholeAnswer(admission, completion, meter.report)
 
@@ -152,7 +156,7 @@ class StreamRelay:
         self._wrote_at = self._loop.time()
         self._timer = self._loop.call_later(KEEP_ALIVE_SECONDS, self._keep_alive)
 
-    # --- EventSink ----------------------------------------------------------------------------------------------------
+    # --- EventSink --------------------------------------------------------------------------------
 
     def opened(self, source: Source) -> None:
         self._sources.append(source)
@@ -167,7 +171,7 @@ class StreamRelay:
         ):
             text = payload[template.start : len(payload) - template.tail]
             self._out.append(template.our_before + text + template.our_after)
-            self._count_piece()
+            self._count_pieces(1)
         elif self._failure is None and not self.cut_off:
             self._read(payload)
 
@@ -176,11 +180,12 @@ class StreamRelay:
             self._write(b"".join(self._out))
             self._out.clear()
 
-    # --- the end ------------------------------------------------------------------------------------------------------
+    # --- the end ----------------------------------------------------------------------------------
 
     def close(self) -> None:
         self._timer.cancel()
         self.flush()
+        self._sources.clear()  # their connections serve others now: this client must not stop them
 
     def check_end(self) -> None:
         """Raises `UpstreamFailed` where the body ended and the model had not."""
@@ -199,7 +204,7 @@ class StreamRelay:
             usage_event = b"data: " + _encode(chunk) + b"\n\n"
         reply.end_stream(settlement, usage_event)
 
-    # --- the plain way ------------------------------------------------------------------------------------------------
+    # --- the plain way ----------------------------------------------------------------------------
 
     def _read(self, payload: bytes) -> None:
         try:
@@ -211,28 +216,31 @@ class StreamRelay:
             self._fail("The model's server failed in the middle of its reply.")
             return
         self._meter.upstream_id = self._meter.upstream_id or chunk.id or None
-        self._created = chunk.created or self._created
         self._fingerprint = chunk.system_fingerprint or self._fingerprint
-        report = read_usage(chunk.usage)
-        if report is not None:
-            self._meter.report = report
-        if not chunk.choices:  # usage alone, or a content filter's word on the prompt
-            return
-        carries_output = False
+        pieces = 0
         for choice in chunk.choices:
             if not self._normalise(choice):
                 return
-            carries_output = carries_output or choice.delta.carries_output()
+            pieces += choice.delta.carries_output()
+        report = read_usage(chunk.usage)
+        if report is not None:
+            self._meter.report = report
+            self._meter.reported_pieces = self._meter.output_pieces + pieces
+        if not chunk.choices:  # usage alone, or a content filter's word on the prompt
+            return
         rewritten = self._rewrite(chunk)
         self._out.append(b"data: " + rewritten + b"\n\n")
-        if carries_output:
+        if pieces:
             self._template = _Template.learn(payload, rewritten, chunk) or self._template
-            self._count_piece()
+            self._count_pieces(pieces)
 
     def _normalise(self, choice: ChunkChoice) -> bool:
         """Brings one choice into our API's form; False where the stream has failed with it."""
         state = self._choices.get(choice.index)
         if state is None:
+            if not 0 <= choice.index < self._admission.cost.choices:
+                self._fail("The model's server sent a choice that was not asked for.")
+                return False
             state = self._choices[choice.index] = _ChoiceState()
             choice.delta.role = "assistant"
         if choice.delta.role and not choice.delta.content and not choice.delta.tool_calls:
@@ -270,26 +278,28 @@ class StreamRelay:
             "system_fingerprint": self._fingerprint,
         }
 
-    # --- what goes out ------------------------------------------------------------------------------------------------
+    # --- what goes out ----------------------------------------------------------------------------
 
-    def _count_piece(self) -> None:
+    def _count_pieces(self, count: int) -> None:
+        """Of the event that is the last in `_out`."""
         meter = self._meter
-        meter.output_pieces += 1
+        meter.output_pieces += count
         if meter.first_output_at is None:
             meter.first_output_at = time.monotonic()
         if meter.output_pieces > self._output_tokens_max:
+            meter.output_pieces -= count
             self._cut()
 
     def _cut(self) -> None:
-        """The upstream ignores its cap. The hold pays for no more: the reply ends as one that reached its length."""
-        if self.cut_off:
-            return
+        """The upstream ignores its cap. The hold pays for no more: the reply ends as one that
+        reached its length."""
         self.cut_off = True
         self._template = None
-        self._meter.output_pieces -= 1
         self._out.pop()
         log.error(
-            "upstream %s went on beyond its cap of %d tokens", self._meter.upstream, self._output_tokens_max
+            "upstream %s went on beyond its cap of %d tokens",
+            self._meter.upstream,
+            self._output_tokens_max,
         )
         for index, state in self._choices.items():
             if not state.finished:
@@ -377,11 +387,15 @@ class _Template:
             return None
         before, _, after = payload.partition(quoted)
         our_before, _, our_after = rewritten.partition(quoted)
+        # A server that escapes what need not be escaped may have the same text plain elsewhere.
+        if not before.rstrip().endswith(b'"content":'):
+            return None
         return cls(before + b'"', b'"' + after, our_before + b'"', b'"' + our_after)
 
 
 def finish_reason(reason: str, *, has_calls: bool) -> str | None:
-    """Our API's word for an upstream's; None where it means that the upstream failed (`abort`, `error`)."""
+    """Our API's word for an upstream's; None where it means that the upstream failed (`abort`,
+    `error`)."""
     known = _FINISH_REASONS.get(reason)
     if known in ("stop", "tool_calls"):
         return "tool_calls" if has_calls else "stop"
@@ -391,16 +405,17 @@ def finish_reason(reason: str, *, has_calls: bool) -> str | None:
 def _usage_object(
     report: UsageReport | None, outcome: Outcome, settlement: Settlement
 ) -> dict[str, object]:
-    """The `usage` that a client gets: what was charged for, the upstream's details, and the credits."""
+    """The `usage` that a client gets: what was charged for, the upstream's details, and the
+    credits."""
     usage: dict[str, object] = {
         "prompt_tokens": outcome.input_tokens,
         "completion_tokens": outcome.output_tokens,
         "total_tokens": outcome.input_tokens + outcome.output_tokens,
     }
     if report is not None:
-        if isinstance(report.input_details, dict):
+        if report.input_details is not None:
             usage["prompt_tokens_details"] = report.input_details
-        if isinstance(report.output_details, dict):
+        if report.output_details is not None:
             usage["completion_tokens_details"] = report.output_details
     usage["credits_consumed"] = settlement.charged
     usage["credits_remaining"] = settlement.available

@@ -1,7 +1,9 @@
-"""What a request used -> what it costs. The rules are the table "Who pays" of docs/explanation/money.md.
+"""What a request used -> what it costs. The rules are the table "Who pays" of
+docs/explanation/money.md.
 
-A whole reply is paid for when it is delivered, by the upstream's usage if that can be true, else as counted. A stream that
-broke off, on either side, is paid for as far as the client received it, and not at all if nothing came.
+A whole reply is paid for when it is delivered, by the upstream's usage if that can be true, else as
+counted. A stream that broke off, on either side, is paid for as far as the client received it, and
+not at all if nothing came.
 """
 
 from collections.abc import Iterable
@@ -9,6 +11,7 @@ from collections.abc import Iterable
 from tollway.gateway.types import Admission, Meter
 from tollway.ledger.base import Checkpoint, Outcome
 from tollway.pricing import NOTHING_USED, Usage, charge
+from tollway.wire.usage import UsageReport
 
 _BYTES_PER_TOKEN = 4
 
@@ -40,16 +43,24 @@ def usage_of(admission: Admission, meter: Meter) -> Usage:
     if meter.status != "completed" and not admission.parsed.wants_stream:
         return NOTHING_USED
     report = meter.report
-    # No prompt is empty, and output that was received was generated: a report that says otherwise is not believed.
-    if report is not None and report.input_tokens > 0 and (report.output_tokens > 0 or not received):
+    if report is not None and _is_believable(report, meter, received=received):
         return Usage(report.input_tokens, report.output_tokens, "upstream")
     return Usage(_input_tokens(admission), _output_tokens(meter), "counted")
+
+
+def _is_believable(report: UsageReport, meter: Meter, *, received: bool) -> bool:
+    """No prompt is empty, and output that was received was generated. Of a reply that broke off,
+    a report from before its last output says too little."""
+    if report.input_tokens == 0 or (received and report.output_tokens == 0):
+        return False
+    return meter.status == "completed" or meter.reported_pieces == meter.output_pieces
 
 
 def _input_tokens(admission: Admission) -> int:
     if admission.cost.input_tokens_counted is not None:
         return admission.cost.input_tokens_counted
-    # The bound has 256 for the request and 16 for each message on top of the bytes; those are not text.
+    # The bound has 256 for the request and 16 for each message on top of the bytes; those are not
+    # text.
     messages = len(admission.parsed.request.messages)
     text_bytes = admission.cost.input_tokens_max - 256 - 16 * messages
     return -(-text_bytes // _BYTES_PER_TOKEN)

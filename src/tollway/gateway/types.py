@@ -1,7 +1,7 @@
 """The values that the stages of a request hand on.
 
-They are msgspec structs and not dataclasses because a frozen dataclass of eight fields takes 1.5 us to make and one of
-these 0.2 (docs/decisions/0001).
+They are msgspec structs and not dataclasses because a frozen dataclass of eight fields takes 1.5 us
+to make and one of these 0.2 (docs/decisions/0001).
 """
 
 from collections.abc import Callable
@@ -21,8 +21,9 @@ from tollway.wire.usage import UsageReport
 
 
 class Call(Struct, frozen=True):
-    """One request as it came. `now` is wall-clock, `began` monotonic, both seconds; `refusal` is what was wrong with the
-    body already while it was received (too large, not JSON), told only to those who may ask."""
+    """One request as it came. `now` is wall-clock, `began` monotonic, both seconds; `refusal` is
+    what was wrong with the body already while it was received (too large, not JSON), told only to
+    those who may ask."""
 
     request_id: str
     now: float
@@ -60,7 +61,8 @@ class Cost(Struct, frozen=True, gc=False):
 
 
 class Admission(Struct, frozen=True):
-    """A request that may run: its credit is held, its places in the rate and among those in flight are taken."""
+    """A request that may run: its credit is held, its places in the rate and among those in flight
+    are taken."""
 
     call: Call
     caller: Caller
@@ -86,7 +88,8 @@ class Standing(Struct, frozen=True, gc=False):
 
 
 class Meter:
-    """What the client has been given so far, kept by the relay and read by the settlement, the checkpoints and the log."""
+    """What the client has been given so far, kept by the relay and read by the settlement, the
+    checkpoints and the log."""
 
     __slots__ = (
         "attempts",
@@ -95,6 +98,7 @@ class Meter:
         "first_output_at",
         "output_pieces",
         "report",
+        "reported_pieces",
         "status",
         "text_bytes",
         "upstream",
@@ -104,6 +108,7 @@ class Meter:
     def __init__(self) -> None:
         self.status: Status = "failed"
         self.report: UsageReport | None = None  # the upstream's last word on the usage
+        self.reported_pieces = 0  # how many pieces had been given when it was said
         self.output_pieces = 0  # deltas that carried output
         self.text_bytes = 0  # of a whole reply, for one that has no usage
         self.finished = False  # a finish reason came
@@ -115,7 +120,8 @@ class Meter:
 
 
 class Reply(Protocol):
-    """Where the answer goes: the edge's connection, dressed by `api/replies.py`. Nothing here blocks or raises."""
+    """Where the answer goes: the edge's connection, dressed by `api/replies.py`. Nothing here
+    blocks or raises."""
 
     @property
     def begun(self) -> bool:
@@ -128,7 +134,8 @@ class Reply(Protocol):
         ...
 
     def on_pressure(self, listener: Callable[[bool], None]) -> None:
-        """`listener(True)` when the client reads too slowly, `listener(False)` when it has caught up."""
+        """`listener(True)` when the client reads too slowly, `listener(False)` when it has caught
+        up."""
         ...
 
     def begin(self, admission: Admission) -> None:
@@ -138,11 +145,13 @@ class Reply(Protocol):
     def write(self, events: bytes) -> None: ...
 
     def end_stream(self, settlement: Settlement, usage_event: bytes) -> None:
-        """The credits and `[DONE]`. `usage_event` is empty for a client that did not ask for usage."""
+        """The credits and `[DONE]`. `usage_event` is empty for a client that did not ask for
+        usage."""
         ...
 
     def break_stream(self, settlement: Settlement, error: RequestError) -> None:
-        """After the first byte an error can only be an event; the body then ends without `[DONE]`."""
+        """After the first byte an error can only be an event; the body then ends without
+        `[DONE]`."""
         ...
 
     def complete(self, admission: Admission, settlement: Settlement, body: bytes) -> None: ...

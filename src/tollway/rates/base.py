@@ -1,7 +1,8 @@
 """Limits: so many requests in any minute, and so many at a time.
 
-The minute is exact: no span of 60 seconds holds more than the limit, wherever it starts. That takes a log of admission
-times; a bucket that refills (GCRA) lets through 59 at a limit of 30, half of them in the burst.
+The minute is exact: no span of 60 seconds holds more than the limit, wherever it starts. That takes
+a log of admission times; a bucket that refills (GCRA) lets through 59 at a limit of 30, half of
+them in the burst.
 """
 
 from typing import Protocol
@@ -12,7 +13,8 @@ WINDOW_SECONDS = 60.0
 
 
 class RateState(Struct, frozen=True, gc=False):
-    """What the x-ratelimit headers say. `reset_seconds`: until the next place is free, 0 if one is."""
+    """What the x-ratelimit headers say. `reset_seconds`: until the next place is free, 0 if one
+    is."""
 
     limit: int
     remaining: int

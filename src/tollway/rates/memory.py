@@ -11,7 +11,8 @@ _SWEEP_EVERY_TAKES = 4096
 
 
 class MemoryRateLimiter:
-    """A deque of admission times for each key; what is older than the window falls off at the next look."""
+    """A deque of admission times for each key; what is older than the window falls off at the next
+    look."""
 
     def __init__(self, clock: Clock) -> None:
         self._monotonic = clock.monotonic
@@ -57,7 +58,9 @@ class MemoryRateLimiter:
 
     def _forget_idle(self, now: float) -> None:
         """Amortised over thousands of takes, so that keys seen once do not stay for ever."""
-        idle = [k for k, times in self._times.items() if not times or now - times[-1] > WINDOW_SECONDS]
+        idle = [
+            k for k, times in self._times.items() if not times or now - times[-1] > WINDOW_SECONDS
+        ]
         for key in idle:
             del self._times[key]
 

@@ -1,10 +1,12 @@
-"""A pooled keep-alive HTTP/1.1 client, one request at a time on each connection, its replies pushed into a `Receiver`.
+"""A pooled keep-alive HTTP/1.1 client, one request at a time on each connection, its replies pushed
+into a `Receiver`.
 
-It is ours because it is the largest single cost of a gateway: aiohttp's client adds 155 us a request, httpx's over 2,000,
-this one about 12 (docs/decisions/0001). It does what talking to a known model server takes and no more: no redirects, no
-cookies, no proxies, no compression.
+It is ours because it is the largest single cost of a gateway: aiohttp's client adds 155 us a
+request, httpx's over 2,000, this one about 12 (docs/decisions/0001). It does what talking to a
+known model server takes and no more: no redirects, no cookies, no proxies, no compression.
 
-Deadlines are looked at by one sweep a pool, once in a while, so that a request needs no timer of its own.
+Deadlines are looked at by one sweep a pool, once in a while, so that a request needs no timer of
+its own.
 """
 
 import asyncio
@@ -16,7 +18,13 @@ from urllib.parse import urlsplit
 import httptools
 from msgspec import Struct
 
-from tollway.errors import ConfigurationError, RequestError, Unavailable, UpstreamFailed, UpstreamTimeout
+from tollway.errors import (
+    ConfigurationError,
+    RequestError,
+    Unavailable,
+    UpstreamFailed,
+    UpstreamTimeout,
+)
 
 HEAD_BYTES_MAX = 64 * 1024
 IDLE_CONNECTIONS_MAX = 256
@@ -24,7 +32,8 @@ IDLE_SECONDS_MAX = 60.0
 
 
 class Deadlines(Struct, frozen=True):
-    """Seconds. `first_byte` runs until anything of the reply is there, `between_chunks` from byte to byte."""
+    """Seconds. `first_byte` runs until anything of the reply is there, `between_chunks` from byte
+    to byte."""
 
     connect: float = 3.0
     first_byte: float = 120.0
@@ -51,7 +60,8 @@ class Receiver(Protocol):
 
 
 class ConnectionPool:
-    """Connections to one base URL. Raises `ConfigurationError` for one that is not http:// or https://."""
+    """Connections to one base URL. Raises `ConfigurationError` for one that is not http:// or
+    https://."""
 
     def __init__(self, base_url: str, deadlines: Deadlines = Deadlines()) -> None:  # noqa: B008 (frozen)
         parts = urlsplit(base_url)
@@ -70,13 +80,15 @@ class ConnectionPool:
         self._idle: deque[Connection] = deque()
         self._busy: set[Connection] = set()
         self._sweep: asyncio.TimerHandle | None = None
-        self._sweep_seconds = min(1.0, *(d / 4 for d in (deadlines.first_byte, deadlines.between_chunks, deadlines.total)))
+        self._sweep_seconds = min(
+            1.0, *(d / 4 for d in (deadlines.first_byte, deadlines.between_chunks, deadlines.total))
+        )
 
     async def request(self, request: bytes, receiver: Receiver) -> None:
         """Sends and returns when the whole reply was received. Cancelling closes the connection.
 
-        A connection that the server closed while it was idle is found out only by using it: nothing was answered, so the
-        request is sent again, once, on a new one.
+        A connection that the server closed while it was idle is found out only by using it: nothing
+        was answered, so the request is sent again, once, on a new one.
         """
         connection = self._take_idle()
         if connection is not None:
@@ -123,12 +135,13 @@ class ConnectionPool:
                 )
         except TimeoutError:
             raise UpstreamTimeout(
-                f"The model's server did not accept a connection within {self.deadlines.connect:g} s."
-                " Try again."
+                "The model's server did not accept a connection within "
+                f"{self.deadlines.connect:g} s. Try again."
             ) from None
         except OSError:
             raise Unavailable(
-                "The model's server cannot be reached. Try again in a moment.", retry_after_seconds=5
+                "The model's server cannot be reached. Try again in a moment.",
+                retry_after_seconds=5,
             ) from None
         return connection
 
@@ -143,6 +156,7 @@ class ConnectionPool:
             raise
         finally:
             self._busy.discard(connection)
+        connection.resume_reading()  # a client that was too slow is no matter of the next one's
         if connection.is_usable() and len(self._idle) < IDLE_CONNECTIONS_MAX:
             self._idle.append(connection)
         else:
@@ -178,8 +192,8 @@ class Connection(asyncio.Protocol):
         "_framed",
         "_head_bytes",
         "_loop",
-        "_paused_at",
         "_parser",
+        "_paused_at",
         "_receiver",
         "_retry_after",
         "_sent_at",
@@ -200,7 +214,8 @@ class Connection(asyncio.Protocol):
         self.heard_at = self.idle_since = self._sent_at = 0.0
 
     def exchange(self, request: bytes, receiver: Receiver) -> asyncio.Future[None]:
-        """The future ends with the reply: its result says nothing, its exception is a `RequestError`."""
+        """The future ends with the reply: its result says nothing, its exception is a
+        `RequestError`."""
         assert self._transport is not None
         self._receiver = receiver
         self._done = self._loop.create_future()
@@ -213,7 +228,9 @@ class Connection(asyncio.Protocol):
         return self._done
 
     def is_usable(self) -> bool:
-        return self._transport is not None and not self._transport.is_closing() and self._done is None
+        return (
+            self._transport is not None and not self._transport.is_closing() and self._done is None
+        )
 
     def abort(self) -> None:
         self._receiver = None
@@ -270,13 +287,17 @@ class Connection(asyncio.Protocol):
         receiver = self._receiver
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.fail(UpstreamFailed("The model's server sent what is not HTTP."))
             return
+        if self._head_bytes >= 0:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES_MAX:
+                self.fail(UpstreamFailed("The model's server sent a head that does not end."))
+                return
         if receiver is not None:
             receiver.flush()
-        done = self._done
-        if done is not None and done.done():
+        if self._done.done():
             self._done = None
 
     def eof_received(self) -> bool:
@@ -292,15 +313,20 @@ class Connection(asyncio.Protocol):
         elif self._used and not self._answered:
             self.fail(_StaleConnection())
         else:
-            self.fail(UpstreamFailed("The model's server closed the connection in the middle of its reply."))
+            self.fail(
+                UpstreamFailed(
+                    "The model's server closed the connection in the middle of its reply."
+                )
+            )
         self._receiver = None
 
     # httptools' callbacks
 
+    def on_message_begin(self) -> None:
+        if self._receiver is None and self._transport is not None:  # an answer too many
+            self._transport.close()
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_bytes += len(name) + len(value)
-        if self._head_bytes > HEAD_BYTES_MAX:
-            raise ValueError("response head too large")
         name = name.lower()
         if name == b"content-type":
             self._content_type = value.lower()
@@ -310,8 +336,8 @@ class Connection(asyncio.Protocol):
             self._retry_after = value
 
     def on_headers_complete(self) -> None:
-        self._head_bytes = -1
         status = self._parser.get_status_code()
+        self._head_bytes = -1
         if status >= 200 and self._receiver is not None:
             head = ResponseHead(status, self._content_type, self._retry_after)
             self._receiver.head(head, self)
@@ -321,10 +347,13 @@ class Connection(asyncio.Protocol):
             self._receiver.body(data)
 
     def on_message_complete(self) -> None:
-        if self._parser.get_status_code() < 200:  # 100 Continue, 103 Early Hints: the reply is still to come
+        # 100 Continue, 103 Early Hints: the reply is still to come.
+        if self._parser.get_status_code() < 200:
             self._head_bytes = 0
+            self._framed = False
             return
         self._used = True
+        self._receiver = None  # what follows is nobody's
         self.idle_since = self._loop.time()
         keep = self._parser.should_keep_alive()
         if self._done is not None and not self._done.done():

@@ -2,10 +2,13 @@
 
 import logging
 import re
+from collections.abc import Mapping
+from typing import cast
 
 import msgspec
 
 from tollway.errors import (
+    ConfigurationError,
     InvalidRequest,
     RequestError,
     Unavailable,
@@ -16,6 +19,7 @@ from tollway.upstreams.base import Ask, EventSink
 from tollway.upstreams.connection import Connection, ConnectionPool, Deadlines, ResponseHead
 from tollway.wire.chat import ChatCompletion
 from tollway.wire.events import DONE, EventTooLarge, Frames
+from tollway.wire.requests import KNOWN_FIELDS
 
 REPLY_BYTES_MAX = 32 * 1024 * 1024
 _ERROR_BYTES_READ = 64 * 1024
@@ -63,15 +67,17 @@ class OpenAICompatible:
         )
         reply = _WholeReply()
         await self._post("/chat/completions", body, reply, ask.request_id)
-        if reply.too_large:
-            raise UpstreamFailed(f"The model's reply was larger than {REPLY_BYTES_MAX} bytes.")
         if reply.status != 200:
             raise self._refusal(reply)
         try:
             return _decode_completion(reply.content())
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            log.error("upstream %s answered with what is no chat completion: %s", self.name, error)
-            raise _failed("The model's server answered with what is no chat completion.", 200) from None
+            # The place alone: the words may have some of the reply in them.
+            place = str(error).rpartition(" - at ")[2] if " - at " in str(error) else "its JSON"
+            log.error("upstream %s: no chat completion, wrong at %s", self.name, place)
+            raise _failed(
+                "The model's server answered with what is no chat completion.", 200
+            ) from None
 
     async def stream(self, ask: Ask, sink: EventSink) -> None:
         body = _encode(
@@ -85,8 +91,6 @@ class OpenAICompatible:
         )
         reply = _EventStream(sink)
         await self._post("/chat/completions", body, reply, ask.request_id)
-        if reply.too_large:
-            raise _failed("The model's server sent an event that does not end.", 200)
         if reply.status != 200:
             raise self._refusal(reply)
         if not reply.is_events:
@@ -111,9 +115,12 @@ class OpenAICompatible:
     def _request_head(self, api_key: str | None) -> bytes:
         pool = self._pool
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
-            raise UpstreamFailed(f"The key of upstream {self.name} has characters that no header may have.")
+            raise ConfigurationError(
+                f"The key of upstream {self.name} has characters that no header may have. "
+                "Set the one that its operator gave you."
+            )
         lines = [
-            f"POST {pool.path}%b HTTP/1.1".replace("%b", "\0"),
+            f"POST {pool.path}\0 HTTP/1.1",
             f"host: {pool.host_header}",
             "user-agent: tollway",
             "accept: application/json, text/event-stream",
@@ -126,7 +133,8 @@ class OpenAICompatible:
         return fixed + b"\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n"
 
     def _refusal(self, reply: "_WholeReply | _EventStream") -> RequestError:
-        """The client is told what it can do something about; the rest is the operator's trouble and goes to the log."""
+        """The client is told what it can do something about; the rest is the operator's trouble and
+        goes to the log."""
         status = reply.status
         facts = _error_facts(reply.content())
         error: RequestError
@@ -143,7 +151,9 @@ class OpenAICompatible:
             )
         elif status in (401, 402, 403, 404):
             log.error(
-                "upstream %s answered %d: its key, its credit or its model name is wrong", self.name, status
+                "upstream %s answered %d: its key, its credit or its model name is wrong",
+                self.name,
+                status,
             )
             error = Unavailable("The model is not available: its operator has been told.")
         else:
@@ -159,21 +169,24 @@ class _WholeReply:
     def __init__(self) -> None:
         self.status = 0
         self.retry_after: bytes | None = None
-        self.too_large = False
         self._parts: list[bytes] = []
         self._size = 0
+        self._connection: Connection | None = None
 
     def head(self, head: ResponseHead, connection: Connection) -> None:
+        self._connection = connection
         self.status = head.status
         self.retry_after = head.retry_after
 
     def body(self, data: bytes) -> None:
         self._size += len(data)
-        if self._size > REPLY_BYTES_MAX:
-            self.too_large = True
-            self._parts.clear()
-        else:
+        if self._size <= REPLY_BYTES_MAX:
             self._parts.append(data)
+        elif self._connection is not None:
+            self._parts.clear()
+            message = f"The model's reply is larger than {REPLY_BYTES_MAX} bytes."
+            self._connection.abandon(_failed(message, self.status))
+            self._connection = None
 
     def flush(self) -> None:
         pass
@@ -189,10 +202,10 @@ class _EventStream:
         self.status = 0
         self.retry_after: bytes | None = None
         self.is_events = False
-        self.too_large = False
         self.flush = sink.flush
         self._sink = sink
         self._frames = Frames(self._event)
+        self._connection: Connection | None = None
         self._error = b""
 
     def head(self, head: ResponseHead, connection: Connection) -> None:
@@ -200,17 +213,20 @@ class _EventStream:
         self.retry_after = head.retry_after
         self.is_events = head.status == 200 and head.content_type.startswith(b"text/event-stream")
         if self.is_events:
+            self._connection = connection
             self._sink.opened(connection)
 
     def body(self, data: bytes) -> None:
         if not self.is_events:
             if len(self._error) < _ERROR_BYTES_READ:
                 self._error += data
-        elif not self.too_large:
+        elif self._connection is not None:
             try:
                 self._frames.feed(data)
             except EventTooLarge:
-                self.too_large = True
+                message = "The model's server sent an event that does not end."
+                self._connection.abandon(_failed(message, 200))
+                self._connection = None
 
     def end(self) -> None:
         self._frames.end()
@@ -224,7 +240,7 @@ class _EventStream:
             self._sink.event(data)
 
 
-# --- what a server's error says ---------------------------------------------------------------------------------------
+# --- what a server's error says -------------------------------------------------------------------
 
 
 class _ErrorFacts(msgspec.Struct):
@@ -237,8 +253,8 @@ class _ErrorFacts(msgspec.Struct):
 
 
 _CONTEXT_WORDS = re.compile(
-    r"context.{0,20}(length|size|window)|maximum context|too many tokens|prompt is too long|max_model_len"
-    r"|input is too long|longer than the model",
+    r"context.{0,20}(length|size|window)|maximum context|too many tokens|prompt is too long"
+    r"|max_model_len|input is too long|longer than the model",
     re.IGNORECASE,
 )
 
@@ -248,32 +264,32 @@ def _error_facts(body: bytes) -> _ErrorFacts:
         value: object = msgspec.json.decode(body[:_ERROR_BYTES_READ])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _ErrorFacts()
-    inner = value.get("error", value) if isinstance(value, dict) else value
-    if isinstance(inner, str):
-        return _ErrorFacts(message=inner)
-    if not isinstance(inner, dict):
+    if isinstance(value, dict):
+        document = cast("Mapping[str, object]", value)
+        value = document.get("error", document)
+    if isinstance(value, str):
+        return _ErrorFacts(message=value)
+    if not isinstance(value, dict):
         return _ErrorFacts()
-    texts = {
-        name: str(inner[name]) for name in _ErrorFacts.__struct_fields__ if inner.get(name) is not None
-    }
-    return _ErrorFacts(**texts)
+    facts = cast("Mapping[str, object]", value)
+    texts = {name: facts.get(name) for name in _ErrorFacts.__struct_fields__}
+    return _ErrorFacts(**{name: text for name, text in texts.items() if isinstance(text, str)})
 
 
 def _refused_as_invalid(facts: _ErrorFacts) -> InvalidRequest:
-    if (
-        "context" in facts.code + facts.type
-        or _CONTEXT_WORDS.search(facts.message) is not None
-    ):
+    if "context" in facts.code + facts.type or _CONTEXT_WORDS.search(facts.message) is not None:
         return InvalidRequest(
-            "The conversation is longer than the model's context. Send fewer or shorter messages, or lower "
-            "max_tokens.",
+            "The conversation is longer than the model's context. Send fewer or shorter messages, "
+            "or lower max_tokens.",
             code="context_length_exceeded",
             param="messages",
         )
-    param = facts.param if re.fullmatch(r"[a-z_.\[\]0-9]{1,64}", facts.param) else None
+    named = re.split(r"[.\[]", facts.param, maxsplit=1)[0]
+    param = named if named in KNOWN_FIELDS else None  # nothing else: it may be anything
     about = f" because of {param}" if param else ""
     return InvalidRequest(
-        f"The model's server refused this request as invalid{about}. It may not support one of its fields.",
+        f"The model's server refused this request as invalid{about}. It may not support one of its "
+        "fields.",
         param=param,
     )
 
@@ -283,7 +299,7 @@ def _retry_after_seconds(header: bytes | None) -> float:
         seconds = float(header or b"5")
     except ValueError:  # a date: rare, and not worth a parser
         seconds = 5.0
-    return min(max(seconds, 1.0), _RETRY_AFTER_SECONDS_MAX)
+    return min(seconds, _RETRY_AFTER_SECONDS_MAX) if seconds > 1 else 1.0  # NaN too
 
 
 def _failed(message: str, status: int) -> UpstreamFailed:

@@ -1,20 +1,27 @@
 """The chat completions API's shapes: what a client may send, and what goes back.
 
-Requests are validated against `ChatRequest` (by `requests.py`), and `/openapi.json` is generated from the same types, so
-the document cannot drift from the check. What goes upstream is written from these types too: a field that is not named
-here does not pass, at any depth. Replies are decoded into `ChatCompletion` and written from it: a field not named here is not passed
-on. Source: OpenAI's chat completions reference, as typed by the openai-python SDK 3.54.
+Requests are validated against `ChatRequest` (by `requests.py`), and `/openapi.json` is generated
+from the same types, so the document cannot drift from the check. What goes upstream is written from
+these types too: a field that is not named here does not pass, at any depth. Replies are decoded
+into `ChatCompletion` and written from it: a field not named here is not passed on. Source: OpenAI's
+chat completions reference, as typed by the openai-python SDK 3.54.
 """
 
 from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-# --- request ---------------------------------------------------------------------------------------------------------
+# --- request --------------------------------------------------------------------------------------
+
+
+class CacheBreakpoint(Struct, omit_defaults=True):
+    mode: Literal["explicit"]
+    ttl: Literal["30m", "12h"] | None = None
 
 
 class TextPart(Struct, omit_defaults=True, tag_field="type", tag="text"):
     text: str
+    prompt_cache_breakpoint: CacheBreakpoint | None = None
 
 
 class RefusalPart(Struct, omit_defaults=True, tag_field="type", tag="refusal"):
@@ -131,6 +138,25 @@ class Prediction(Struct, omit_defaults=True, tag_field="type", tag="content"):
     content: str | TextParts
 
 
+class ModerationOf(Struct, omit_defaults=True):
+    mode: Literal["score", "block"]
+
+
+class ModerationPolicy(Struct, omit_defaults=True):
+    input: ModerationOf | None = None
+    output: ModerationOf | None = None
+
+
+class Moderation(Struct, omit_defaults=True):
+    model: str
+    policy: ModerationPolicy | None = None
+
+
+class PromptCacheOptions(Struct, omit_defaults=True):
+    mode: Literal["implicit", "explicit"] | None = None
+    ttl: Literal["30m"] | None = None
+
+
 TokenCount = Annotated[int, Meta(ge=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 StopSequence = Annotated[str, Meta(min_length=1)]
@@ -147,7 +173,9 @@ class ChatRequest(Struct, omit_defaults=True):
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     max_tokens: TokenCount | None = None
     max_completion_tokens: TokenCount | None = None
-    stop: StopSequence | Annotated[list[StopSequence], Meta(min_length=1, max_length=4)] | None = None
+    stop: StopSequence | Annotated[list[StopSequence], Meta(min_length=1, max_length=4)] | None = (
+        None
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
@@ -162,15 +190,21 @@ class ChatRequest(Struct, omit_defaults=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     logit_bias: dict[str, Bias] | None = None
     user: str | None = None
-    metadata: Annotated[dict[str, Annotated[str, Meta(max_length=512)]], Meta(max_length=16)] | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    metadata: (
+        Annotated[dict[str, Annotated[str, Meta(max_length=512)]], Meta(max_length=16)] | None
+    ) = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
+        None
+    )
     verbosity: Literal["low", "medium", "high"] | None = None
     store: bool | None = None
-    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     prediction: Prediction | None = None
     prompt_cache_key: str | None = None
-    prompt_cache_retention: Literal["in-memory", "24h"] | None = None
+    prompt_cache_options: PromptCacheOptions | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
     safety_identifier: str | None = None
+    moderation: Moderation | None = None
     modalities: list[Literal["text", "audio"]] | None = None
 
     @property
@@ -178,7 +212,7 @@ class ChatRequest(Struct, omit_defaults=True):
         return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
 
 
-# --- reply -----------------------------------------------------------------------------------------------------------
+# --- reply ----------------------------------------------------------------------------------------
 
 
 class ReplyFunction(Struct):
@@ -196,10 +230,10 @@ class ReplyMessage(Struct):
     role: Literal["assistant"] = "assistant"
     content: str | None = None
     refusal: str | None = None
-    tool_calls: list[ReplyToolCall] | None | UnsetType = UNSET
-    reasoning_content: str | None | UnsetType = UNSET
-    reasoning: str | None | UnsetType = UNSET
-    annotations: list[dict[str, Any]] | None | UnsetType = UNSET
+    tool_calls: list[ReplyToolCall] | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType | None = UNSET
+    reasoning: str | UnsetType | None = UNSET
+    annotations: list[dict[str, Any]] | UnsetType | None = UNSET
 
 
 class TopLogprob(Struct):
@@ -228,13 +262,14 @@ class Choice(Struct):
 
 
 class ChatCompletion(Struct):
-    """A whole reply. `usage` stays as it came until `read_usage`, because what an upstream puts there decides money."""
+    """A whole reply. `usage` stays as it came until `read_usage`, because what an upstream puts
+    there decides money."""
 
-    id: str
     choices: list[Choice]
-    created: int = 0
-    model: str = ""
-    object: Literal["chat.completion"] = "chat.completion"
+    id: str | None = None
+    created: Any = None
+    model: Any = None
+    object: Any = None
     system_fingerprint: str | None = None
-    service_tier: str | None | UnsetType = UNSET
+    service_tier: str | UnsetType | None = UNSET
     usage: Any = None

@@ -1,13 +1,14 @@
 """Server-sent events: finding them in what the network brings, and the shape of a streamed chunk.
 
-A read from a socket is not an event: it may end in the middle of a line, of a character, or hold forty events. `Frames`
-keeps what is unfinished and hands on each event's data. Source: the WHATWG HTML standard, "Server-sent events".
+A read from a socket is not an event: it may end in the middle of a line, of a character, or hold
+forty events. `Frames` keeps what is unfinished and hands on each event's data. Source: the WHATWG
+HTML standard, "Server-sent events".
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, field
 
 from tollway.wire.chat import Logprobs
 
@@ -20,7 +21,8 @@ class EventTooLarge(Exception):
 
 
 class Frames:
-    """Feeds each event's data (the bytes after `data:`) to `event`; comments and other fields are skipped."""
+    """Feeds each event's data (the bytes after `data:`) to `event`; comments and other fields are
+    skipped."""
 
     __slots__ = ("_data", "_event", "_rest")
 
@@ -45,7 +47,8 @@ class Frames:
         self._feed_lines(data)
 
     def end(self) -> None:
-        """The body ended: an event whose blank line is missing counts, a line without its end does not."""
+        """The body ended: an event whose blank line is missing counts, a line without its end does
+        not."""
         if self._data:
             self._dispatch()
 
@@ -87,41 +90,47 @@ class DeltaFunction(Struct, omit_defaults=True):
 
 class DeltaToolCall(Struct):
     index: int
-    id: str | UnsetType = UNSET
-    type: str | UnsetType = UNSET
-    function: DeltaFunction | UnsetType = UNSET
+    id: str | UnsetType | None = UNSET
+    type: str | UnsetType | None = UNSET
+    function: DeltaFunction | UnsetType | None = UNSET
 
 
 class Delta(Struct):
-    role: str | None | UnsetType = UNSET
-    content: str | None | UnsetType = UNSET
-    refusal: str | None | UnsetType = UNSET
-    reasoning_content: str | None | UnsetType = UNSET
-    reasoning: str | None | UnsetType = UNSET
-    tool_calls: list[DeltaToolCall] | None | UnsetType = UNSET
+    role: str | UnsetType | None = UNSET
+    content: str | UnsetType | None = UNSET
+    refusal: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType | None = UNSET
+    reasoning: str | UnsetType | None = UNSET
+    tool_calls: list[DeltaToolCall] | UnsetType | None = UNSET
 
     def carries_output(self) -> bool:
-        """Whether the model said anything in this delta: text, reasoning, or a part of a tool call."""
+        """Whether the model said anything in this delta: text, reasoning, or a part of a tool
+        call."""
         return bool(
-            self.content or self.tool_calls or self.reasoning_content or self.reasoning or self.refusal
+            self.content
+            or self.tool_calls
+            or self.reasoning_content
+            or self.reasoning
+            or self.refusal
         )
 
 
 class ChunkChoice(Struct):
     index: int
-    delta: Delta
+    delta: Delta = field(default_factory=Delta)
     finish_reason: str | None = None
     logprobs: Logprobs | None = None
 
 
 class Chunk(Struct):
-    """One event of a stream as an upstream sends it; `usage` and `error` stay as they are until somebody asks."""
+    """One event of a stream as an upstream sends it; `usage` and `error` stay as they are until
+    somebody asks."""
 
-    id: str = ""
+    id: str | None = None
     choices: list[ChunkChoice] = []
-    created: int = 0
-    model: str = ""
+    created: Any = None
+    model: Any = None
     system_fingerprint: str | None = None
-    service_tier: str | None | UnsetType = UNSET
+    service_tier: str | UnsetType | None = UNSET
     usage: Any = None
     error: Any = None

@@ -1,11 +1,12 @@
 """From a request's bytes to a validated `ChatRequest`, or an `InvalidRequest` that names the field.
 
-The types in `chat.py` say what each field may be; here are the rules that no type can say: which fields exclude or need
-one another, and what is refused because it would change the bill and has no price.
+The types in `chat.py` say what each field may be; here are the rules that no type can say: which
+fields exclude or need one another, and what is refused because it would change the bill and has no
+price.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from msgspec import Struct
@@ -17,8 +18,8 @@ from tollway.wire.chat import (
     ChatRequest,
     FilePart,
     ImagePart,
-    NamedToolChoice,
     NamedFunction,
+    NamedToolChoice,
     ToolMessage,
     UserMessage,
 )
@@ -41,12 +42,13 @@ _NO_PRICE = {
     "audio": "audio output has no price here. Leave out `audio`.",
     "web_search_options": "web search has no price here. Leave out `web_search_options`.",
     "functions": "the `functions` field was replaced by `tools`. Send `tools` instead.",
-    "function_call": "the `function_call` field was replaced by `tool_choice`. Send `tool_choice` instead.",
+    "function_call": "the `function_call` field was replaced by `tool_choice`. Send that instead.",
 }
 
 
 class ParsedRequest(Struct, frozen=True):
-    """`fields` is what a model may be sent, by allow-list; `unknown` the names of fields that are not OpenAI's."""
+    """`fields` is what a model may be sent, by allow-list; `unknown` the names of fields that are
+    not OpenAI's."""
 
     request: ChatRequest
     fields: dict[str, object]
@@ -70,7 +72,7 @@ def parse_chat_request(body: bytes) -> ParsedRequest:
     try:
         request = msgspec.convert(document, ChatRequest)
     except msgspec.ValidationError as error:
-        raise _explain(error, document) from None
+        raise explain_invalid(error, document) from None
     _check_fields_together(request)
     _check_messages(request)
     fields = {
@@ -106,9 +108,11 @@ def _check_fields_together(request: ChatRequest) -> None:
 
 
 def _settle_tool_choice(request: ChatRequest) -> None:
-    """Brings tools and tool_choice into one form: no empty list, and a named function always as OpenAI's object."""
+    """Brings tools and tool_choice into one form: no empty list, and a named function always as
+    OpenAI's object."""
     if not request.tools:
-        # An explicit tool_choice of "none" or "auto" asks for nothing that a request without tools does not give.
+        # An explicit tool_choice of "none" or "auto" asks for nothing that a request without tools
+        # does not give.
         if request.tools is None and request.tool_choice not in (None, "none", "auto"):
             raise InvalidRequest(
                 "tool_choice asks for a tool and there are no tools. Send tools with it.",
@@ -147,7 +151,10 @@ def _check_messages(request: ChatRequest) -> None:
                         code="missing_required_parameter",
                         param=f"messages[{index}].content",
                     )
-                open_calls = {call.id for call in message.tool_calls or ()} | open_calls
+                if not message.tool_calls:
+                    message.tool_calls = None  # some servers refuse an empty list
+                else:
+                    open_calls |= {call.id for call in message.tool_calls}
             case ToolMessage(tool_call_id=call_id) if call_id not in open_calls:
                 raise InvalidRequest(
                     f"messages[{index}].tool_call_id answers no tool call of an assistant "
@@ -158,9 +165,16 @@ def _check_messages(request: ChatRequest) -> None:
                 pass
 
 
-def _refuse_unpriced_parts(parts: list[object], path: str) -> None:
+_UNPRICED_PARTS: Mapping[type[object], str] = {
+    ImagePart: "Images",
+    AudioPart: "Audio",
+    FilePart: "Files",
+}
+
+
+def _refuse_unpriced_parts(parts: Sequence[object], path: str) -> None:
     for index, part in enumerate(parts):
-        kind = {ImagePart: "Images", AudioPart: "Audio", FilePart: "Files"}.get(type(part))
+        kind = _UNPRICED_PARTS.get(type(part))
         if kind is not None:
             raise _unsupported(
                 f"{path}[{index}]", f"{path}[{index}]: {kind} have no price here. Send text."
@@ -175,13 +189,16 @@ _WHERE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<key>key in )?\$(?P<path>.*)`)?
 _MISSING = re.compile(r"missing required field `(\w+)`")
 
 
-def _explain(error: msgspec.ValidationError, document: Mapping[str, object]) -> InvalidRequest:
+def explain_invalid(
+    error: msgspec.ValidationError, document: Mapping[str, object]
+) -> InvalidRequest:
     """Turns msgspec's words (`Expected `int`, got `str` - at `$.seed``) into the API's."""
     found = _WHERE.match(str(error))
     what, path = (found["what"], found["path"] or "") if found else (str(error), "")
-    path = path.removeprefix(".")
-    if missing := _MISSING.search(what):
-        param = f"{path}.{missing[1]}" if path else missing[1]
+    path = path.removeprefix(".").replace("[...]", "")  # a value of a map: its key is not told
+    missing = _MISSING.search(what)
+    if missing is not None or what.endswith("got `null`"):  # null is as if absent
+        param = ".".join(filter(None, (path, missing[1] if missing else "")))
         return InvalidRequest(
             f"{param} is missing.", code="missing_required_parameter", param=param
         )
