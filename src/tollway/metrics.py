@@ -1,0 +1,410 @@
+"""What is counted, and how a scrape shows it.
+
+A request counts into plain integers (`Metrics`, `ModelCounts`: well under 1 us), on the event loop
+alone; only `committed` is called by the database's writer thread, and nobody else writes what it
+writes. prometheus_client makes text of the integers when somebody scrapes (`Exposition`).
+
+Every metric is one of the `Described` values below. `described` lists them all, for the reference
+page and the test that holds the page to the code.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Literal, NamedTuple, Protocol
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+_FIRST_TOKEN_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_DURATION_BOUNDS = (
+    0.01,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    600.0,
+)
+_BATCH_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
+_COMMIT_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+
+
+class Described(NamedTuple):
+    """`name` is what a query asks for; a histogram adds `_bucket`, `_sum` and `_count` to it."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+REQUESTS = Described(
+    "tollway_requests_total",
+    "counter",
+    "Requests answered, by kind (chat, chat_stream, or the other route), model (empty where none "
+    "was settled on) and HTTP status (499: the client left before there was one).",
+    ("kind", "model", "status"),
+)
+REFUSALS = Described(
+    "tollway_refusals_total",
+    "counter",
+    "Requests refused before anything was sent to a model, by the error's code.",
+    ("code",),
+)
+RATE_REFUSALS = Described(
+    "tollway_rate_refusals_total",
+    "counter",
+    "Requests refused by a limit: chat and other (requests a minute), concurrency (at a time), "
+    "authentication (failures a minute of an address).",
+    ("limit",),
+)
+AUTHENTICATION_FAILURES = Described(
+    "tollway_authentication_failures_total",
+    "counter",
+    "Requests without a usable token.",
+)
+ENDINGS = Described(
+    "tollway_settlements_total",
+    "counter",
+    "Requests that held credit and were settled, by how they ended "
+    "(completed, interrupted, failed).",
+    ("model", "ended"),
+)
+INPUT_TOKENS = Described(
+    "tollway_input_tokens_total", "counter", "Input tokens that were charged for.", ("model",)
+)
+OUTPUT_TOKENS = Described(
+    "tollway_output_tokens_total", "counter", "Output tokens that were charged for.", ("model",)
+)
+CREDITS_CHARGED = Described(
+    "tollway_credits_charged_total", "counter", "Credits charged to accounts.", ("model",)
+)
+SHORTFALL_CREDITS = Described(
+    "tollway_shortfall_credits_total",
+    "counter",
+    "Credits that requests cost beyond their holds, which the operator bears. Should stay 0.",
+    ("model",),
+)
+SHORTFALLS = Described(
+    "tollway_shortfalls_total",
+    "counter",
+    "Requests that cost more than their hold. Should stay 0: look at the model's upstream.",
+    ("model",),
+)
+USAGE_COUNTED = Described(
+    "tollway_usage_counted_total",
+    "counter",
+    "Requests that used tokens which Tollway had to count, because the upstream reported none "
+    "that could be believed.",
+    ("model",),
+)
+UPSTREAM_ATTEMPTS = Described(
+    "tollway_upstream_attempts_total", "counter", "Requests sent to an upstream.", ("upstream",)
+)
+UPSTREAM_FAILURES = Described(
+    "tollway_upstream_failures_total",
+    "counter",
+    "Requests sent to an upstream that it failed, by the error's code.",
+    ("upstream", "code"),
+)
+UPSTREAM_READY = Described(
+    "tollway_upstream_ready",
+    "gauge",
+    "1 where a request sent to the upstream now has a chance, else 0.",
+    ("upstream",),
+)
+FIRST_TOKEN = Described(
+    "tollway_time_to_first_token_seconds",
+    "histogram",
+    "From a request's arrival to the first output from its model.",
+    ("model",),
+)
+DURATION = Described(
+    "tollway_request_duration_seconds",
+    "histogram",
+    "From a request's arrival to its settlement, for requests that held credit.",
+    ("model",),
+)
+IN_FLIGHT = Described("tollway_requests_in_flight", "gauge", "Chat requests that run now.")
+HELD = Described("tollway_credits_held", "gauge", "Credits held for requests in flight.")
+HOLDS = Described("tollway_holds_open", "gauge", "Holds that have not ended.")
+OLDEST_HOLD = Described(
+    "tollway_hold_oldest_age_seconds",
+    "gauge",
+    "Age of the oldest open hold; 0 where there is none.",
+)
+COMMIT_BATCH = Described(
+    "tollway_commit_batch_size", "histogram", "Writes that shared one commit of the database."
+)
+COMMIT_SECONDS = Described(
+    "tollway_commit_seconds", "histogram", "How long a commit of the database took."
+)
+ACCESS_LINES_LOST = Described(
+    "tollway_access_log_lost_total",
+    "counter",
+    "Lines of the access log that could not be written. Should stay 0: look at its disk.",
+)
+BUILD = Described(
+    "tollway_build_info", "gauge", "Always 1; its label is the version.", ("version",)
+)
+
+_OURS = (
+    REQUESTS,
+    REFUSALS,
+    RATE_REFUSALS,
+    AUTHENTICATION_FAILURES,
+    ENDINGS,
+    INPUT_TOKENS,
+    OUTPUT_TOKENS,
+    CREDITS_CHARGED,
+    SHORTFALL_CREDITS,
+    SHORTFALLS,
+    USAGE_COUNTED,
+    UPSTREAM_ATTEMPTS,
+    UPSTREAM_FAILURES,
+    UPSTREAM_READY,
+    FIRST_TOKEN,
+    DURATION,
+    IN_FLIGHT,
+    HELD,
+    HOLDS,
+    OLDEST_HOLD,
+    COMMIT_BATCH,
+    COMMIT_SECONDS,
+    ACCESS_LINES_LOST,
+    BUILD,
+)
+# Read from /proc by prometheus_client, so only on Linux.
+_OF_THE_PROCESS = (
+    Described("process_virtual_memory_bytes", "gauge", "Virtual memory size in bytes."),
+    Described("process_resident_memory_bytes", "gauge", "Resident memory size in bytes."),
+    Described(
+        "process_start_time_seconds",
+        "gauge",
+        "Start time of the process since unix epoch in seconds.",
+    ),
+    Described(
+        "process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds."
+    ),
+    Described("process_open_fds", "gauge", "Number of open file descriptors."),
+    Described("process_max_fds", "gauge", "Maximum number of open file descriptors."),
+)
+
+
+def described() -> tuple[Described, ...]:
+    """Every metric that `/metrics` may show."""
+    return _OURS + _OF_THE_PROCESS
+
+
+# --- what requests count into ---------------------------------------------------------------------
+
+
+class Histogram:
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+class ModelCounts:
+    """Of one model: its settled requests."""
+
+    __slots__ = (
+        "counted",
+        "credits",
+        "duration",
+        "ended",
+        "first_token",
+        "input_tokens",
+        "output_tokens",
+        "shortfall_credits",
+        "shortfalls",
+    )
+
+    def __init__(self) -> None:
+        self.ended = {"completed": 0, "interrupted": 0, "failed": 0}
+        self.input_tokens = 0
+        self.output_tokens = 0
+        self.credits = 0
+        self.shortfall_credits = 0
+        self.shortfalls = 0
+        self.counted = 0
+        self.first_token = Histogram(_FIRST_TOKEN_BOUNDS)
+        self.duration = Histogram(_DURATION_BOUNDS)
+
+
+class Metrics:
+    """The counters. Their keys are what we configured or wrote, never what a client sent."""
+
+    def __init__(self) -> None:
+        self.requests: dict[tuple[str, str, int], int] = {}
+        self.refusals: dict[str, int] = {}
+        self.rate_refusals = {"chat": 0, "other": 0, "concurrency": 0, "authentication": 0}
+        self.authentication_failures = 0
+        self.models: dict[str, ModelCounts] = {}
+        self.upstream_attempts: dict[str, int] = {}
+        self.upstream_failures: dict[tuple[str, str], int] = {}
+        self.access_lines_lost = 0
+        self._commit_batch = Histogram(_BATCH_BOUNDS)
+        self._commit_seconds = Histogram(_COMMIT_BOUNDS)
+
+    def of(self, model: str) -> ModelCounts:
+        counts = self.models.get(model)
+        if counts is None:
+            counts = self.models[model] = ModelCounts()
+        return counts
+
+    def request(self, kind: str, model: str, status: int) -> None:
+        key = (kind, model, status)
+        requests = self.requests
+        requests[key] = requests.get(key, 0) + 1
+
+    def refused(self, code: str) -> None:
+        self.refusals[code] = self.refusals.get(code, 0) + 1
+
+    def attempted(self, upstream: str, error: str | None) -> None:
+        attempts = self.upstream_attempts
+        attempts[upstream] = attempts.get(upstream, 0) + 1
+        if error is not None:
+            key = (upstream, error)
+            self.upstream_failures[key] = self.upstream_failures.get(key, 0) + 1
+
+    def committed(self, pieces: int, seconds: float) -> None:
+        """Called by the database's writer thread, and by nobody else."""
+        self._commit_batch.observe(pieces)
+        self._commit_seconds.observe(seconds)
+
+    def families(self) -> Iterator[Metric]:
+        yield _counters(REQUESTS, ((k, m, str(s), n) for (k, m, s), n in self.requests.items()))
+        yield _counters(REFUSALS, self.refusals.items())
+        yield _counters(RATE_REFUSALS, self.rate_refusals.items())
+        yield _counters(AUTHENTICATION_FAILURES, [(self.authentication_failures,)])
+        yield _counters(
+            ENDINGS, ((m, e, n) for m, c in self.models.items() for e, n in c.ended.items())
+        )
+        yield self._by_model(INPUT_TOKENS, lambda counts: counts.input_tokens)
+        yield self._by_model(OUTPUT_TOKENS, lambda counts: counts.output_tokens)
+        yield self._by_model(CREDITS_CHARGED, lambda counts: counts.credits)
+        yield self._by_model(SHORTFALL_CREDITS, lambda counts: counts.shortfall_credits)
+        yield self._by_model(SHORTFALLS, lambda counts: counts.shortfalls)
+        yield self._by_model(USAGE_COUNTED, lambda counts: counts.counted)
+        yield _counters(UPSTREAM_ATTEMPTS, self.upstream_attempts.items())
+        yield _counters(
+            UPSTREAM_FAILURES, ((u, c, n) for (u, c), n in self.upstream_failures.items())
+        )
+        yield _histograms(FIRST_TOKEN, ((m, c.first_token) for m, c in self.models.items()))
+        yield _histograms(DURATION, ((m, c.duration) for m, c in self.models.items()))
+        yield _histograms(COMMIT_BATCH, [(self._commit_batch,)])
+        yield _histograms(COMMIT_SECONDS, [(self._commit_seconds,)])
+        yield _counters(ACCESS_LINES_LOST, [(self.access_lines_lost,)])
+
+    def _by_model(self, what: Described, value: Callable[[ModelCounts], int]) -> Metric:
+        return _counters(what, ((model, value(counts)) for model, counts in self.models.items()))
+
+
+# --- what a scrape sees ---------------------------------------------------------------------------
+
+
+class OpenHold(Protocol):
+    @property
+    def amount(self) -> int: ...
+
+    @property
+    def held_at(self) -> float: ...
+
+
+class Exposition(Collector):
+    """The page of `/metrics`: the counters, and what can be looked up at the moment of a scrape."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        version: str,
+        now: Callable[[], float],
+        in_flight: Callable[[], int],
+        open_holds: Callable[[], Iterable[OpenHold]],
+        upstreams_ready: Mapping[str, Callable[[], bool]],
+    ) -> None:
+        self._metrics = metrics
+        self._version = version
+        self._now = now
+        self._in_flight = in_flight
+        self._open_holds = open_holds
+        self._upstreams_ready = upstreams_ready
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def page(self) -> bytes:
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._metrics.families()
+        holds = list(self._open_holds())
+        oldest = min((hold.held_at for hold in holds), default=None)
+        yield _gauge(IN_FLIGHT, [(self._in_flight(),)])
+        yield _gauge(HELD, [(sum(hold.amount for hold in holds),)])
+        yield _gauge(HOLDS, [(len(holds),)])
+        # The wall clock may be set back under a hold.
+        yield _gauge(OLDEST_HOLD, [(0.0 if oldest is None else max(0.0, self._now() - oldest),)])
+        ready = ((name, int(is_ready())) for name, is_ready in self._upstreams_ready.items())
+        yield _gauge(UPSTREAM_READY, ready)
+        yield _gauge(BUILD, [(self._version, 1)])
+
+
+# A row is the values of its labels, in order, and then the number.
+_Row = tuple[str | float, ...]
+
+
+def _counters(what: Described, rows: Iterable[_Row]) -> Metric:
+    family = CounterMetricFamily(what.name, what.help, labels=what.labels)
+    for *labels, value in rows:
+        family.add_metric([str(label) for label in labels], float(value))
+    return family
+
+
+def _gauge(what: Described, rows: Iterable[_Row]) -> Metric:
+    family = GaugeMetricFamily(what.name, what.help, labels=what.labels)
+    for *labels, value in rows:
+        family.add_metric([str(label) for label in labels], float(value))
+    return family
+
+
+def _histograms(
+    what: Described, rows: Iterable[tuple[Histogram] | tuple[str, Histogram]]
+) -> Metric:
+    family = HistogramMetricFamily(what.name, what.help, labels=what.labels)
+    for row in rows:
+        labels, histogram = list(row[:-1]), row[-1]
+        assert isinstance(histogram, Histogram)
+        below = 0
+        buckets: list[tuple[str, float]] = []
+        bounds = [*(repr(bound) for bound in histogram.bounds), "+Inf"]
+        for bound, count in zip(bounds, histogram.counts, strict=True):
+            below += count
+            buckets.append((bound, below))
+        family.add_metric([str(label) for label in labels], buckets, histogram.sum)
+    return family
