@@ -1,0 +1,148 @@
+"""The access log: one JSON line for each request, never with content or a secret.
+
+A request only appends a struct to a list. Every half second, or sooner where many have come, a
+thread encodes them and appends them to the file. So a crash loses half a second of lines: the log
+is for operators, what was charged is in the ledger. A disk that refuses loses lines too, and they
+are counted; it must not hold up requests.
+"""
+
+import asyncio
+import contextlib
+import datetime
+import logging
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from tollway.metrics import Metrics
+
+FLUSH_SECONDS = 0.5
+LINES_AT_ONCE = 192
+"""About 64 KiB."""
+LINES_WAITING_MAX = 65_536
+FILE_BYTES_MAX = 64 * 1024 * 1024
+
+STANDARD_OUTPUT = "-"
+
+log = logging.getLogger("tollway.access")
+
+_encode_lines = msgspec.json.Encoder().encode_lines
+
+
+class AccessLine(Struct, gc=False, omit_defaults=True):
+    """What does not apply to a request is left out of its line. `kind` and `status` are as in the
+    metric `tollway_requests_total`; `ended` is how a request that held credit ended; `error` is the
+    code that the client was told. Times of day are UTC."""
+
+    time: datetime.datetime
+    request_id: str
+    kind: str
+    status: int
+    address: str
+    total_ms: float
+    account: str | None = None
+    token: str | None = None
+    model: str | None = None
+    ended: str | None = None
+    error: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    source: str | None = None
+    credits: int | None = None
+    shortfall: int = 0
+    first_token_ms: float | None = None
+    upstream: str | None = None
+    attempts: int = 1
+    client_request_id: str | None = None
+
+
+class AccessLog:
+    """`target` is a file, relative to the data directory, `-` for the standard output, or empty for
+    no log at all. Starts a file anew past 64 MiB and keeps the one before it, as `NAME.1`."""
+
+    def __init__(self, target: str, data_dir: Path, metrics: Metrics) -> None:
+        self.enabled = target != ""
+        self._to_stdout = target == STANDARD_OUTPUT
+        self._path = data_dir / target
+        self._metrics = metrics
+        self._lines: list[AccessLine] = []
+        self._many = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._writing = asyncio.Lock()
+        self._refusing = False
+
+    async def start(self) -> None:
+        if self.enabled:
+            self._task = asyncio.create_task(self._run(), name="tollway-access-log")
+
+    async def stop(self) -> None:
+        """Returns when every line is written."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+        await self._flush()
+
+    def append(self, line: AccessLine) -> None:
+        lines = self._lines
+        lines.append(line)
+        if len(lines) == LINES_AT_ONCE:
+            self._many.set()
+        elif len(lines) > LINES_WAITING_MAX:
+            self._metrics.access_lines_lost += len(lines)
+            lines.clear()
+
+    async def _run(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._many.wait(), FLUSH_SECONDS)
+            self._many.clear()
+            # Once begun, a batch is written to its end: a stop must neither lose nor repeat it.
+            await asyncio.shield(self._flush())
+
+    async def _flush(self) -> None:
+        async with self._writing:
+            lines, self._lines = self._lines, []
+            if not lines:
+                return
+            try:
+                await asyncio.to_thread(self._write, lines)
+            except OSError as error:
+                self._metrics.access_lines_lost += len(lines)
+                if not self._refusing:
+                    log.warning("The access log cannot be written: %s", error)
+                self._refusing = True
+            else:
+                self._refusing = False
+
+    def _write(self, lines: list[AccessLine]) -> None:
+        data = _encode_lines(lines)
+        if self._to_stdout:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+            return
+        self._make_room(len(data))
+        # Opened for each batch, so that a rotation by the system's own tool is followed at once.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        descriptor = os.open(self._path, flags, 0o600)
+        try:
+            _write_all(descriptor, data)
+        finally:
+            os.close(descriptor)
+
+    def _make_room(self, size: int) -> None:
+        try:
+            present = self._path.stat().st_size
+        except FileNotFoundError:
+            return
+        if present and present + size > FILE_BYTES_MAX:
+            self._path.replace(self._path.with_name(self._path.name + ".1"))
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]

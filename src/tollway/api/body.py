@@ -1,0 +1,28 @@
+"""What a request's head says about its body, and whether that can be taken."""
+
+from collections.abc import Mapping
+
+from tollway.errors import PayloadTooLarge, RequestError, UnsupportedMediaType
+
+BODY_BYTES_MAX = 4 * 1024 * 1024
+
+
+def refusal_of_head(headers: Mapping[bytes, bytes]) -> RequestError | None:
+    """`headers` by their names in lower case; Content-Length has been seen to be a number."""
+    length = headers.get(b"content-length")
+    if length is not None and int(length) > BODY_BYTES_MAX:
+        return too_large()
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        return UnsupportedMediaType("The body must not be compressed. Leave out Content-Encoding.")
+    media_type = headers.get(b"content-type", b"application/json").partition(b";")[0]
+    media_type = media_type.strip().lower()
+    if media_type != b"application/json":
+        return UnsupportedMediaType(
+            f"The body must be JSON and the Content-Type is {media_type[:100].decode('latin-1')}. "
+            "Send Content-Type: application/json."
+        )
+    return None
+
+
+def too_large() -> PayloadTooLarge:
+    return PayloadTooLarge(f"The body is larger than {BODY_BYTES_MAX} bytes. Send less.")

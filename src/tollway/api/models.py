@@ -1,0 +1,90 @@
+"""The models that a token may use, in the shape of OpenAI's API with what a buyer wants to know."""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from tollway.api.operation import Answer, Asked
+from tollway.catalogue import Model
+from tollway.wire.requests import KNOWN_FIELDS, OPTIONAL_FIELDS
+
+# Every request has them, so they are no parameters that one model has and another lacks.
+_OF_EVERY_REQUEST = frozenset({"model", "messages"})
+
+
+class Pricing(Struct, frozen=True):
+    """Whole credits per million tokens."""
+
+    prompt: int
+    completion: int
+
+
+class Capabilities(Struct, frozen=True):
+    streaming: bool
+    tools: bool
+    json_object: bool
+    json_schema: bool
+    logprobs: bool
+    reasoning: bool
+
+
+class ModelObject(Struct, frozen=True):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    name: str
+    context_length: int
+    max_output_tokens: int
+    tier: str
+    pricing: Pricing
+    supported_parameters: list[str]
+    capabilities: Capabilities
+    confidential: bool
+
+
+class ModelList(Struct, frozen=True):
+    object: Literal["list"]
+    data: list[ModelObject]
+
+
+async def list_models(asked: Asked) -> Answer:
+    await asked.take_place()
+    models = asked.parts.catalogue.list(asked.caller.token.models)
+    return Answer(ModelList("list", [model_object(model) for model in models]))
+
+
+async def show_model(asked: Asked) -> Answer:
+    model = asked.parts.catalogue.find(asked.path["model_id"], asked.caller.token.models)
+    await asked.take_place()
+    return Answer(model_object(model))
+
+
+def model_object(model: Model) -> ModelObject:
+    optional = model.supported_parameters
+    taken = OPTIONAL_FIELDS if optional is None else OPTIONAL_FIELDS & optional
+    parameters = (KNOWN_FIELDS - OPTIONAL_FIELDS - _OF_EVERY_REQUEST) | taken
+    formats = "response_format" in parameters
+    return ModelObject(
+        id=model.id,
+        object="model",
+        created=int(model.created_at),
+        owned_by=model.owned_by,
+        name=model.name,
+        context_length=model.context_length,
+        max_output_tokens=model.max_output_tokens,
+        tier=model.tier,
+        pricing=Pricing(
+            model.price.input_credits_per_million, model.price.output_credits_per_million
+        ),
+        supported_parameters=sorted(parameters),
+        capabilities=Capabilities(
+            streaming=True,
+            tools="tools" in parameters,
+            json_object=formats,
+            json_schema=formats,
+            logprobs="logprobs" in parameters,
+            reasoning="reasoning_effort" in parameters,
+        ),
+        confidential=model.confidential,
+    )

@@ -1,0 +1,45 @@
+"""What a chat completion could cost at most. Runs nothing and charges nothing."""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from tollway.api.operation import Answer, Asked
+from tollway.gateway.admit import ignored_fields
+from tollway.gateway.authenticate import require_active_account
+from tollway.wire.requests import parse_chat_request
+
+
+class Quote(Struct, frozen=True, rename="camel"):
+    """The completion's part is for all the choices together (`n`)."""
+
+    object: Literal["quote"]
+    model: str
+    prompt_tokens_max: int
+    completion_tokens_max: int
+    credits_max: int
+    credits_available: int
+    affordable: bool
+
+
+async def quote(asked: Asked) -> Answer:
+    """The same checks as for the request itself: what is refused there is refused here."""
+    caller, parts = asked.caller, asked.parts
+    require_active_account(caller)
+    parsed = parse_chat_request(await asked.body())
+    model = parts.catalogue.find(parsed.request.model, caller.token.models)
+    ignored_fields(caller, model, parsed)
+    await asked.take_place()
+    cost = await parts.gate.cost(model, parsed)
+    available = parts.ledger.available(caller.account.id)
+    return Answer(
+        Quote(
+            "quote",
+            model.id,
+            cost.input_tokens_max,
+            cost.choices * cost.output_tokens_max,
+            cost.credits_max,
+            available,
+            cost.credits_max <= available,
+        )
+    )

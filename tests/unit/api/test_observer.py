@@ -1,0 +1,203 @@
+import json
+from typing import Any
+
+import pytest
+from tests.support.api import MODEL, Api
+from tests.support.builders import chat_bytes
+
+from tollway.api.observer import RequestObserver
+from tollway.errors import (
+    AuthenticationFailed,
+    InsufficientCredits,
+    RateLimited,
+    RequestError,
+    UpstreamFailed,
+)
+from tollway.gateway.types import Admission, Call, Caller, Cost
+from tollway.ledger.base import Attempt, Hold, Outcome, Settlement
+from tollway.rates.base import RateState
+from tollway.wire.requests import parse_chat_request
+
+
+class ToldReply:
+    """Only what the observer asks of a reply."""
+
+    def __init__(self, *, begun: bool = False, gone: bool = False) -> None:
+        self.begun = begun
+        self.gone = gone
+
+
+def a_call(api: Api) -> Call:
+    body = chat_bytes(model=MODEL, stream=True)
+    now, began = api.clock.now(), api.clock.monotonic()
+    return Call("req_1", now, began, "192.0.2.1", b"Bearer tw_x", body, client_request_id="mine")
+
+
+def a_caller(api: Api) -> Caller:
+    return Caller(api.account, api.tokens.authenticate(api.secret))
+
+
+def an_observer(api: Api) -> RequestObserver:
+    return RequestObserver(api.metrics, api.access_log, api.clock)
+
+
+def settle(
+    api: Api,
+    *,
+    error: RequestError | None = None,
+    reply: ToldReply | None = None,
+    settlement: Settlement | None = None,
+    **outcome: Any,
+) -> None:
+    call, caller, model = a_call(api), a_caller(api), api.model()
+    hold = Hold("req_1", api.account.id, caller.token.id, model.price.id, 100, 0, call.now)
+    cost = Cost(10, None, 10, 1, 100)
+    parsed = parse_chat_request(call.body)
+    admission = Admission(call, caller, model, parsed, cost, hold, RateState(30, 29, 0.0), ())
+    fields: dict[str, Any] = {
+        "status": "completed",
+        "model": MODEL,
+        "input_tokens": 10,
+        "output_tokens": 20,
+        "source": "upstream",
+        "cost": 30,
+        "attempts": (Attempt("gpu-1", 200),),
+        "upstream": "gpu-1",
+        "client_request_id": "mine",
+        "first_token_seconds": 0.18,
+        "total_seconds": 0.94,
+        **outcome,
+    }
+    told: Any = reply or ToldReply(begun=True)
+    an_observer(api).settled(
+        admission, Outcome(**fields), settlement or Settlement(30, 0, 70), error, told
+    )
+
+
+async def lines(api: Api) -> list[dict[str, Any]]:
+    await api.access_log.stop()
+    return [json.loads(line) for line in api.access_path.read_text().splitlines()]
+
+
+async def test_a_settled_request_gets_a_line_with_all_but_its_content(api: Api) -> None:
+    settle(api)
+    assert await lines(api) == [
+        {
+            "time": "2026-11-23T08:00:00Z",
+            "request_id": "req_1",
+            "kind": "chat_stream",
+            "status": 200,
+            "address": "192.0.2.1",
+            "total_ms": 940.0,
+            "account": api.account.id,
+            "token": api.tokens.authenticate(api.secret).id,
+            "model": MODEL,
+            "ended": "completed",
+            "input_tokens": 10,
+            "output_tokens": 20,
+            "source": "upstream",
+            "credits": 30,
+            "first_token_ms": 180.0,
+            "upstream": "gpu-1",
+            "client_request_id": "mine",
+        }
+    ]
+
+
+async def test_a_settled_request_is_counted(api: Api) -> None:
+    settle(api)
+    counts = api.metrics.of(MODEL)
+    assert api.metrics.requests == {("chat_stream", MODEL, 200): 1}
+    assert counts.ended == {"completed": 1, "interrupted": 0, "failed": 0}
+    assert (counts.input_tokens, counts.output_tokens, counts.credits) == (10, 20, 30)
+    assert (counts.shortfalls, counts.shortfall_credits, counts.counted) == (0, 0, 0)
+    assert (counts.first_token.sum, counts.duration.sum) == (0.18, 0.94)
+    assert api.metrics.upstream_attempts == {"gpu-1": 1}
+    assert api.metrics.upstream_failures == {}
+
+
+async def test_a_shortfall_and_usage_that_was_counted_are_marked(api: Api) -> None:
+    settle(api, source="counted", settlement=Settlement(100, 40, 0))
+    counts = api.metrics.of(MODEL)
+    assert (counts.shortfalls, counts.shortfall_credits, counts.counted) == (1, 40, 1)
+    assert (await lines(api))[0]["shortfall"] == 40
+
+
+async def test_a_request_that_used_nothing_is_not_marked_as_counted(api: Api) -> None:
+    settle(api, source="counted", input_tokens=0, output_tokens=0)
+    assert api.metrics.of(MODEL).counted == 0
+
+
+async def test_an_upstreams_failure_is_counted_by_its_code(api: Api) -> None:
+    attempts = (Attempt("gpu-1", 500, "upstream_error"), Attempt("gpu-2", 200))
+    settle(api, attempts=attempts)
+    assert api.metrics.upstream_attempts == {"gpu-1": 1, "gpu-2": 1}
+    assert api.metrics.upstream_failures == {("gpu-1", "upstream_error"): 1}
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "status"),
+    [
+        (ToldReply(), None, 200),
+        (ToldReply(begun=True), UpstreamFailed("It broke."), 200),
+        (ToldReply(begun=True, gone=True), None, 200),
+        (ToldReply(), UpstreamFailed("It broke."), 502),
+        (ToldReply(gone=True), UpstreamFailed("It broke."), 499),
+        (ToldReply(gone=True), None, 499),
+    ],
+)
+async def test_the_status_is_what_the_client_was_told(
+    api: Api, reply: ToldReply, error: RequestError | None, status: int
+) -> None:
+    settle(api, error=error, reply=reply)
+    line = (await lines(api))[0]
+    assert line["status"] == status
+    assert line.get("error") == (None if error is None else "upstream_error")
+
+
+async def test_a_refusal_is_counted_by_its_code_and_costs_nothing(api: Api) -> None:
+    error = InsufficientCredits("No.", required=5, available=1, affordable_output_tokens=None)
+    an_observer(api).refused(a_call(api), a_caller(api), error)
+    line = (await lines(api))[0]
+    assert (line["status"], line["error"]) == (402, "insufficient_credits")
+    assert "credits" not in line
+    assert api.metrics.refusals == {"insufficient_credits": 1}
+    assert api.metrics.requests == {("chat", "", 402): 1}
+
+
+async def test_refusals_of_limits_are_told_apart(api: Api) -> None:
+    observer, call, caller = an_observer(api), a_call(api), a_caller(api)
+    observer.refused(call, caller, RateLimited("No.", retry_after_seconds=1))
+    concurrency = RateLimited("No.", retry_after_seconds=1, code="concurrency_limit_exceeded")
+    observer.refused(call, caller, concurrency)
+    observer.refused(call, None, AuthenticationFailed("No."))
+    observer.refused(call, None, RateLimited("No.", retry_after_seconds=1))
+    observer.answered("models", 429, call, caller, RateLimited("No.", retry_after_seconds=1))
+    assert api.metrics.rate_refusals == {
+        "chat": 1,
+        "other": 1,
+        "concurrency": 1,
+        "authentication": 1,
+    }
+    assert api.metrics.authentication_failures == 2
+
+
+async def test_every_other_route_gets_its_line(api: Api) -> None:
+    reply = await api.ask("GET", "/v1/models", api.secret, x_request_id="mine-2")
+    refused = await api.get("/v1/nothing", api.secret)
+    told, unknown = await lines(api)
+    assert told["request_id"] == reply.header("x-request-id")
+    assert (told["kind"], told["status"], told["client_request_id"]) == ("models", 200, "mine-2")
+    assert told["account"] == api.account.id
+    assert unknown["request_id"] == refused.header("x-request-id")
+    assert (unknown["kind"], unknown["status"], unknown["error"]) == ("none", 404, "not_found")
+
+
+async def test_no_line_has_content_or_a_secret(api: Api) -> None:
+    settle(api)
+    await api.post("/v1/auth/pat", api.secret, {"name": "n", "scopes": ["llm-all"]})
+    await api.get("/v1/models?q=tw_secret", "tw_secret")
+    await lines(api)
+    text = api.access_path.read_text()
+    assert "Tay Bridge" not in text
+    assert "tw_" not in text
