@@ -1,4 +1,5 @@
-"""What the rest asks of a database: portable SQL with `?` parameters, read at once and written durably."""
+"""What the rest asks of a database: portable SQL with `?` parameters, read at once and written
+durably."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -15,8 +16,10 @@ class Database(Protocol):
         ...
 
     async def execute(self, *statements: Statement) -> int:
-        """All of them in one transaction, on disk when this returns: the rows that the last one changed.
+        """All of them in one transaction, on disk when this returns: the rows that the last one
+        changed.
 
-        Raises `Refused` where a constraint forbids it, `Unavailable` when the database cannot be written.
+        Raises `Refused` where a constraint forbids it, `Unavailable` when the database cannot be
+        written.
         """
         ...

@@ -1,10 +1,19 @@
-"""Brings a database's schema up to this program's, forwards only; yoyo does the work and keeps the record.
+"""Brings a database's schema up to this program's, forwards only; yoyo does the work and keeps the
+record.
 
-The caller holds the lock of the data directory, so yoyo's own lock, which a killed process leaves behind, is not taken.
+The caller holds the lock of the data directory, so yoyo's own lock, which a killed process leaves
+behind, is not taken.
 """
+# yoyo has no types:
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false
 
+import sqlite3
+from contextlib import closing
+from functools import lru_cache
 from importlib.resources import as_file, files
 from pathlib import Path
+from urllib.parse import quote
 
 from yoyo import get_backend, read_migrations
 
@@ -17,7 +26,8 @@ def migrate_sqlite(path: Path) -> None:
     """Raises `StartError` where the file was written by a newer Tollway."""
     with as_file(_MIGRATIONS) as folder:
         migrations = read_migrations(str(folder))
-        backend = get_backend(f"sqlite:///{path}")
+        # yoyo makes a URI of the path: a directory may have a space, # or ? in its name.
+        backend = get_backend(f"sqlite:///{quote(str(path))}")
         try:
             known = {migration.id for migration in migrations}
             applied = {
@@ -30,9 +40,24 @@ def migrate_sqlite(path: Path) -> None:
             }
             if newer := sorted(applied - known):
                 raise StartError(
-                    f"The database {path} was written by a newer Tollway (it has {', '.join(newer)}). "
-                    "Install that version or a later one, or use another --data-dir."
+                    f"The database {path} was written by a newer Tollway (it has "
+                    f"{', '.join(newer)}). Install that version or a later one, or use another "
+                    "--data-dir."
                 )
             backend.apply_migrations(backend.to_apply(migrations))
         finally:
             backend.connection.close()
+
+
+@lru_cache(maxsize=1)
+def sqlite_schema() -> dict[tuple[str, str], str]:
+    """The SQL of each table, index and trigger as a file of this version has it, by type and
+    name."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        for migration in sorted(_MIGRATIONS.iterdir(), key=lambda file: file.name):
+            if migration.name.endswith(".sql"):
+                connection.executescript(migration.read_text(encoding="utf-8"))
+        rows = connection.execute(
+            "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"
+        ).fetchall()
+    return {(kind, name): sql for kind, name, sql in rows}

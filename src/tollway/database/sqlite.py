@@ -1,33 +1,26 @@
-"""The SQLite file: one process owns it, one thread writes it, and many writes share one fsync.
-
-Whatever is to be written goes on a queue as `Work`. The writer thread takes all that has queued, applies it in order in one
-transaction, commits (`synchronous=FULL`: on disk), and only then resolves each piece's future on the event loop. Under load
-it gathers for `GATHER_SECONDS` before each commit, because tiny batches fight the event loop for Python's interpreter lock
-(93 us a request instead of 51, measured); alone, a write does not wait for others.
-
-A piece of work that breaks a constraint must not take its neighbours along: the batch is rolled back and applied again
-piece by piece. A batch that the disk refuses fails whole, with `Unavailable`, and nothing of it was written.
-"""
+"""The SQLite file: one process owns it, one thread writes it (`writer.py`), and many writes share
+one fsync. Two threads read it, each in snapshots of what has been committed."""
 
 import asyncio
 import contextlib
 import fcntl
 import logging
 import os
-import queue
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from tollway.database.base import Row, Statement
+from tollway.database.journal import Ballast, Journal
 from tollway.database.migrate import migrate_sqlite
-from tollway.errors import Refused, StartError, TollwayError, Unavailable
+from tollway.database.writer import Work, Writer, is_environment
+from tollway.errors import StartError, Unavailable
 
-GATHER_SECONDS = 0.0015
 LOCK_WAIT_SECONDS = 5.0
 _PAGE_CACHE_KIB = 8192
 
@@ -35,25 +28,12 @@ T = TypeVar("T")
 
 log = logging.getLogger("tollway.database")
 
-
-class Work(Protocol):
-    """Something to write. Consecutive pieces of one type are handed to its `apply` together."""
-
-    future: asyncio.Future[Any]
-
-    @staticmethod
-    def apply(connection: sqlite3.Connection, batch: Sequence[Any]) -> list[Any]:
-        """Writes the batch, in order, and returns a result for each. Runs in the writer thread, within a transaction."""
-        ...
-
-    @staticmethod
-    def rolled_back(batch: Sequence[Any]) -> None:
-        """What `apply` remembered of this batch is no longer so."""
-        ...
+Connect = Callable[[Path], sqlite3.Connection]
 
 
 class DataDirectoryLock:
-    """One process at a time has a data directory. The operating system gives the lock back when the process dies."""
+    """One process at a time has a data directory. The operating system gives the lock back when the
+    process dies."""
 
     def __init__(self, data_dir: Path) -> None:
         self._path = data_dir / "tollway.lock"
@@ -76,9 +56,10 @@ class DataDirectoryLock:
                         f"{self._path.parent}. Stop it, or give this one its own with --data-dir."
                     ) from None
                 time.sleep(0.05)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._file = descriptor
+        with contextlib.suppress(OSError):  # only a hint, and a full disk has no room for it
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         if self._file is not None:
@@ -87,21 +68,42 @@ class DataDirectoryLock:
 
 
 class SqliteDatabase:
-    """Implements `Database`; `submit` is for the SQLite ledger, whose settlements come in thousands a second."""
+    """Implements `Database`; `submit` is for the SQLite ledger, whose settlements come in thousands
+    a second. Journal and ballast lie beside the file. `connect_writer` is how the writer gets its
+    connections: a test of a failing disk gives its own."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        connect_writer: Connect | None = None,
+        journal: Journal | None = None,
+        ballast: Ballast | None = None,
+    ) -> None:
         self.path = path
-        self._writer = _Writer(path)
+        self._connect = partial(connect if connect_writer is None else connect_writer, path)
+        self._journal = Journal(path.with_name("journal")) if journal is None else journal
+        self._ballast = Ballast(path.with_name("ballast")) if ballast is None else ballast
+        self._writer = Writer(self._connect, self._journal, self._ballast)
+        self.submit: Callable[[Work], None] = self._writer.put
+        """Queues; cannot be lost to a cancelled task. The work's future resolves when it is on
+        disk."""
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="tollway-read")
         self._reader = threading.local()
         self._connections: list[sqlite3.Connection] = []
 
     def open(self) -> None:
-        """Migrates, then starts the writer thread. The caller holds the lock of the data directory."""
-        self.path.touch(0o600)
+        """Migrates, then starts the writer thread. The caller holds the lock of the data
+        directory."""
         try:
-            migrate_sqlite(self.path)
-        except sqlite3.DatabaseError as error:
+            self.path.touch(0o600)
+            try:
+                migrate_sqlite(self.path)
+            except sqlite3.OperationalError:  # on a full disk there is no room for the -shm file
+                if not self._ballast.drop():
+                    raise
+                migrate_sqlite(self.path)
+        except (OSError, sqlite3.DatabaseError) as error:
             raise StartError(f"The database {self.path} cannot be opened: {error}.") from error
         self._writer.start(asyncio.get_running_loop())
 
@@ -111,9 +113,54 @@ class SqliteDatabase:
         for connection in self._connections:
             connection.close()
 
-    def submit(self, work: Work) -> None:
-        """Queues; cannot be lost to a cancelled task. `work.future` resolves when it is on disk."""
-        self._writer.put(work)
+    @property
+    def fault(self) -> str | None:
+        """Why not everything that was promised is in the database; None while it is."""
+        return self._writer.fault
+
+    def on_mended(self, listener: Callable[[], None]) -> None:
+        """Called on the event loop whenever a fault has ended."""
+        self._writer.on_mended = listener
+
+    async def recover(self, apply: Callable[[sqlite3.Connection, list[bytes]], T]) -> T:
+        """Runs `apply` with the records of the journal, in one transaction, then empties the
+        journal.
+
+        At the start, before anything else is written: what `apply` does must leave out what is
+        there already, for a crash may have come between commit and emptying. Raises `StartError`
+        where the database cannot be written.
+        """
+        return await asyncio.to_thread(self._recover, apply)
+
+    def _recover(self, apply: Callable[[sqlite3.Connection, list[bytes]], T]) -> T:
+        try:
+            records = self._journal.read()
+            try:
+                result = self._transact(apply, records)
+            except sqlite3.OperationalError:
+                if not self._ballast.drop():
+                    raise
+                result = self._transact(apply, records)
+            self._journal.empty()
+        except (OSError, sqlite3.DatabaseError) as error:
+            raise StartError(
+                f"The database {self.path} cannot be written: {error}. What was charged and waits "
+                "in the journal beside it is kept. Make it writable and start again."
+            ) from error
+        self._writer.make_ballast()
+        return result
+
+    def _transact(
+        self, apply: Callable[[sqlite3.Connection, list[bytes]], T], records: list[bytes]
+    ) -> T:
+        connection = self._connect()
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            result = apply(connection, records)
+            connection.execute("COMMIT")
+            return result
+        finally:
+            connection.close()
 
     async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         return await self.read(lambda connection: connection.execute(sql, parameters).fetchall())
@@ -142,7 +189,10 @@ class SqliteDatabase:
             finally:
                 connection.execute("ROLLBACK")
         except sqlite3.DatabaseError as error:
-            raise Unavailable(f"The database cannot be read: {error}.") from error
+            if not is_environment(error):
+                raise
+            log.error("The database cannot be read: %s", error)
+            raise Unavailable("The database cannot be read now. Try again later.") from error
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -179,125 +229,3 @@ class _Statements:
     @staticmethod
     def rolled_back(batch: Sequence["_Statements"]) -> None:
         pass
-
-
-class _Writer:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="tollway-write", daemon=True)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._connection: sqlite3.Connection | None = None
-        self.put = self._queue.put
-
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Returns when everything queued before has been written or refused."""
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
-
-    def _run(self) -> None:
-        busy = False
-        while True:
-            batch = [self._queue.get()]
-            if busy:
-                time.sleep(GATHER_SECONDS)
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    batch.append(self._queue.get_nowait())
-            stopping = None in batch
-            work = [piece for piece in batch if piece is not None]
-            busy = len(work) > 1
-            if work:
-                self._write(work)
-            if stopping:
-                break
-        if self._connection is not None:
-            self._connection.close()
-
-    def _write(self, batch: list[Work]) -> None:
-        outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]]
-        try:
-            results = self._commit(batch)
-            outcomes = [(w.future, r, None) for w, r in zip(batch, results, strict=True)]
-        except Exception as error:  # noqa: BLE001 (top of the writer thread: every piece must get its answer)
-            if len(batch) > 1 and not _environment(error):
-                for piece in batch:
-                    self._write([piece])
-                return
-            refusal = _as_refusal(error)
-            outcomes = [(piece.future, None, refusal) for piece in batch]
-        assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
-            self._loop.call_soon_threadsafe(_resolve, outcomes)
-
-    def _commit(self, batch: list[Work]) -> list[Any]:
-        if self._connection is None:
-            self._connection = connect(self._path)
-        connection = self._connection
-        results: list[Any] = []
-        applied: list[tuple[type[Work], list[Work]]] = []
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            for kind, run in _runs(batch):
-                applied.append((kind, run))
-                results += kind.apply(connection, run)
-            connection.execute("COMMIT")
-        except BaseException:
-            for kind, run in applied:
-                kind.rolled_back(run)
-            self._abandon(connection)
-            raise
-        return results
-
-    def _abandon(self, connection: sqlite3.Connection) -> None:
-        """After a failed commit the connection's state is not to be trusted: the next batch opens a new one."""
-        with contextlib.suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")
-        with contextlib.suppress(sqlite3.Error):
-            connection.close()
-        self._connection = None
-
-
-def _runs(batch: list[Work]) -> list[tuple[type[Work], list[Work]]]:
-    runs: list[tuple[type[Work], list[Work]]] = []
-    for work in batch:
-        if runs and runs[-1][0] is type(work):
-            runs[-1][1].append(work)
-        else:
-            runs.append((type(work), [work]))
-    return runs
-
-
-def _environment(error: BaseException) -> bool:
-    """Whether the disk or the file is at fault, and not what was to be written."""
-    return isinstance(error, sqlite3.DatabaseError) and not isinstance(
-        error, (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError)
-    )
-
-
-def _as_refusal(error: Exception) -> Exception:
-    if isinstance(error, TollwayError):
-        return error
-    if isinstance(error, sqlite3.IntegrityError):
-        return Refused(f"The database refused this: {error}.")
-    if _environment(error):
-        log.error("The database could not be written: %s", error)
-        return Unavailable(f"The database cannot be written: {error}.")
-    log.exception("A write failed on a fault of the program.", exc_info=error)
-    return error
-
-
-def _resolve(outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
-    for future, result, error in outcomes:
-        if future.done():  # its waiter was cancelled: the write stands all the same
-            continue
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
-            future.exception()  # read: a waiter that left does not make asyncio complain

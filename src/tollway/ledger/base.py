@@ -1,8 +1,9 @@
-"""What a ledger promises: credit is held before a request runs, charged for what it used, and never lost or spent twice.
+"""What a ledger promises: credit is held before a request runs, charged for what it used, and never
+lost or spent twice.
 
-    hold ──────► open ──── settle(charge > 0) ──► settled   charge and ledger entry, in one transaction
-                  │  └──── settle(charge = 0) ──► released  no entry
-                  └─ recovery after a crash ────► expired   charged what the last checkpoint had delivered
+    hold ───► open ──── settle(charge > 0) ──► settled   charge and entry, in one transaction
+               │  └──── settle(charge = 0) ──► released  no entry
+               └─ recovery after a crash ────► expired   charged what the last checkpoint delivered
 
 Invariants, at every moment and after every crash:
 
@@ -11,17 +12,19 @@ Invariants, at every moment and after every crash:
 - the balance is the sum of the account's entries, and never below what is held;
 - an entry is never changed: each carries the SHA-256 of the one before it.
 
-`hold` is decided where the credit is; `settle` cannot be cancelled: it is under way when it returns its future, and the
-future resolves when the charge is on disk.
+`hold` is decided where the credit is; `settle` cannot be cancelled: it is under way when it returns
+its future, and the future resolves when the charge is on disk.
 """
 
 import asyncio
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import msgspec
 from msgspec import Struct
 
+from tollway.database.base import Statement
 from tollway.errors import RequestError
 
 EntryKind = Literal["grant", "top_up", "charge", "refund", "adjustment"]
@@ -54,7 +57,8 @@ class Hold(Struct, frozen=True, gc=False):
 
 
 class NotEnough(Exception):
-    """A hold's answer where credits do not suffice: `available` of the account's, or of the token's spend cap."""
+    """A hold's answer where credits do not suffice: `available` of the account's, or of the token's
+    spend cap."""
 
     def __init__(self, available: int, *, limit: Literal["balance", "spend_cap"]) -> None:
         super().__init__(f"{available} credits of the {limit} are available")
@@ -63,7 +67,8 @@ class NotEnough(Exception):
 
 
 class Attempt(Struct, frozen=True, gc=False, omit_defaults=True):
-    """One try at one upstream. `status` is its HTTP status, None where it gave none; `error` says what happened then."""
+    """One try at one upstream. `status` is its HTTP status, None where it gave none; `error` says
+    what happened then."""
 
     upstream: str
     status: int | None
@@ -71,7 +76,8 @@ class Attempt(Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class Outcome(Struct, frozen=True):
-    """How a request ended: what it used and what it costs. `cost` is before the hold caps it; times are seconds."""
+    """How a request ended: what it used and what it costs. `cost` is before the hold caps it; times
+    are seconds."""
 
     status: Status
     model: str
@@ -88,7 +94,8 @@ class Outcome(Struct, frozen=True):
 
 
 class Settlement(Struct, frozen=True, gc=False):
-    """`available` is the account's balance less its other holds, as the reply's X-Credits-Remaining says."""
+    """`available` is the account's balance less its other holds, as the reply's X-Credits-Remaining
+    says."""
 
     charged: int
     shortfall: int
@@ -107,8 +114,29 @@ class Checkpoint(Struct, frozen=True, gc=False):
     now: float
 
 
+class Recovered(Struct, frozen=True):
+    """A charge that a start found not yet written: where it was kept, and what came of it."""
+
+    request_id: str
+    account_id: str
+    origin: Literal["journal", "checkpoint"]
+    input_tokens: int
+    output_tokens: int
+    charged: int
+    shortfall: int
+
+
+class Earlier(Struct, frozen=True):
+    """An attempt with the same idempotency key that has completed, and its reply if that was
+    kept."""
+
+    request_id: str
+    reply: bytes | None
+
+
 class Entry(Struct, frozen=True):
-    """One row of the ledger: `amount` negative for a charge, `ref` the request or the operator's reference."""
+    """One row of the ledger: `amount` negative for a charge, `ref` the request or the operator's
+    reference."""
 
     account_id: str
     seq: int
@@ -146,13 +174,44 @@ class Receipt(Struct, frozen=True):
     total_ms: int
 
 
-class Ledger(Protocol):
-    async def hold(self, ask: HoldAsk) -> Hold:
-        """Raises `NotEnough`, or why the token or the account may not pay any more (`RequestError`), or `Unavailable`."""
+class IdempotencyKeys(Protocol):
+    """Each key of an account belongs to one request a day. `Ledger.settle` ends the claim of a
+    request that had a hold, in its own transaction; a request that is refused before calls
+    `free`."""
+
+    async def claim(
+        self, account_id: str, key: str, body_digest: bytes, request_id: str
+    ) -> Earlier | None:
+        """None: the request has the key, durably, and may run. Raises `IdempotencyConflict` while
+        an earlier one runs, and `IdempotencyMismatch` where that had another body."""
         ...
 
-    def settle(self, hold: Hold, outcome: Outcome) -> asyncio.Future[Settlement]:
-        """Charges min(cost, hold), gives the rest back and records the usage, once. Not undone by cancellation."""
+    def free(self, request_id: str) -> None:
+        """Gives a key back that was claimed and not settled; nothing for a request without one."""
+        ...
+
+    async def sweep(self) -> None:
+        """Deletes keys that are older than a day, a bounded number at a time."""
+        ...
+
+
+class Ledger(Protocol):
+    @property
+    def keys(self) -> IdempotencyKeys: ...
+
+    async def hold(self, ask: HoldAsk) -> Hold:
+        """Raises `NotEnough`, or why the token or the account may not pay any more
+        (`RequestError`), or `Unavailable`."""
+        ...
+
+    def settle(
+        self,
+        hold: Hold,
+        outcome: Outcome,
+        render: Callable[[Settlement], bytes] | None = None,
+    ) -> asyncio.Future[Settlement]:
+        """Charges min(cost, hold), gives the rest back and records the usage, once. Not undone by
+        cancellation. `render` makes the reply that is kept for the request's idempotency key."""
         ...
 
     def checkpoint(self, checkpoints: Sequence[Checkpoint]) -> asyncio.Future[None]: ...
@@ -166,10 +225,18 @@ class Ledger(Protocol):
     def open_holds(self) -> Sequence[Hold]: ...
 
     async def add(
-        self, account_id: str, amount: int, *, kind: EntryKind, ref: str, description: str
+        self,
+        account_id: str,
+        amount: int,
+        *,
+        kind: EntryKind,
+        ref: str,
+        description: str,
+        audit: Statement | None = None,
     ) -> tuple[Entry, bool]:
-        """Adds an entry that is no charge, on disk when it returns. The same kind and ref adds once: the bool says
-        whether this call did. Raises `Refused` where it would take more than is available."""
+        """Adds an entry that is no charge, on disk when it returns. The same kind and ref adds
+        once: the bool says whether this call did. `audit` is written with it, in its transaction.
+        Raises `Refused` where it would take more than is available."""
         ...
 
     async def entries(self, account_id: str, *, page: int, limit: int) -> tuple[list[Entry], int]:
@@ -185,11 +252,17 @@ class Liveness(Protocol):
         ...
 
 
+def genesis(account_id: str) -> bytes:
+    """What the first entry of an account's chain is linked to."""
+    return hashlib.sha256(b"tollway ledger " + account_id.encode()).digest()
+
+
 _encode_row = msgspec.json.Encoder().encode
 
 
 def entry_bytes(entry: Entry) -> bytes:
-    """What an entry's hash is taken over: its columns as a JSON array, the time in whole milliseconds."""
+    """What an entry's hash is taken over: its columns as a JSON array, the time in whole
+    milliseconds."""
     return _encode_row(
         (
             entry.account_id,

@@ -1,27 +1,35 @@
 """The ledger in one process over one SQLite file.
 
-Because the process owns the file, the balances in its memory are the truth between commits: a hold is a check and two
-additions, no disk. A settlement changes the memory at once and goes on the database's queue; the writer thread gives it its
-place in the account's chain and commits it with all that has queued. Two places keep an account's balance, each for one
-thread: `_Purse` (event loop: what may still be spent) and `_Chain` (writer: the last entry on disk). They meet in the file.
+Because the process owns the file, the balances in its memory are the truth between commits: a hold
+is a check and two additions, no disk. A settlement changes the memory at once and goes on the
+database's queue; the writer thread gives it its place in the account's chain and commits it with
+all that has queued. Two places keep an account's balance, each for one thread: `_Purse` (event
+loop: what may still be spent) and `_Chain` (writer: the last entry on disk). They meet in the file.
 
-Credit that is added is spendable only once it is on disk; credit that is charged is gone from memory at once. So a crash
-can only forget what nobody was told.
+Credit that is added is spendable only once it is on disk; credit that is charged is gone from
+memory at once. So a crash can only forget what nobody was told.
+
+While the database cannot be written, charges go to its journal and holds are refused. An addition
+that failed then may be on disk all the same; until the file can be asked, the account has the
+lesser of the two balances.
 """
 
 import asyncio
 import hashlib
 import json
 import sqlite3
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any, Literal
 
 import msgspec
+from msgspec import Struct
 
 from tollway.clock import Clock, first_id_since
+from tollway.database.base import Statement
 from tollway.database.sqlite import SqliteDatabase
-from tollway.errors import Refused
+from tollway.errors import Refused, Unavailable
 from tollway.ledger.base import (
     Attempt,
     Checkpoint,
@@ -33,9 +41,13 @@ from tollway.ledger.base import (
     NotEnough,
     Outcome,
     Receipt,
+    Recovered,
     Settlement,
     entry_bytes,
 )
+from tollway.ledger.idempotency import ClaimEnd, SqliteIdempotencyKeys
+
+RETRY_AFTER_FAULT_SECONDS = 5.0
 
 _encode = msgspec.json.Encoder().encode
 
@@ -43,11 +55,18 @@ _encode = msgspec.json.Encoder().encode
 class _Purse:
     """An account's credit as the event loop sees it. The balance is what may be spent or held."""
 
-    __slots__ = ("balance", "held")
+    __slots__ = ("balance", "held", "taken_since")
 
-    def __init__(self, balance: int) -> None:
+    def __init__(self, balance: int = 0) -> None:
         self.balance = balance
         self.held = 0
+        self.taken_since: int | None = None
+        """While the file is asked for the balance: what was taken since the question. Else None."""
+
+    def take(self, amount: int) -> None:
+        self.balance -= amount
+        if self.taken_since is not None:
+            self.taken_since += amount
 
 
 class _Cap:
@@ -65,11 +84,27 @@ class SqliteLedger:
         self._database = database
         self._clock = clock
         self._refusal = refusal
-        self._purses: dict[str, _Purse] = {}
+        self._purses = defaultdict[str, _Purse](_Purse)  # an account made just now has no entry yet
         self._caps: dict[str, _Cap] = {}
         self._open: dict[str, Hold] = {}
         self._checkpointed: set[str] = set()
+        self._doubtful: set[str] = set()
         self._chains = _Chains()
+        self.keys = SqliteIdempotencyKeys(database.submit, clock)
+        database.on_mended(self._ask_for_balances)
+
+    async def recover(self) -> list[Recovered]:
+        """At the start, after a crash or not: settles what the journal and the checkpoints hold.
+
+        Raises `StartError` where the database cannot be written.
+        """
+        now = self._clock.now()
+        recovered = await self._database.recover(
+            lambda connection, records: _recover(connection, records, now)
+        )
+        self._chains = _Chains()
+        await self.load()
+        return recovered
 
     async def load(self) -> None:
         for account_id, balance in await self._database.fetch("SELECT id, balance FROM accounts"):
@@ -79,11 +114,17 @@ class SqliteLedger:
         ):
             self._caps[token_id] = _Cap(spent)
 
-    # --- holds, in memory -----------------------------------------------------------------------------------------
+    # --- holds, in memory -------------------------------------------------------------------------
 
     async def hold(self, ask: HoldAsk) -> Hold:
         if (refusal := self._refusal(ask.account_id, ask.token_id)) is not None:
             raise refusal
+        if self._database.fault is not None:
+            raise Unavailable(
+                "Charges cannot be written now, so no request is taken. Try again later.",
+                retry_after_seconds=RETRY_AFTER_FAULT_SECONDS,
+            )
+        assert ask.request_id not in self._open, "a request holds once"
         purse = self._purses[ask.account_id]
         available = purse.balance - purse.held
         if available < ask.amount_min:
@@ -114,33 +155,37 @@ class SqliteLedger:
         cap.held += amount
         return amount
 
-    def settle(self, hold: Hold, outcome: Outcome) -> asyncio.Future[Settlement]:
-        future: asyncio.Future[Settlement] = asyncio.get_running_loop().create_future()
-        if self._open.pop(hold.request_id, None) is None:
-            raise AssertionError(f"the hold {hold.request_id} was settled before")
+    def settle(
+        self,
+        hold: Hold,
+        outcome: Outcome,
+        render: Callable[[Settlement], bytes] | None = None,
+    ) -> asyncio.Future[Settlement]:
+        request_id = hold.request_id
+        if self._open.pop(request_id, None) is None:
+            raise AssertionError(f"the hold {request_id} was settled before")
         charged = min(outcome.cost, hold.amount)
         purse = self._purses[hold.account_id]
         purse.held -= hold.amount
-        purse.balance -= charged
+        purse.take(charged)
         cap = self._caps.get(hold.token_id)
         if cap is not None:
             cap.held -= hold.amount
             cap.spent += charged
         settlement = Settlement(charged, outcome.cost - charged, purse.balance - purse.held)
-        checkpointed = hold.request_id in self._checkpointed
-        self._checkpointed.discard(hold.request_id)
-        self._database.submit(
-            _Settle(
-                self._chains,
-                future,
-                hold,
-                outcome,
-                settlement,
-                self._clock.now(),
-                checkpointed,
-                cap is not None,
-            )
+        checkpointed = request_id in self._checkpointed
+        if checkpointed:
+            self._checkpointed.discard(request_id)
+        claim = None
+        if self.keys.is_claimed(request_id):
+            completed = charged > 0 or outcome.status == "completed"
+            reply = None if render is None or not completed else render(settlement)
+            claim = self.keys.end(request_id, completed=completed, reply=reply)
+        future: asyncio.Future[Settlement] = asyncio.get_running_loop().create_future()
+        charge = _Charge(
+            hold, outcome, settlement, self._clock.now(), checkpointed, cap is not None, claim
         )
+        self._database.submit(_Settle(self._chains, future, charge))
         return future
 
     def checkpoint(self, checkpoints: Sequence[Checkpoint]) -> asyncio.Future[None]:
@@ -160,35 +205,79 @@ class SqliteLedger:
     def open_holds(self) -> Sequence[Hold]:
         return list(self._open.values())
 
-    # --- entries that are no charge ---------------------------------------------------------------------------------
+    # --- entries that are no charge ---------------------------------------------------------------
 
     async def add(
-        self, account_id: str, amount: int, *, kind: EntryKind, ref: str, description: str
+        self,
+        account_id: str,
+        amount: int,
+        *,
+        kind: EntryKind,
+        ref: str,
+        description: str,
+        audit: Statement | None = None,
     ) -> tuple[Entry, bool]:
-        purse = self._purses.setdefault(account_id, _Purse(0))
+        purse = self._purses[account_id]
         if amount < 0:
             if purse.balance - purse.held + amount < 0:
+                if (before := await self._entry(ref, kind)) is not None:
+                    return before, False
                 raise Refused(
-                    f"The account has {purse.balance - purse.held} credits available and this would take "
-                    f"{-amount}. Take at most what is available."
+                    f"The account has {purse.balance - purse.held} credits available and this "
+                    f"would take {-amount}. Take at most what is available."
                 )
-            purse.balance += amount
+            purse.take(-amount)
         future: asyncio.Future[tuple[Entry, bool]] = asyncio.get_running_loop().create_future()
         entry = Entry(account_id, 0, kind, amount, 0, ref, description, self._clock.now())
-        future.add_done_callback(lambda done: self._added(purse, amount, done))
-        self._database.submit(_Add(self._chains, future, entry))
-        return await future
+        future.add_done_callback(lambda done: self._added(account_id, amount, done))
+        self._database.submit(_Add(self._chains, future, entry, audit))
+        return await asyncio.shield(future)  # a waiter that leaves does not undo it
 
-    @staticmethod
-    def _added(purse: _Purse, amount: int, done: asyncio.Future[tuple[Entry, bool]]) -> None:
-        """Credit becomes spendable now; what was taken in advance is given back where nothing was written."""
-        written = not done.cancelled() and done.exception() is None and done.result()[1]
+    def _added(
+        self, account_id: str, amount: int, done: asyncio.Future[tuple[Entry, bool]]
+    ) -> None:
+        """Credit becomes spendable now; what was taken in advance is given back where nothing was
+        written."""
+        error = done.exception()
+        if isinstance(error, Unavailable):
+            self._doubtful.add(account_id)
+            return
+        written = error is None and done.result()[1]
+        purse = self._purses[account_id]
         if amount > 0 and written:
             purse.balance += amount
         elif amount < 0 and not written:
-            purse.balance -= amount
+            purse.take(amount)
 
-    # --- reading ----------------------------------------------------------------------------------------------------
+    def _ask_for_balances(self) -> None:
+        """Of accounts whose last addition may be on disk or not. The answer comes in its place
+        among the writes: what was taken before it is in it, what is taken since is not."""
+        for account_id in list(self._doubtful):
+            purse = self._purses[account_id]
+            if purse.taken_since is not None:
+                continue  # asked already; the answer asks again
+            self._doubtful.discard(account_id)
+            purse.taken_since = 0
+            future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            future.add_done_callback(partial(self._told_balance, account_id))
+            self._database.submit(_AskBalance(future, account_id))
+
+    def _told_balance(self, account_id: str, done: asyncio.Future[int]) -> None:
+        purse = self._purses[account_id]
+        assert purse.taken_since is not None
+        if done.exception() is not None:
+            self._doubtful.add(account_id)
+        else:
+            purse.balance = done.result() - purse.taken_since
+        purse.taken_since = None
+        if self._doubtful and self._database.fault is None:
+            self._ask_for_balances()
+
+    async def _entry(self, ref: str, kind: EntryKind) -> Entry | None:
+        rows = await self._database.fetch(_ENTRIES + " WHERE ref = ? AND kind = ?", (ref, kind))
+        return _entry(rows[0]) if rows else None
+
+    # --- reading ----------------------------------------------------------------------------------
 
     async def entries(self, account_id: str, *, page: int, limit: int) -> tuple[list[Entry], int]:
         return await self._database.read(
@@ -200,7 +289,8 @@ class SqliteLedger:
         return _receipt(rows[0]) if rows else None
 
     async def admissions_since(self, then: float) -> list[tuple[str, float]]:
-        """Account and time (seconds since the epoch) of each request recorded since `then`, oldest first."""
+        """Account and time (seconds since the epoch) of each request recorded since `then`, oldest
+        first."""
         rows = await self._database.fetch(
             "SELECT account_id, created_at FROM usage WHERE request_id >= ? ORDER BY request_id",
             (first_id_since("req", then),),
@@ -208,7 +298,7 @@ class SqliteLedger:
         return [(account_id, created_at / 1000) for account_id, created_at in rows]
 
 
-# --- what the writer thread does --------------------------------------------------------------------------------------
+# --- what the writer thread does ------------------------------------------------------------------
 
 
 class _Chains:
@@ -225,6 +315,8 @@ class _Chains:
             tip = connection.execute(
                 "SELECT balance, seq, chain_head FROM accounts WHERE id = ?", (entry.account_id,)
             ).fetchone()
+            if tip is None:
+                raise Refused(f"There is no account {entry.account_id}.")
         balance, seq, head = tip
         balance += entry.amount
         if balance < 0:
@@ -251,85 +343,182 @@ class _Chains:
         )
         self._changed.clear()
 
+    def balance(self, connection: sqlite3.Connection, account_id: str) -> int:
+        tip = self._tips.get(account_id)
+        if tip is not None:
+            return tip[0]
+        return connection.execute(
+            "SELECT balance FROM accounts WHERE id = ?", (account_id,)
+        ).fetchone()[0]
+
     def forget(self) -> None:
         """After a rollback: the file has the truth again."""
         self._tips.clear()
         self._changed.clear()
 
 
-def genesis(account_id: str) -> bytes:
-    """What the first entry of an account's chain is linked to."""
-    return hashlib.sha256(b"tollway ledger " + account_id.encode()).digest()
+class _Charge(Struct, gc=False):
+    """How one hold ended: all that its rows are made of, in the queue and in the journal."""
+
+    hold: Hold
+    outcome: Outcome
+    settlement: Settlement
+    closed_at: float
+    checkpointed: bool
+    capped: bool
+    claim: ClaimEnd | None
+    expired: bool = False
+
+    @property
+    def state(self) -> str:
+        if self.expired:
+            return "expired"
+        return "settled" if self.settlement.charged else "released"
 
 
-class _Settle:
-    __slots__ = (
-        "capped",
-        "chains",
-        "checkpointed",
-        "closed_at",
-        "future",
-        "hold",
-        "outcome",
-        "settlement",
-    )
+_decode_charge = msgspec.json.Decoder(_Charge).decode
 
-    def __init__(
-        self,
-        chains: _Chains,
-        future: asyncio.Future[Settlement],
-        hold: Hold,
-        outcome: Outcome,
-        settlement: Settlement,
-        closed_at: float,
-        checkpointed: bool,
-        capped: bool,
-    ) -> None:
-        self.chains = chains
-        self.future = future
-        self.hold = hold
-        self.outcome = outcome
-        self.settlement = settlement
-        self.closed_at = closed_at
-        self.checkpointed = checkpointed
-        self.capped = capped
+
+class _Settle(Struct, gc=False):
+    chains: _Chains
+    future: asyncio.Future[Settlement]
+    charge: _Charge
+
+    @property
+    def result(self) -> Settlement:
+        return self.charge.settlement
+
+    def record(self) -> bytes:
+        return _encode(self.charge)
 
     @staticmethod
     def apply(connection: sqlite3.Connection, batch: Sequence["_Settle"]) -> list[Settlement]:
-        chains = batch[0].chains
-        entries: list[tuple[Any, ...]] = []
-        for work in batch:
-            if work.settlement.charged:
-                placed, hash_ = chains.append(connection, _charge_entry(work))
-                entries.append(_entry_row(placed, hash_))
-        insert_rows(connection, "holds", [_hold_row(work) for work in batch])
-        insert_rows(connection, "usage", [_usage_row(work) for work in batch])
-        insert_rows(connection, "ledger", entries)
-        chains.store(connection)
-        connection.executemany(
-            "UPDATE tokens SET spent = spent + ? WHERE id = ?",
-            [(w.settlement.charged, w.hold.token_id) for w in batch if w.capped],
-        )
-        connection.executemany(
-            "DELETE FROM checkpoints WHERE hold_id = ?",
-            [(w.hold.request_id,) for w in batch if w.checkpointed],
-        )
-        return [work.settlement for work in batch]
+        _write_charges(connection, batch[0].chains, [work.charge for work in batch])
+        return [work.charge.settlement for work in batch]
+
+    @staticmethod
+    def apply_again(connection: sqlite3.Connection, batch: Sequence["_Settle"]) -> list[Settlement]:
+        missing = _not_written(connection, [work.charge for work in batch])
+        _write_charges(connection, batch[0].chains, missing)
+        return [work.charge.settlement for work in batch]
 
     @staticmethod
     def rolled_back(batch: Sequence["_Settle"]) -> None:
         batch[0].chains.forget()
 
 
+def _write_charges(
+    connection: sqlite3.Connection, chains: _Chains, charges: Sequence[_Charge]
+) -> None:
+    entries: list[tuple[Any, ...]] = []
+    for charge in charges:
+        if charge.settlement.charged:
+            placed, hash_ = chains.append(connection, _charge_entry(charge))
+            entries.append(_entry_row(placed, hash_))
+    insert_rows(connection, "holds", [_hold_row(charge) for charge in charges])
+    insert_rows(connection, "usage", [_usage_row(charge) for charge in charges])
+    insert_rows(connection, "ledger", entries)
+    chains.store(connection)
+    for charge in charges:
+        if charge.capped:
+            connection.execute(
+                "UPDATE tokens SET spent = spent + ? WHERE id = ? AND spend_cap IS NOT NULL",
+                (charge.settlement.charged, charge.hold.token_id),
+            )
+        if charge.checkpointed:
+            connection.execute(
+                "DELETE FROM checkpoints WHERE hold_id = ?", (charge.hold.request_id,)
+            )
+        if charge.claim is not None:
+            charge.claim.write(connection)
+
+
+def _not_written(connection: sqlite3.Connection, charges: Sequence[_Charge]) -> list[_Charge]:
+    """Each hold once, and not those that the file has: a failed COMMIT may have reached the
+    disk."""
+    by_id = {charge.hold.request_id: charge for charge in charges}
+    return [
+        charge
+        for id_, charge in by_id.items()
+        if connection.execute("SELECT 1 FROM holds WHERE id = ?", (id_,)).fetchone() is None
+    ]
+
+
+def _recover(
+    connection: sqlite3.Connection, records: Sequence[bytes], now: float
+) -> list[Recovered]:
+    """First the journal: a stream that is settled there may have left its checkpoint here."""
+    chains = _Chains()
+    journaled = _not_written(connection, [_decode_charge(record) for record in records])
+    _write_charges(connection, chains, journaled)
+    expired: list[_Charge] = []
+    for row in connection.execute(_CHECKPOINTS).fetchall():
+        charge = _charge_of_checkpoint(row, chains.balance(connection, row[1]), now)
+        _write_charges(connection, chains, [charge])
+        if charge.settlement.charged:
+            connection.execute(
+                "UPDATE idempotency SET completed = 1 WHERE request_id = ? AND completed = 0",
+                (charge.hold.request_id,),
+            )
+        expired.append(charge)
+    connection.execute("DELETE FROM checkpoints WHERE hold_id IN (SELECT id FROM holds)")
+    connection.execute("DELETE FROM idempotency WHERE completed = 0")
+    return [
+        *(_recovered(charge, "journal") for charge in journaled),
+        *(_recovered(charge, "checkpoint") for charge in expired),
+    ]
+
+
+def _charge_of_checkpoint(row: tuple[Any, ...], balance: int, now: float) -> _Charge:
+    """What was delivered at the pinned price, within the hold, and within what the account has: its
+    other requests may have been settled by a journal that this one's hold did not survive into."""
+    *of_hold, amount, model, upstream, input_tokens, output_tokens, client_id = row[:10]
+    held_at_ms, updated_at_ms, prompt_rate, completion_rate = row[10:]
+    cost = -(-(input_tokens * prompt_rate + output_tokens * completion_rate) // 1_000_000)
+    charged = min(cost, amount, balance)
+    outcome = Outcome(
+        status="interrupted",
+        model=model,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        source="checkpoint",
+        cost=cost,
+        attempts=() if upstream is None else (Attempt(upstream, 200),),
+        upstream=upstream,
+        client_request_id=client_id,
+        total_seconds=(updated_at_ms - held_at_ms) / 1000,
+    )
+    hold = Hold(*of_hold, amount=amount, available=0, held_at=held_at_ms / 1000)
+    settlement = Settlement(charged, cost - charged, balance - charged)
+    return _Charge(hold, outcome, settlement, now, True, True, None, expired=True)
+
+
+def _recovered(charge: _Charge, origin: Literal["journal", "checkpoint"]) -> Recovered:
+    return Recovered(
+        charge.hold.request_id,
+        charge.hold.account_id,
+        origin,
+        charge.outcome.input_tokens,
+        charge.outcome.output_tokens,
+        charge.settlement.charged,
+        charge.settlement.shortfall,
+    )
+
+
 class _Add:
-    __slots__ = ("chains", "entry", "future")
+    __slots__ = ("audit", "chains", "entry", "future")
 
     def __init__(
-        self, chains: _Chains, future: asyncio.Future[tuple[Entry, bool]], entry: Entry
+        self,
+        chains: _Chains,
+        future: asyncio.Future[tuple[Entry, bool]],
+        entry: Entry,
+        audit: Statement | None,
     ) -> None:
         self.chains = chains
         self.future = future
         self.entry = entry
+        self.audit = audit
 
     @staticmethod
     def apply(connection: sqlite3.Connection, batch: Sequence["_Add"]) -> list[tuple[Entry, bool]]:
@@ -343,6 +532,8 @@ class _Add:
                 continue
             placed, hash_ = work.chains.append(connection, work.entry)
             insert_rows(connection, "ledger", [_entry_row(placed, hash_)])
+            if work.audit is not None:
+                connection.execute(*work.audit)
             work.chains.store(connection)
             results.append((placed, True))
         return results
@@ -373,13 +564,32 @@ class _WriteCheckpoints:
         pass
 
 
+class _AskBalance(Struct, gc=False):
+    future: asyncio.Future[int]
+    account_id: str
+
+    @staticmethod
+    def apply(connection: sqlite3.Connection, batch: Sequence["_AskBalance"]) -> list[int]:
+        return [
+            connection.execute(
+                "SELECT balance FROM accounts WHERE id = ?", (work.account_id,)
+            ).fetchone()[0]
+            for work in batch
+        ]
+
+    @staticmethod
+    def rolled_back(batch: Sequence["_AskBalance"]) -> None:
+        pass
+
+
 _ROWS_PER_STATEMENT = 64
 
 
 def insert_rows(
     connection: sqlite3.Connection, table: str, rows: Sequence[tuple[Any, ...]]
 ) -> None:
-    """One statement for up to 64 rows: sqlite3 gives the interpreter lock away at each, and must win it back."""
+    """One statement for up to 64 rows: sqlite3 gives the interpreter lock away at each, and must
+    win it back."""
     done = 0
     size = _ROWS_PER_STATEMENT
     while done < len(rows):
@@ -401,17 +611,17 @@ def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def _charge_entry(work: _Settle) -> Entry:
-    outcome = work.outcome
+def _charge_entry(charge: _Charge) -> Entry:
+    outcome = charge.outcome
     return Entry(
-        work.hold.account_id,
+        charge.hold.account_id,
         0,
         "charge",
-        -work.settlement.charged,
+        -charge.settlement.charged,
         0,
-        work.hold.request_id,
+        charge.hold.request_id,
         f"{outcome.model}: {outcome.input_tokens} + {outcome.output_tokens} tokens",
-        work.closed_at,
+        charge.closed_at,
     )
 
 
@@ -429,9 +639,8 @@ def _entry_row(entry: Entry, hash_: bytes) -> tuple[Any, ...]:
     )
 
 
-def _hold_row(work: _Settle) -> tuple[Any, ...]:
-    hold, settlement = work.hold, work.settlement
-    state = "settled" if settlement.charged else "released"
+def _hold_row(charge: _Charge) -> tuple[Any, ...]:
+    hold, settlement = charge.hold, charge.settlement
     return (
         hold.request_id,
         hold.account_id,
@@ -441,14 +650,14 @@ def _hold_row(work: _Settle) -> tuple[Any, ...]:
         settlement.charged,
         0,
         settlement.shortfall,
-        state,
+        charge.state,
         _milliseconds(hold.held_at),
-        _milliseconds(work.closed_at),
+        _milliseconds(charge.closed_at),
     )
 
 
-def _usage_row(work: _Settle) -> tuple[Any, ...]:
-    hold, outcome = work.hold, work.outcome
+def _usage_row(charge: _Charge) -> tuple[Any, ...]:
+    hold, outcome = charge.hold, charge.outcome
     first = outcome.first_token_seconds
     return (
         hold.request_id,
@@ -459,7 +668,7 @@ def _usage_row(work: _Settle) -> tuple[Any, ...]:
         outcome.source,
         outcome.input_tokens,
         outcome.output_tokens,
-        work.settlement.available,
+        charge.settlement.available,
         outcome.upstream,
         outcome.upstream_id,
         _encode(outcome.attempts).decode(),
@@ -492,11 +701,21 @@ _ENTRIES = (
     "SELECT account_id, seq, kind, amount, balance_after, ref, description, created_at FROM ledger"
 )
 
+_CHECKPOINTS = """
+SELECT checkpoints.hold_id, checkpoints.account_id, checkpoints.token_id, checkpoints.price_id,
+       checkpoints.amount, checkpoints.model, checkpoints.upstream, checkpoints.prompt_tokens,
+       checkpoints.completion_tokens, checkpoints.client_request_id, checkpoints.created_at,
+       checkpoints.updated_at, prices.prompt_rate, prices.completion_rate
+  FROM checkpoints JOIN prices ON prices.id = checkpoints.price_id
+ WHERE NOT EXISTS (SELECT 1 FROM holds WHERE holds.id = checkpoints.hold_id)
+ ORDER BY checkpoints.hold_id"""
+
 _RECEIPT = """
 SELECT usage.request_id, usage.account_id, usage.token_id, usage.model, usage.status, usage.source,
        usage.prompt_tokens, usage.completion_tokens, prices.prompt_rate, prices.completion_rate,
-       holds.amount, holds.charged + holds.late, holds.shortfall, usage.remaining, usage.upstream, usage.upstream_id,
-       usage.attempts, usage.client_request_id, usage.created_at, usage.first_token_ms, usage.total_ms
+       holds.amount, holds.charged + holds.late, holds.shortfall, usage.remaining, usage.upstream,
+       usage.upstream_id, usage.attempts, usage.client_request_id, usage.created_at,
+       usage.first_token_ms, usage.total_ms
   FROM usage JOIN holds ON holds.id = usage.request_id JOIN prices ON prices.id = holds.price_id
  WHERE usage.request_id = ?"""
 
@@ -504,7 +723,8 @@ SELECT usage.request_id, usage.account_id, usage.token_id, usage.model, usage.st
 def _entries(
     connection: sqlite3.Connection, account_id: str, page: int, limit: int
 ) -> tuple[list[Entry], int]:
-    """Entries are numbered without gaps, so a page is a range of numbers: no page costs more than the first."""
+    """Entries are numbered without gaps, so a page is a range of numbers: no page costs more than
+    the first."""
     (total,) = connection.execute("SELECT seq FROM accounts WHERE id = ?", (account_id,)).fetchone()
     newest = total - (page - 1) * limit
     rows = connection.execute(
@@ -520,6 +740,5 @@ def _entry(row: tuple[Any, ...]) -> Entry:
 
 def _receipt(row: tuple[Any, ...]) -> Receipt:
     attempts = msgspec.convert(json.loads(row[16]), tuple[Attempt, ...])
-    return Receipt(*row[:16], attempts, row[17], row[18] / 1000, row[19], row[20])
-
-
+    created_at = row[18] / 1000
+    return Receipt(*(*row[:16], attempts, row[17], created_at, *row[19:]))

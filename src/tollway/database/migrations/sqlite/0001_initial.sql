@@ -109,12 +109,13 @@ CREATE TABLE idempotency (
   key         TEXT   NOT NULL,
   body_digest BLOB   NOT NULL,
   request_id  TEXT   NOT NULL,
+  completed   BIGINT NOT NULL DEFAULT 0,
   reply       BLOB,
   created_at  BIGINT NOT NULL,
   PRIMARY KEY (account_id, key)
 ) WITHOUT ROWID;
 
-CREATE INDEX idempotency_by_request ON idempotency (request_id);
+CREATE INDEX idempotency_running ON idempotency (request_id) WHERE completed = 0;
 CREATE INDEX idempotency_by_age ON idempotency (created_at);
 
 CREATE TABLE audit (

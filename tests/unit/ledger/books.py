@@ -1,0 +1,168 @@
+"""A ledger in a temporary directory, with a price, and what a test needs to fill it."""
+
+import shutil
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from tests.support.clock import FixedClock
+
+from tollway.database.sqlite import SqliteDatabase, connect
+from tollway.errors import PermissionDenied, RequestError
+from tollway.ledger.base import (
+    Attempt,
+    Checkpoint,
+    Hold,
+    HoldAsk,
+    Outcome,
+    Recovered,
+    Settlement,
+    genesis,
+)
+from tollway.ledger.sqlite import SqliteLedger
+from tollway.ledger.verify import Violation, verify
+
+MODEL = "acme/m1"
+PRICE = "price_1"
+INPUT_PRICE = 1_000_000  # credits per million: one a token, so that a test's sums can be read
+OUTPUT_PRICE = 2_000_000
+
+
+class Books:
+    """A `SqliteLedger` and its file. `crash` leaves the process's memory behind and keeps the disk."""
+
+    def __init__(
+        self, data_dir: Path, *, database_options: Mapping[str, Any] | None = None
+    ) -> None:
+        self.data_dir = data_dir
+        self.clock = FixedClock()
+        self.frozen: set[str] = set()
+        self.recovered: list[Recovered] = []
+        self._database_options = {} if database_options is None else database_options
+        self._requests = 0
+        self._crashes = 0
+
+    async def open(self) -> "Books":
+        self.database = SqliteDatabase(self.path, **self._database_options)
+        self.database.open()
+        self.ledger = SqliteLedger(self.database, self.clock, self._refusal)
+        self.recovered = await self.ledger.recover()
+        await self.database.execute(
+            (
+                "INSERT OR IGNORE INTO prices VALUES (?, ?, ?, ?, 0)",
+                (PRICE, MODEL, INPUT_PRICE, OUTPUT_PRICE),
+            )
+        )
+        return self
+
+    async def close(self) -> None:
+        await self.database.close()
+
+    async def reopen(self) -> None:
+        await self.close()
+        await self.open()
+
+    async def crash(self) -> None:
+        """As after kill -9: what is on disk at this moment, and nothing of what is in memory."""
+        before = self.data_dir
+        self._crashes += 1
+        self.data_dir = before.with_name(f"{before.name}-{self._crashes}")
+        shutil.copytree(before, self.data_dir)
+        await self.close()
+        await self.open()
+
+    @property
+    def path(self) -> Path:
+        return self.data_dir / "tollway.db"
+
+    async def account(self, credits: int = 0, name: str = "acc_1") -> str:
+        await self.database.execute(
+            (
+                "INSERT INTO accounts (id, name, chain_head, created_at) VALUES (?, ?, ?, 0)",
+                (name, name, genesis(name)),
+            )
+        )
+        if credits:
+            await self.top_up(name, credits, ref=f"first:{name}")
+        return name
+
+    async def top_up(self, account_id: str, credits: int, ref: str) -> bool:
+        _, added = await self.ledger.add(
+            account_id, credits, kind="top_up", ref=ref, description="prepaid"
+        )
+        return added
+
+    async def token(self, account_id: str, spend_cap: int | None, name: str = "tok_1") -> str:
+        await self.database.execute(
+            (
+                "INSERT INTO tokens (id, account_id, name, digest, scopes, spend_cap, created_at)"
+                " VALUES (?, ?, ?, ?, '[]', ?, 0)",
+                (name, account_id, name, name.encode(), spend_cap),
+            )
+        )
+        return name
+
+    def ask(
+        self,
+        account_id: str,
+        amount: int,
+        *,
+        at_least: int | None = None,
+        token_id: str = "tok_0",
+        spend_cap: int | None = None,
+    ) -> HoldAsk:
+        self._requests += 1
+        return HoldAsk(
+            f"req_{self._requests:04d}",
+            account_id,
+            token_id,
+            PRICE,
+            amount,
+            amount if at_least is None else at_least,
+            spend_cap,
+            self.clock.now(),
+        )
+
+    async def hold(self, account_id: str, amount: int, **options: Any) -> Hold:
+        return await self.ledger.hold(self.ask(account_id, amount, **options))
+
+    async def charge(self, account_id: str, amount: int, cost: int, **options: Any) -> Settlement:
+        hold = await self.hold(account_id, amount, **options)
+        return await self.ledger.settle(hold, an_outcome(cost))
+
+    async def balance(self, account_id: str) -> int:
+        rows = await self.database.fetch("SELECT balance FROM accounts WHERE id = ?", (account_id,))
+        return rows[0][0]
+
+    def verify(self) -> list[Violation]:
+        with closing(connect(self.path)) as connection:
+            return verify(connection, self.ledger.open_holds())
+
+    def _refusal(self, account_id: str, token_id: str) -> RequestError | None:
+        if account_id in self.frozen:
+            return PermissionDenied("The account is frozen.", code="account_frozen")
+        return None
+
+
+def an_outcome(cost: int, *, status: Any = "completed", client_id: str | None = None) -> Outcome:
+    """One that costs as many credits: an odd one is for input, the rest for output tokens."""
+    return Outcome(
+        status=status,
+        model=MODEL,
+        input_tokens=cost % 2,
+        output_tokens=cost // 2,
+        source="upstream",
+        cost=cost,
+        attempts=(Attempt("gpu-1", 200),),
+        upstream="gpu-1",
+        upstream_id="chatcmpl-7",
+        client_request_id=client_id,
+        first_token_seconds=0.25,
+        total_seconds=1.5,
+    )
+
+
+def a_checkpoint(hold: Hold, cost: int, now: float) -> Checkpoint:
+    return Checkpoint(hold, MODEL, "gpu-1", cost % 2, cost // 2, None, now)
