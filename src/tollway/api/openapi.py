@@ -414,11 +414,6 @@ def document(version: str) -> Json:
     }
 
 
-def described_operations() -> list[tuple[str, str]]:
-    """Path below the base, and method."""
-    return [(operation.path, operation.method.upper()) for operation in _OPERATIONS]
-
-
 def _operation(operation: _Described) -> Json:
     content = {"application/json": {"schema": _ref(operation.reply)}}
     headers = _OF_A_SUCCESS
