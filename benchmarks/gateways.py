@@ -85,8 +85,8 @@ database = "sqlite"
 rate_store = "memory"
 
 [limits]
-requests_per_minute = 1000000000
-other_requests_per_minute = 1000000000
+requests_per_minute = 1000000
+other_requests_per_minute = 1000000
 concurrent_requests = 100000
 starting_credits = 1000000000000
 

@@ -20,8 +20,8 @@ from msgspec import Struct
 from tollway.metrics import Metrics
 
 FLUSH_SECONDS = 0.5
-LINES_AT_ONCE = 192
-"""About 64 KiB."""
+LINES_AT_ONCE = 1024
+"""About 350 KiB: each batch costs a thread's turn, 0.3 ms."""
 LINES_WAITING_MAX = 65_536
 FILE_BYTES_MAX = 64 * 1024 * 1024
 

@@ -35,7 +35,7 @@ _ALWAYS_TAKEN = frozenset(
 _WRITTEN_UPSTREAM = frozenset(
     {"model", "max_tokens", "max_completion_tokens", "stream", "stream_options"}
 )
-FORWARDED_FIELDS = tuple(f for f in ChatRequest.__struct_fields__ if f not in _WRITTEN_UPSTREAM)
+FORWARDED_FIELDS = KNOWN_FIELDS - _WRITTEN_UPSTREAM
 OPTIONAL_FIELDS = frozenset(KNOWN_FIELDS - _ALWAYS_TAKEN)
 
 _NO_PRICE = {
@@ -66,9 +66,7 @@ class ParsedRequest(Struct, frozen=True):
 
 def parse_chat_request(body: bytes) -> ParsedRequest:
     document = parse_object(body)
-    for field, why in _NO_PRICE.items():
-        if document.get(field) is not None:
-            raise _unsupported(field, f"{field} is not supported: {why}")
+    unknown = _unknown_fields(document) if document.keys() - KNOWN_FIELDS else ()
     try:
         request = msgspec.convert(document, ChatRequest)
     except msgspec.ValidationError as error:
@@ -76,10 +74,18 @@ def parse_chat_request(body: bytes) -> ParsedRequest:
     _check_fields_together(request)
     _check_messages(request)
     fields = {
-        name: value for name in FORWARDED_FIELDS if (value := getattr(request, name)) is not None
+        name: value
+        for name in document
+        if name in FORWARDED_FIELDS and (value := getattr(request, name)) is not None
     }
-    unknown = [n for n in document if n not in KNOWN_FIELDS and document[n] is not None]
-    return ParsedRequest(request, fields, tuple(unknown))
+    return ParsedRequest(request, fields, unknown)
+
+
+def _unknown_fields(document: Mapping[str, object]) -> tuple[str, ...]:
+    for field, why in _NO_PRICE.items():
+        if document.get(field) is not None:
+            raise _unsupported(field, f"{field} is not supported: {why}")
+    return tuple(n for n in document if n not in KNOWN_FIELDS and document[n] is not None)
 
 
 def _check_fields_together(request: ChatRequest) -> None:
@@ -140,29 +146,27 @@ def _settle_tool_choice(request: ChatRequest) -> None:
 def _check_messages(request: ChatRequest) -> None:
     open_calls: set[str] = set()
     for index, message in enumerate(request.messages):
-        match message:
-            case UserMessage(content=list() as parts):
-                _refuse_unpriced_parts(parts, f"messages[{index}].content")
-            case AssistantMessage():
-                if message.content is None and not message.tool_calls and message.refusal is None:
-                    raise InvalidRequest(
-                        f"messages[{index}].content is missing: an assistant message needs "
-                        "content or tool_calls.",
-                        code="missing_required_parameter",
-                        param=f"messages[{index}].content",
-                    )
-                if not message.tool_calls:
-                    message.tool_calls = None  # some servers refuse an empty list
-                else:
-                    open_calls |= {call.id for call in message.tool_calls}
-            case ToolMessage(tool_call_id=call_id) if call_id not in open_calls:
+        if isinstance(message, UserMessage):
+            if not isinstance(message.content, str):
+                _refuse_unpriced_parts(message.content, f"messages[{index}].content")
+        elif isinstance(message, AssistantMessage):
+            if message.content is None and not message.tool_calls and message.refusal is None:
                 raise InvalidRequest(
-                    f"messages[{index}].tool_call_id answers no tool call of an assistant "
-                    "message before it.",
-                    param=f"messages[{index}].tool_call_id",
+                    f"messages[{index}].content is missing: an assistant message needs "
+                    "content or tool_calls.",
+                    code="missing_required_parameter",
+                    param=f"messages[{index}].content",
                 )
-            case _:
-                pass
+            if not message.tool_calls:
+                message.tool_calls = None  # some servers refuse an empty list
+            else:
+                open_calls |= {call.id for call in message.tool_calls}
+        elif isinstance(message, ToolMessage) and message.tool_call_id not in open_calls:
+            raise InvalidRequest(
+                f"messages[{index}].tool_call_id answers no tool call of an assistant "
+                "message before it.",
+                param=f"messages[{index}].tool_call_id",
+            )
 
 
 _UNPRICED_PARTS: Mapping[type[object], str] = {

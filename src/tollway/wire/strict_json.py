@@ -4,7 +4,11 @@
 msgspec refuses bad UTF-8, NaN and lone surrogates, but keeps the last of two equal keys without a
 word: a filter in front that read the first would have seen another request than we serve. Looking
 for them the plain way, with `json.loads` and a hook on every object, costs 9 us for a 1 KB request.
-`_may_hide_a_key` costs 2 us and sends only doubtful bodies there.
+So two cheaper looks come first, and only a body that neither clears is read the plain way:
+
+- what was decoded, written again, is the body to the byte: nothing was dropped (1 us; both SDKs
+  send JSON like that);
+- there are as many keys as were decoded (`_may_hide_a_key`, 10 us; JSON with spaces and newlines).
 """
 
 import json
@@ -20,6 +24,7 @@ DEPTH_MAX = 32
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 
 _decode: Callable[[bytes], Json] = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
 
 
 def parse_object(body: bytes) -> dict[str, Json]:
@@ -32,8 +37,10 @@ def parse_object(body: bytes) -> dict[str, Json]:
         raise _invalid(f"The request body is nested more than {DEPTH_MAX} deep.") from None
     if type(value) is not dict:
         raise _invalid("The request body must be a JSON object.")
-    members = _count_members(value, 1)
-    if _may_hide_a_key(body, members):
+    if _encode(value) == body:
+        if body.count(b"{") + body.count(b"[") > DEPTH_MAX:
+            _count_members(value, 1)
+    elif _may_hide_a_key(body, _count_members(value, 1)):
         _refuse_repeated_keys(body)
     return value
 
