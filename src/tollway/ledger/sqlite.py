@@ -740,5 +740,5 @@ def _entry(row: tuple[Any, ...]) -> Entry:
 
 def _receipt(row: tuple[Any, ...]) -> Receipt:
     attempts = msgspec.convert(json.loads(row[16]), tuple[Attempt, ...])
-    created_at = row[18] / 1000
-    return Receipt(*(*row[:16], attempts, row[17], created_at, *row[19:]))
+    values: tuple[Any, ...] = (*row[:16], attempts, row[17], row[18] / 1000, *row[19:])
+    return Receipt(*values)

@@ -1,7 +1,6 @@
 """A ledger in a temporary directory, with a price, and what a test needs to fill it."""
 
 import shutil
-import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -26,12 +25,13 @@ from tollway.ledger.verify import Violation, verify
 
 MODEL = "acme/m1"
 PRICE = "price_1"
+TOKEN = "tok_0"
 INPUT_PRICE = 1_000_000  # credits per million: one a token, so that a test's sums can be read
 OUTPUT_PRICE = 2_000_000
 
 
 class Books:
-    """A `SqliteLedger` and its file. `crash` leaves the process's memory behind and keeps the disk."""
+    """A `SqliteLedger` and its file. `crash` leaves the process's memory behind, not the disk."""
 
     def __init__(
         self, data_dir: Path, *, database_options: Mapping[str, Any] | None = None
@@ -40,7 +40,7 @@ class Books:
         self.clock = FixedClock()
         self.frozen: set[str] = set()
         self.recovered: list[Recovered] = []
-        self._database_options = {} if database_options is None else database_options
+        self._database_options: Mapping[str, Any] = database_options or {}
         self._requests = 0
         self._crashes = 0
 
@@ -94,7 +94,7 @@ class Books:
         )
         return added
 
-    async def token(self, account_id: str, spend_cap: int | None, name: str = "tok_1") -> str:
+    async def token(self, account_id: str, spend_cap: int | None, name: str) -> str:
         await self.database.execute(
             (
                 "INSERT INTO tokens (id, account_id, name, digest, scopes, spend_cap, created_at)"
@@ -110,7 +110,7 @@ class Books:
         amount: int,
         *,
         at_least: int | None = None,
-        token_id: str = "tok_0",
+        token_id: str = TOKEN,
         spend_cap: int | None = None,
     ) -> HoldAsk:
         self._requests += 1

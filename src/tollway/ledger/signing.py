@@ -1,0 +1,147 @@
+"""Signed receipts: an Ed25519 key in the data directory, and documents that can be checked without
+the server.
+
+What is signed is the document without its `signature`, as canonical JSON: UTF-8, keys sorted, no
+spaces. So it can be printed, stored and sent in any layout.
+"""
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from tollway.errors import StartError
+
+ALGORITHM = "Ed25519"
+_FILE = "signing.key"
+
+Document = dict[str, Any]
+"""A JSON object. Any: what its values are is the receipt's affair."""
+
+
+class _Signature(msgspec.Struct):
+    algorithm: Literal["Ed25519"]
+    value: str
+
+
+class _Jwk(msgspec.Struct):
+    crv: Literal["Ed25519"]
+    x: str
+
+
+class SigningKey:
+    def __init__(self, private_key: Ed25519PrivateKey) -> None:
+        self._private_key = private_key
+        self.id = key_id(private_key.public_key())
+
+    @classmethod
+    def load(cls, data_dir: Path) -> "SigningKey":
+        """Makes the key at the first use. Raises `StartError` where the file is not such a key."""
+        path = data_dir / _FILE
+        if not path.exists():
+            _make(path)
+        try:
+            key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        except (OSError, ValueError) as error:
+            raise StartError(f"The signing key {path} cannot be read: {error}.") from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise StartError(f"The signing key {path} is not an Ed25519 key. Move it away.")
+        return cls(key)
+
+    def sign(self, document: Document) -> Document:
+        """The document with its `signature`; one that it had is replaced."""
+        value = self._private_key.sign(canonical(document))
+        signature = {
+            "algorithm": ALGORITHM,
+            "keyId": self.id,
+            "value": base64.b64encode(value).decode(),
+        }
+        return {**document, "signature": signature}
+
+    def public_pem(self) -> str:
+        public = self._private_key.public_key()
+        return public.public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        ).decode()
+
+    def public_jwk(self) -> dict[str, str]:
+        """RFC 8037."""
+        x = base64.urlsafe_b64encode(_raw(self._private_key.public_key())).rstrip(b"=").decode()
+        return {
+            "kty": "OKP",
+            "crv": "Ed25519",
+            "alg": "EdDSA",
+            "use": "sig",
+            "kid": self.id,
+            "x": x,
+        }
+
+    def __repr__(self) -> str:
+        return f"SigningKey({self.id})"
+
+
+def verify_signature(document: Document, public_key: Ed25519PublicKey) -> bool:
+    """Whether the document is as it was when the owner of the key signed it."""
+    try:
+        signature = msgspec.convert(document.get("signature"), _Signature)
+    except msgspec.ValidationError:
+        return False
+    try:
+        public_key.verify(base64.b64decode(signature.value, validate=True), canonical(document))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def read_public_key(pem_or_jwk: bytes) -> Ed25519PublicKey:
+    """Raises `ValueError` for anything but an Ed25519 public key in PEM or as a JWK."""
+    if pem_or_jwk.lstrip().startswith(b"{"):
+        x = msgspec.json.decode(pem_or_jwk, type=_Jwk).x
+        return Ed25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(x + "=" * (-len(x) % 4)))
+    key = serialization.load_pem_public_key(pem_or_jwk)
+    if not isinstance(key, Ed25519PublicKey):
+        raise ValueError("this is a public key of another kind than Ed25519")
+    return key
+
+
+def key_id(public_key: Ed25519PublicKey) -> str:
+    return hashlib.sha256(_raw(public_key)).hexdigest()[:16]
+
+
+def canonical(document: Document) -> bytes:
+    """The bytes that are signed. Raises `ValueError` for what JSON cannot say."""
+    bare = {name: value for name, value in document.items() if name != "signature"}
+    text = json.dumps(
+        bare, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode()
+
+
+def _raw(public_key: Ed25519PublicKey) -> bytes:
+    return public_key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+
+
+def _make(path: Path) -> None:
+    """Whole or not at all: a torn key would end every signature that follows."""
+    pem = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    unfinished = path.with_suffix(".new")
+    with contextlib.suppress(FileNotFoundError):
+        unfinished.unlink()
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(pem)
+        file.flush()
+        os.fsync(descriptor)
+    unfinished.rename(path)

@@ -1,0 +1,576 @@
+"""What `ledger/base.py` promises, as tests that every implementation runs."""
+
+import asyncio
+
+import pytest
+from tests.unit.ledger.books import (
+    INPUT_PRICE,
+    MODEL,
+    OUTPUT_PRICE,
+    Books,
+    a_checkpoint,
+    an_outcome,
+)
+
+from tollway.errors import (
+    IdempotencyConflict,
+    IdempotencyMismatch,
+    PermissionDenied,
+    Refused,
+)
+from tollway.ledger.base import Earlier, NotEnough, Recovered, Settlement
+
+BODY = b"\x01" * 32
+OTHER_BODY = b"\x02" * 32
+
+
+class LedgerSuite:
+    """A subclass gives the fixture `books`."""
+
+    # --- holds ----------------------------------------------------------------------------------
+
+    async def test_a_hold_takes_what_it_could_cost_from_what_is_available(
+        self, books: Books
+    ) -> None:
+        account = await books.account(100)
+
+        hold = await books.hold(account, 30)
+
+        assert (hold.amount, hold.available) == (30, 70)
+        assert (books.ledger.available(account), books.ledger.held(account)) == (70, 30)
+        assert books.ledger.open_holds() == [hold]
+
+    async def test_a_hold_is_cut_to_what_is_available_where_that_is_enough(
+        self, books: Books
+    ) -> None:
+        account = await books.account(100)
+
+        hold = await books.hold(account, 130, at_least=100)
+
+        assert (hold.amount, hold.available) == (100, 0)
+
+    async def test_a_hold_beyond_the_balance_is_refused_and_says_what_there_is(
+        self, books: Books
+    ) -> None:
+        account = await books.account(100)
+        await books.hold(account, 60)
+
+        with pytest.raises(NotEnough) as refusal:
+            await books.hold(account, 41)
+
+        assert (refusal.value.available, refusal.value.limit) == (40, "balance")
+        assert books.ledger.held(account) == 60
+
+    async def test_a_hold_of_nothing_is_a_hold(self, books: Books) -> None:
+        account = await books.account()
+
+        settlement = await books.charge(account, 0, cost=0)
+
+        assert settlement == Settlement(0, 0, 0)
+
+    async def test_of_200_requests_at_once_exactly_those_that_can_be_paid_are_admitted(
+        self, books: Books
+    ) -> None:
+        account = await books.account(370)
+
+        answers = await asyncio.gather(
+            *(books.charge(account, 10, cost=10) for _ in range(200)), return_exceptions=True
+        )
+
+        admitted = [answer for answer in answers if isinstance(answer, Settlement)]
+        assert len(admitted) == 37
+        assert await books.balance(account) == 0
+
+    async def test_a_hold_asks_each_time_whether_the_account_may_pay(self, books: Books) -> None:
+        account = await books.account(100)
+        hold = await books.hold(account, 10)
+        books.frozen.add(account)
+
+        with pytest.raises(PermissionDenied):
+            await books.hold(account, 10)
+
+        assert (await books.ledger.settle(hold, an_outcome(4))).charged == 4
+
+    async def test_an_account_made_just_now_has_nothing(self, books: Books) -> None:
+        account = await books.account()
+
+        assert (books.ledger.available(account), books.ledger.held(account)) == (0, 0)
+        with pytest.raises(NotEnough):
+            await books.hold(account, 1)
+
+    # --- spend caps -----------------------------------------------------------------------------
+
+    async def test_a_spend_cap_counts_what_is_spent_and_what_is_held(self, books: Books) -> None:
+        account = await books.account(1000)
+        capped = {"token_id": await books.token(account, 100, "tok_1"), "spend_cap": 100}
+        await books.charge(account, 60, cost=50, **capped)
+        await books.hold(account, 30, **capped)
+
+        with pytest.raises(NotEnough) as refusal:
+            await books.hold(account, 21, **capped)
+
+        assert (refusal.value.available, refusal.value.limit) == (20, "spend_cap")
+        assert (await books.hold(account, 30, at_least=1, **capped)).amount == 20
+
+    async def test_a_spend_cap_is_exact_among_200_requests_at_once(self, books: Books) -> None:
+        account = await books.account(10_000)
+        capped = {"token_id": await books.token(account, 100, "tok_1"), "spend_cap": 100}
+
+        answers = await asyncio.gather(
+            *(books.charge(account, 7, cost=7, **capped) for _ in range(200)),
+            return_exceptions=True,
+        )
+
+        assert sum(isinstance(answer, Settlement) for answer in answers) == 14
+        assert await books.balance(account) == 10_000 - 98
+
+    async def test_a_spend_cap_outlives_a_crash(self, books: Books) -> None:
+        account = await books.account(1000)
+        capped = {"token_id": await books.token(account, 100, "tok_1"), "spend_cap": 100}
+        await books.charge(account, 60, cost=60, **capped)
+        await books.crash()
+
+        with pytest.raises(NotEnough):
+            await books.hold(account, 41, **capped)
+
+        assert (await books.hold(account, 40, **capped)).amount == 40
+
+    # --- settlements ----------------------------------------------------------------------------
+
+    async def test_a_settlement_charges_the_cost_and_gives_the_rest_back(
+        self, books: Books
+    ) -> None:
+        account = await books.account(100)
+        hold = await books.hold(account, 30)
+        other = await books.hold(account, 20)
+
+        settlement = await books.ledger.settle(hold, an_outcome(11))
+
+        assert settlement == Settlement(charged=11, shortfall=0, available=69)
+        assert await books.balance(account) == 89
+        assert books.ledger.open_holds() == [other]
+
+    async def test_a_charge_is_never_more_than_its_hold(self, books: Books) -> None:
+        account = await books.account(100)
+
+        settlement = await books.charge(account, 30, cost=47)
+
+        assert settlement == Settlement(charged=30, shortfall=17, available=70)
+
+    async def test_what_cost_nothing_leaves_no_entry_and_a_receipt(self, books: Books) -> None:
+        account = await books.account(100)
+        hold = await books.hold(account, 30)
+
+        await books.ledger.settle(hold, an_outcome(0, status="failed"))
+
+        _, total = await books.ledger.entries(account, page=1, limit=10)
+        receipt = await books.ledger.receipt(hold.request_id)
+        assert total == 1
+        assert receipt is not None
+        assert (receipt.charged, receipt.reserved, receipt.status) == (0, 30, "failed")
+
+    async def test_a_hold_ends_once(self, books: Books) -> None:
+        account = await books.account(100)
+        hold = await books.hold(account, 30)
+        await books.ledger.settle(hold, an_outcome(10))
+
+        with pytest.raises(AssertionError, match="settled before"):
+            books.ledger.settle(hold, an_outcome(10))
+
+        assert books.ledger.available(account) == 90
+        assert await books.balance(account) == 90
+
+    async def test_a_waiter_that_leaves_does_not_undo_the_charge(self, books: Books) -> None:
+        account = await books.account(100)
+        hold = await books.hold(account, 30)
+
+        books.ledger.settle(hold, an_outcome(10)).cancel()
+
+        await books.charge(account, 1, cost=0)
+        assert await books.balance(account) == 90
+
+    async def test_a_charge_is_on_disk_when_it_is_told(self, books: Books) -> None:
+        account = await books.account(100)
+        await books.charge(account, 30, cost=12)
+
+        await books.crash()
+
+        assert await books.balance(account) == 88
+        assert books.ledger.available(account) == 88
+
+    async def test_a_hold_in_flight_ends_with_the_process(self, books: Books) -> None:
+        account = await books.account(100)
+        await books.hold(account, 30)
+
+        await books.crash()
+
+        assert (books.ledger.available(account), books.ledger.open_holds()) == (100, [])
+
+    async def test_a_receipt_has_all_that_the_charge_is_made_of(self, books: Books) -> None:
+        account = await books.account(100)
+        hold = await books.hold(account, 30)
+        await books.ledger.settle(hold, an_outcome(35, client_id="mine"))
+
+        receipt = await books.ledger.receipt(hold.request_id)
+
+        assert receipt is not None
+        assert (receipt.input_tokens, receipt.output_tokens) == (1, 17)
+        assert (receipt.input_credits_per_million, receipt.output_credits_per_million) == (
+            INPUT_PRICE,
+            OUTPUT_PRICE,
+        )
+        assert (receipt.reserved, receipt.charged, receipt.shortfall) == (30, 30, 5)
+        assert (receipt.model, receipt.remaining) == (MODEL, 70)
+        assert (receipt.upstream, receipt.upstream_id) == ("gpu-1", "chatcmpl-7")
+        assert (receipt.client_request_id, receipt.account_id) == ("mine", account)
+        assert (receipt.first_token_ms, receipt.total_ms) == (250, 1500)
+        assert receipt.attempts == an_outcome(35).attempts
+
+    async def test_there_is_no_receipt_of_a_request_that_never_was(self, books: Books) -> None:
+        assert await books.ledger.receipt("req_9") is None
+
+    # --- entries that are no charge -------------------------------------------------------------
+
+    async def test_the_same_kind_and_reference_adds_once(self, books: Books) -> None:
+        account = await books.account()
+
+        answers = await asyncio.gather(
+            *(books.top_up(account, 50, ref="invoice 7") for _ in range(5))
+        )
+
+        assert answers.count(True) == 1
+        assert (books.ledger.available(account), await books.balance(account)) == (50, 50)
+
+    async def test_what_is_taken_away_is_at_most_what_is_available(self, books: Books) -> None:
+        account = await books.account(100)
+        await books.hold(account, 30)
+
+        with pytest.raises(Refused, match="70 credits available"):
+            await self._adjust(books, account, -71, ref="a")
+        entry, added = await self._adjust(books, account, -70, ref="b")
+
+        assert (added, entry.amount, entry.balance_after) == (True, -70, 30)
+        assert books.ledger.available(account) == 0
+
+    async def test_taking_away_twice_by_one_reference_takes_once(self, books: Books) -> None:
+        account = await books.account(100)
+        first, _ = await self._adjust(books, account, -60, ref="a")
+
+        while_it_would_do = await self._adjust(books, account, -10, ref="a")
+        where_it_would_not = await self._adjust(books, account, -60, ref="a")
+
+        assert while_it_would_do == where_it_would_not == (first, False)
+        assert (books.ledger.available(account), await books.balance(account)) == (40, 40)
+
+    async def test_a_waiter_that_leaves_does_not_undo_an_addition(self, books: Books) -> None:
+        account = await books.account(100)
+        waiters = [
+            asyncio.create_task(books.top_up(account, 7, ref="plus")),
+            asyncio.create_task(self._adjust(books, account, -5, ref="minus")),
+        ]
+        await asyncio.sleep(0)
+
+        for waiter in waiters:
+            waiter.cancel()
+
+        await asyncio.wait(waiters)
+        await books.charge(account, 1, cost=0)
+        assert (books.ledger.available(account), await books.balance(account)) == (102, 102)
+
+    async def test_a_refund_can_be_spent(self, books: Books) -> None:
+        account = await books.account(10)
+        hold = await books.hold(account, 10)
+        await books.ledger.settle(hold, an_outcome(10))
+
+        await books.ledger.add(account, 4, kind="refund", ref=hold.request_id, description="sorry")
+
+        assert (await books.charge(account, 4, cost=4)).charged == 4
+
+    async def test_nothing_is_added_to_no_account(self, books: Books) -> None:
+        with pytest.raises(Refused, match="no account"):
+            await books.top_up("nobody", 5, ref="x")
+
+    async def test_what_goes_with_an_entry_is_written_with_it_or_not_at_all(
+        self, books: Books
+    ) -> None:
+        account = await books.account(10)
+        audit = (
+            "INSERT INTO audit VALUES (?, 'op', 'adjust', ?, 'why', '{}', 0)",
+            ("audit_1", account),
+        )
+        options = {"kind": "adjustment", "description": "by hand", "audit": audit}
+        await books.ledger.add(account, 5, ref="a", **options)
+
+        with pytest.raises(Refused):  # its id is taken
+            await books.ledger.add(account, 5, ref="b", **options)
+
+        assert (books.ledger.available(account), await books.balance(account)) == (15, 15)
+
+    async def test_entries_come_newest_first_a_page_at_a_time(self, books: Books) -> None:
+        account = await books.account(100)
+        for cost in (1, 2, 3, 4):
+            await books.charge(account, 10, cost=cost)
+
+        first, total = await books.ledger.entries(account, page=1, limit=2)
+        third, _ = await books.ledger.entries(account, page=3, limit=2)
+        beyond, _ = await books.ledger.entries(account, page=4, limit=2)
+
+        assert total == 5
+        assert [(entry.seq, entry.amount, entry.balance_after) for entry in first] == [
+            (5, -4, 90),
+            (4, -3, 94),
+        ]
+        assert [(entry.kind, entry.ref) for entry in third] == [("top_up", f"first:{account}")]
+        assert beyond == []
+
+    async def test_recent_requests_are_known_again_after_a_start(self, books: Books) -> None:
+        account = await books.account(100)
+        await books.charge(account, 10, cost=1)
+
+        assert await books.ledger.admissions_since(0.0) == [(account, books.clock.now())]
+
+    # --- checkpoints and recovery ---------------------------------------------------------------
+
+    async def test_a_crash_charges_what_the_last_checkpoint_had_delivered(
+        self, books: Books
+    ) -> None:
+        account = await books.account(100)
+        hold = await books.hold(account, 50)
+        started = books.clock.now()
+        for cost in (4, 13):
+            books.clock.advance(2)
+            await books.ledger.checkpoint([a_checkpoint(hold, cost, books.clock.now())])
+
+        await books.crash()
+
+        receipt = await books.ledger.receipt(hold.request_id)
+        assert books.recovered == [
+            Recovered(hold.request_id, account, "checkpoint", 1, 6, charged=13, shortfall=0)
+        ]
+        assert receipt is not None
+        assert (receipt.status, receipt.source) == ("interrupted", "checkpoint")
+        assert (receipt.charged, receipt.remaining, receipt.total_ms) == (13, 87, 4000)
+        assert receipt.created_at == started
+        assert books.ledger.available(account) == 87
+        assert books.verify() == []
+
+    async def test_recovery_is_done_once(self, books: Books) -> None:
+        account = await books.account(100)
+        hold = await books.hold(account, 50)
+        await books.ledger.checkpoint([a_checkpoint(hold, 13, books.clock.now())])
+        await books.crash()
+
+        await books.reopen()
+
+        assert books.recovered == []
+        assert await books.balance(account) == 87
+
+    async def test_a_checkpoint_never_costs_more_than_the_hold(self, books: Books) -> None:
+        account = await books.account(100)
+        hold = await books.hold(account, 10)
+        await books.ledger.checkpoint([a_checkpoint(hold, 14, books.clock.now())])
+
+        await books.crash()
+
+        assert [(r.charged, r.shortfall) for r in books.recovered] == [(10, 4)]
+        assert books.verify() == []
+
+    async def test_a_checkpoint_of_nothing_delivered_costs_nothing(self, books: Books) -> None:
+        account = await books.account(100)
+        hold = await books.hold(account, 10)
+        await books.ledger.checkpoint([a_checkpoint(hold, 0, books.clock.now())])
+
+        await books.crash()
+
+        receipt = await books.ledger.receipt(hold.request_id)
+        assert receipt is not None
+        assert receipt.charged == 0
+        assert books.verify() == []
+
+    async def test_checkpoints_of_one_account_together_stay_within_its_balance(
+        self, books: Books
+    ) -> None:
+        account = await books.account(100)
+        holds = [await books.hold(account, 40), await books.hold(account, 60)]
+        await books.ledger.checkpoint([a_checkpoint(h, h.amount, 0.0) for h in holds])
+
+        await books.crash()
+
+        assert await books.balance(account) == 0
+        assert books.verify() == []
+
+    async def test_a_settled_stream_leaves_no_checkpoint(self, books: Books) -> None:
+        account = await books.account(100)
+        hold = await books.hold(account, 50)
+        checkpoint = a_checkpoint(hold, 13, books.clock.now())
+        await books.ledger.checkpoint([checkpoint])
+        await books.ledger.settle(hold, an_outcome(20))
+        await books.ledger.checkpoint([checkpoint])  # too late
+
+        await books.crash()
+
+        assert books.recovered == []
+        assert await books.balance(account) == 80
+
+    async def test_a_recovered_charge_counts_for_the_spend_cap(self, books: Books) -> None:
+        account = await books.account(100)
+        capped = {"token_id": await books.token(account, 50, "tok_1"), "spend_cap": 50}
+        hold = await books.hold(account, 50, **capped)
+        await books.ledger.checkpoint([a_checkpoint(hold, 30, books.clock.now())])
+
+        await books.crash()
+
+        with pytest.raises(NotEnough):
+            await books.hold(account, 21, **capped)
+        assert books.verify() == []
+
+    # --- idempotency keys -----------------------------------------------------------------------
+
+    async def test_a_fresh_key_may_run(self, books: Books) -> None:
+        assert await self._claim(books, "req_1") is None
+
+    async def test_a_key_that_runs_is_refused_to_others(self, books: Books) -> None:
+        answers = await asyncio.gather(
+            *(self._claim(books, f"req_{n}") for n in range(5)), return_exceptions=True
+        )
+
+        conflicts = [a for a in answers if isinstance(a, IdempotencyConflict)]
+        assert answers.count(None) == 1
+        assert [(c.code, c.retry) for c in conflicts] == [("idempotency_in_progress", True)] * 4
+
+    async def test_a_key_is_an_accounts_own(self, books: Books) -> None:
+        assert await self._claim(books, "req_1", account="acc_1") is None
+        assert await self._claim(books, "req_2", account="acc_2") is None
+
+    async def test_a_key_with_another_body_is_refused_while_it_runs_and_after(
+        self, books: Books
+    ) -> None:
+        account = await books.account(100)
+        hold = await self._claimed_hold(books, account)
+
+        with pytest.raises(IdempotencyMismatch):
+            await self._claim(books, "req_8", body=OTHER_BODY)
+        await books.ledger.settle(hold, an_outcome(5))
+        with pytest.raises(IdempotencyMismatch):
+            await self._claim(books, "req_9", body=OTHER_BODY)
+
+    @pytest.mark.parametrize("crash", [False, True])
+    @pytest.mark.parametrize(("cost", "status"), [(5, "failed"), (0, "completed")])
+    async def test_a_key_is_completed_with_its_charge_or_its_reply(
+        self, books: Books, cost: int, status: str, crash: bool
+    ) -> None:
+        account = await books.account(100)
+        hold = await self._claimed_hold(books, account)
+        await books.ledger.settle(hold, an_outcome(cost, status=status))
+        if crash:
+            await books.crash()
+
+        assert await self._claim(books, "req_9") == Earlier(hold.request_id, None)
+        assert await self._claim(books, "req_9") == Earlier(hold.request_id, None)
+
+    @pytest.mark.parametrize("crash", [False, True])
+    async def test_a_key_is_free_again_where_nothing_was_charged_or_completed(
+        self, books: Books, crash: bool
+    ) -> None:
+        account = await books.account(100)
+        hold = await self._claimed_hold(books, account)
+        await books.ledger.settle(hold, an_outcome(0, status="failed"))
+        if crash:
+            await books.crash()
+
+        assert await self._claim(books, "req_9") is None
+
+    async def test_a_key_is_free_again_after_a_refusal(self, books: Books) -> None:
+        await self._claim(books, "req_1")
+
+        books.ledger.keys.free("req_1")
+
+        assert await self._claim(books, "req_2") is None
+        books.ledger.keys.free("req_1")  # too late: the key is another's
+        with pytest.raises(IdempotencyConflict):
+            await self._claim(books, "req_3")
+
+    async def test_a_client_that_left_while_it_claimed_has_not_claimed(self, books: Books) -> None:
+        claiming = asyncio.create_task(self._claim(books, "req_1"))
+        await asyncio.sleep(0)
+
+        claiming.cancel()
+        await asyncio.wait([claiming])
+
+        assert await self._claim(books, "req_2") is None
+
+    async def test_a_crash_frees_the_key_of_what_was_not_charged(self, books: Books) -> None:
+        account = await books.account(100)
+        await self._claimed_hold(books, account)
+
+        await books.crash()
+
+        assert await self._claim(books, "req_9") is None
+
+    async def test_a_crash_completes_the_key_of_what_a_checkpoint_charges(
+        self, books: Books
+    ) -> None:
+        account = await books.account(100)
+        hold = await self._claimed_hold(books, account)
+        await books.ledger.checkpoint([a_checkpoint(hold, 3, books.clock.now())])
+
+        await books.crash()
+
+        assert await self._claim(books, "req_9") == Earlier(hold.request_id, None)
+
+    async def test_a_reply_is_kept_with_the_settlement_that_it_tells_of(self, books: Books) -> None:
+        account = await books.account(100)
+        hold = await self._claimed_hold(books, account)
+
+        await books.ledger.settle(
+            hold, an_outcome(5), lambda settlement: b"%d left" % settlement.available
+        )
+
+        await books.crash()
+        assert await self._claim(books, "req_9") == Earlier(hold.request_id, b"95 left")
+
+    async def test_a_key_lives_for_a_day(self, books: Books) -> None:
+        account = await books.account(100)
+        hold = await self._claimed_hold(books, account)
+        await books.ledger.settle(hold, an_outcome(5))
+        books.clock.advance(24 * 3600 - 1)
+        assert await self._claim(books, "req_8") is not None
+
+        books.clock.advance(1)
+
+        assert await self._claim(books, "req_9") is None
+
+    async def test_a_sweep_deletes_what_is_older_than_a_day(self, books: Books) -> None:
+        account = await books.account(100)
+        hold = await self._claimed_hold(books, account)
+        await books.ledger.settle(hold, an_outcome(5))
+        books.clock.advance(24 * 3600)
+        await self._claim(books, "req_8", key="another")
+
+        await books.ledger.keys.sweep()
+
+        rows = await books.database.fetch("SELECT key FROM idempotency")
+        assert rows == [("another",)]
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    async def _adjust(self, books: Books, account: str, amount: int, ref: str):
+        return await books.ledger.add(
+            account, amount, kind="adjustment", ref=ref, description="by hand"
+        )
+
+    async def _claim(
+        self,
+        books: Books,
+        request_id: str,
+        *,
+        account: str = "acc_1",
+        key: str = "key",
+        body: bytes = BODY,
+    ) -> Earlier | None:
+        return await books.ledger.keys.claim(account, key, body, request_id)
+
+    async def _claimed_hold(self, books: Books, account: str):
+        ask = books.ask(account, 20)
+        await self._claim(books, ask.request_id, account=account)
+        return await books.ledger.hold(ask)
