@@ -78,7 +78,6 @@ class Child:
         *,
         command: Sequence[str] = RUNNER,
         start_seconds: float = 120.0,
-        stop_seconds: float = 5.0,
         backoff: Backoff = Backoff(),  # noqa: B008 (frozen)
     ) -> None:
         self._settings = settings
@@ -86,7 +85,6 @@ class Child:
         self._went_down = went_down
         self._command = command
         self._start_seconds = start_seconds
-        self._stop_seconds = stop_seconds
         self._backoff = backoff
         self._process: asyncio.subprocess.Process | None = None
         self._stderr = bytearray()
@@ -219,16 +217,11 @@ class Child:
         process, self._process = self._process, None
         if process is None:
             return
+        # It has nothing to save, and it ignores SIGTERM (runner.py).
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-        try:
-            async with asyncio.timeout(self._stop_seconds):
-                await process.wait()
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
+        await process.wait()
         if process.stdin is not None:
             process.stdin.close()
         if self._stderr_reader is not None:

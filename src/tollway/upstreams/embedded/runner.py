@@ -39,11 +39,12 @@ def main() -> None:
 
 
 def _obey_the_parent() -> None:
-    # Ctrl-C goes to everyone in the terminal's group. The gateway decides when the model stops: its
-    # last streams may still be running. SIGTERM keeps its default, which ends the process at once
-    # even while C++ code holds the interpreter; unwinding Python around a live stream took 30 s.
+    # Ctrl-C goes to everyone in the terminal's group, and systemd's SIGTERM to everyone in the
+    # service's. The gateway decides when the model stops: its last streams may still be running. It
+    # does so with SIGKILL, which ends the process at once even while C++ code holds the
+    # interpreter; unwinding Python around a live stream took 30 s.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
         # The end of stdin says the same, but only to a thread that gets to run.
         with contextlib.suppress(OSError, AttributeError):

@@ -55,7 +55,6 @@ class Watcher:
         program: str,
         *arguments: str,
         start_seconds: float = 10,
-        stop_seconds: float = 10,
     ) -> Child:
         child = Child(
             SETTINGS,
@@ -63,7 +62,6 @@ class Watcher:
             self._went_down,
             command=(sys.executable, "-c", program, *arguments),
             start_seconds=start_seconds,
-            stop_seconds=stop_seconds,
             backoff=Backoff(first_seconds=0, max_seconds=0),
         )
         self.children.append(child)
@@ -102,9 +100,9 @@ async def test_a_child_gets_its_settings_and_is_ready_with_its_address(watcher: 
     assert len(api_key) >= 32
 
 
-@pytest.mark.parametrize(("program", "stop_seconds"), [(OBEDIENT, 10), (STUBBORN, 0.05)])
-async def test_a_stopped_child_is_gone(watcher: Watcher, program: str, stop_seconds: float) -> None:
-    child = watcher.child(program, stop_seconds=stop_seconds)
+@pytest.mark.parametrize("program", [OBEDIENT, STUBBORN])
+async def test_a_stopped_child_is_gone(watcher: Watcher, program: str) -> None:
+    child = watcher.child(program)
     await child.start()
     process = process_of(child)
 
