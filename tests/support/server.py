@@ -94,6 +94,14 @@ class TollwayServer:
 
     def start(self) -> None:
         """Returns when it has said where it listens, which is when its models are there."""
+        self.launch()
+        self._wait_for_line(r"^\s+-d ")
+        self.base_url = self._found(r"Base URL: (\S+)")
+        if match := re.search(r"Token: (tw_\w+)", self.stdout):
+            self.token = match[1]
+
+    def launch(self) -> None:
+        """Starts it and waits for nothing."""
         self._output, self._errors = [], []
         self._process = subprocess.Popen(
             [*TOLLWAY, "serve", "--port", "0", *self._where(), *self._arguments],
@@ -113,10 +121,6 @@ class TollwayServer:
         ]
         for reader in self._readers:
             reader.start()
-        self._wait_for_line(r"^\s+-d ")
-        self.base_url = self._found(r"Base URL: (\S+)")
-        if match := re.search(r"Token: (tw_\w+)", self.stdout):
-            self.token = match[1]
 
     def stop(self, seconds: float = 30.0) -> int:
         """SIGTERM, and its exit status."""
