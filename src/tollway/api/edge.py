@@ -203,6 +203,12 @@ class Exchange:
 
 
 class EdgeProtocol(HttpToolsProtocol):
+    head_seconds_max = HEAD_SECONDS_MAX
+    body_seconds_max = BODY_SECONDS_MAX
+    idle_seconds_max = IDLE_SECONDS_MAX
+    stalled_seconds_max = STALLED_SECONDS_MAX
+    linger_seconds = LINGER_SECONDS
+
     # uvicorn declares neither None.
     parser: Any
     cycle: Any
@@ -239,7 +245,7 @@ class EdgeProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
         self._idle_since = self.loop.time()
-        self._idle_timer = self.loop.call_later(HEAD_SECONDS_MAX, self._look_at_idleness)
+        self._idle_timer = self.loop.call_later(self.head_seconds_max, self._look_at_idleness)
 
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in (self._receive_timer, self._idle_timer, self._stall_timer):
@@ -485,14 +491,14 @@ class EdgeProtocol(HttpToolsProtocol):
                 self._refuse_head()
                 return
         if self._receive_timer is None:
-            seconds = HEAD_SECONDS_MAX if self._in_head else BODY_SECONDS_MAX
+            seconds = self.head_seconds_max if self._in_head else self.body_seconds_max
             self._receive_timer = self.loop.call_later(seconds, self._too_slow, self._in_head)
 
     def _too_slow(self, in_head: bool) -> None:
         self._receive_timer = None
         if in_head and not self._in_head:  # the head came in time; the body has its own deadline
             self._receive_timer = self.loop.call_later(
-                BODY_SECONDS_MAX - HEAD_SECONDS_MAX, self._too_slow, False
+                self.body_seconds_max - self.head_seconds_max, self._too_slow, False
             )
         elif self._serving is None:
             self.transport.close()
@@ -507,7 +513,7 @@ class EdgeProtocol(HttpToolsProtocol):
     def _look_at_idleness(self) -> None:
         """One timer for the life of a connection, and not one for each request."""
         busy = self._receiving or (self.cycle is not None and not self.cycle.response_complete)
-        allowed = HEAD_SECONDS_MAX if self.cycle is None else IDLE_SECONDS_MAX
+        allowed = self.head_seconds_max if self.cycle is None else self.idle_seconds_max
         idle = 0.0 if busy else self.loop.time() - self._idle_since
         if idle < allowed:
             self._idle_timer = self.loop.call_later(allowed - idle, self._look_at_idleness)
@@ -521,7 +527,7 @@ class EdgeProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         self._unsent_bytes = self.transport.get_write_buffer_size()
-        self._stall_timer = self.loop.call_later(STALLED_SECONDS_MAX, self._look_at_stall)
+        self._stall_timer = self.loop.call_later(self.stalled_seconds_max, self._look_at_stall)
         if self._serving is not None:
             self._serving.press(True)
 
@@ -537,7 +543,7 @@ class EdgeProtocol(HttpToolsProtocol):
         unsent = self.transport.get_write_buffer_size()
         if unsent < self._unsent_bytes:  # slow, and still reading
             self._unsent_bytes = unsent
-            self._stall_timer = self.loop.call_later(STALLED_SECONDS_MAX, self._look_at_stall)
+            self._stall_timer = self.loop.call_later(self.stalled_seconds_max, self._look_at_stall)
         else:
             self.transport.abort()
 
@@ -593,7 +599,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._stop_receive_timer()
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._receive_timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+        self._receive_timer = self.loop.call_later(self.linger_seconds, self.transport.abort)
 
 
 def _tell_disconnected(cycle: RequestResponseCycle) -> None:
