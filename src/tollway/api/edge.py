@@ -233,6 +233,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._idle_since = 0.0
         self._stall_timer: asyncio.TimerHandle | None = None
         self._unsent_bytes = 0
+        self._took_at = 0.0  # when the client was last seen to read
         self._deaf = False  # what still comes is not read
         self._serving: Exchange | None = None
         self._running: RequestResponseCycle | None = None  # the same on uvicorn's way
@@ -526,8 +527,8 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unsent_bytes = self.transport.get_write_buffer_size()
-        self._stall_timer = self.loop.call_later(self.stalled_seconds_max, self._look_at_stall)
+        self._took_at = self.loop.time()
+        self._watch_unsent()
         if self._serving is not None:
             self._serving.press(True)
 
@@ -539,13 +540,19 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._serving is not None:
             self._serving.press(False)
 
+    def _watch_unsent(self) -> None:
+        self._unsent_bytes = self.transport.get_write_buffer_size()
+        self._stall_timer = self.loop.call_later(self.stalled_seconds_max / 6, self._look_at_stall)
+
     def _look_at_stall(self) -> None:
-        unsent = self.transport.get_write_buffer_size()
-        if unsent < self._unsent_bytes:  # slow, and still reading
-            self._unsent_bytes = unsent
-            self._stall_timer = self.loop.call_later(self.stalled_seconds_max, self._look_at_stall)
-        else:
+        """More may be written meanwhile, so each look compares with the one before it."""
+        now = self.loop.time()
+        if self.transport.get_write_buffer_size() < self._unsent_bytes:  # slow, and still reading
+            self._took_at = now
+        if now - self._took_at >= self.stalled_seconds_max:
             self.transport.abort()
+        else:
+            self._watch_unsent()
 
     # --- what is no request -----------------------------------------------------------------------
 
