@@ -1,0 +1,57 @@
+import pytest
+
+from tollway.wire.usage import TOKENS_BELIEVED_MAX, UsageReport, read_usage
+
+
+def usage(input_tokens: object, output_tokens: object, **more: object) -> dict[str, object]:
+    return {"prompt_tokens": input_tokens, "completion_tokens": output_tokens, **more}
+
+
+def test_a_sound_usage_is_read() -> None:
+    assert read_usage(usage(7, 3, total_tokens=10)) == UsageReport(7, 3)
+
+
+def test_zero_is_a_number() -> None:
+    assert read_usage(usage(0, 0)) == UsageReport(0, 0)
+
+
+def test_no_output_yet_is_none() -> None:
+    assert read_usage(usage(7, None)) == UsageReport(7, 0)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "10",
+        [],
+        {},
+        {"completion_tokens": 3},
+        usage(None, 3),
+        usage(-1, 3),
+        usage(7, -3),
+        usage("7", 3),
+        usage(7, "3"),
+        usage(7.0, 3),
+        usage(True, 3),
+        usage(7, False),
+        usage(TOKENS_BELIEVED_MAX + 1, 3),
+        usage(7, 10**30),
+    ],
+)
+def test_what_cannot_be_true_is_not_believed(value: object) -> None:
+    assert read_usage(value) is None
+
+
+def test_details_pass_as_far_as_they_are_numbers() -> None:
+    report = read_usage(
+        usage(
+            7,
+            3,
+            prompt_tokens_details={"cached_tokens": 4, "audio_tokens": None, "x": {"y": 1}},
+            completion_tokens_details="none",
+        )
+    )
+    assert report is not None
+    assert report.input_details == {"cached_tokens": 4, "audio_tokens": None}
+    assert report.output_details is None
