@@ -1,0 +1,339 @@
+"""A file of settings is either used as written or refused with the key's path and the mend."""
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from tollway.errors import ConfigurationError
+from tollway.settings import SECTIONS, Parameter, Secret, Settings, load_settings
+from tollway.wire.requests import OPTIONAL_FIELDS
+
+CONTRACT = """
+[server]
+host = "0.0.0.0"
+port = 9090
+data_dir = "data"
+database = "sqlite"
+rate_store = "memory"
+trusted_proxies = ["10.0.0.7", "fd00::/8"]
+drain_seconds = 30
+store_replies = true
+
+[limits]
+requests_per_minute = 3
+other_requests_per_minute = 10
+concurrent_requests = 6
+failed_authentications_per_minute = 1
+starting_credits = 0
+
+[tiers.budget]
+prompt_rate = 7
+completion_rate = 40
+
+[[upstreams]]
+name = "gpu-1"
+base_url = "https://gpu-1.example/v1"
+api_key = "env:GPU_1_KEY"
+total_seconds = 60
+
+[[models]]
+id = "bluenexus/glm-4.7-flash-tee"
+tier = "budget"
+context_length = 131072
+max_output_tokens = 8192
+default_max_tokens = 4096
+supported_parameters = ["temperature", "tools"]
+confidential = true
+upstreams = [{ name = "gpu-1", model = "zai-org/GLM-4.7-Flash", weight = 1 }]
+
+[[models]]
+id = "tollway/smollm2-135m"
+tier = "budget"
+upstreams = [{ name = "embedded" }]
+"""
+
+UPSTREAM = """
+[[upstreams]]
+name = "gpu-1"
+base_url = "http://gpu-1.example/v1"
+"""
+
+MODEL = """
+[[models]]
+id = "m1"
+context_length = 1000
+upstreams = [{ name = "gpu-1" }]
+"""
+
+
+def settings_of(folder: Path, text: str, *, for_serving: bool = True) -> Settings:
+    path = folder / "tollway.toml"
+    path.write_text(text)
+    return load_settings(path, for_serving=for_serving)
+
+
+def refusal_of(folder: Path, text: str) -> str:
+    with pytest.raises(ConfigurationError) as refused:
+        settings_of(folder, text)
+    return refused.value.message
+
+
+def test_without_a_file_the_embedded_model_is_served() -> None:
+    settings = load_settings(None)
+
+    assert settings.serves_embedded
+    (model,) = settings.models
+    assert (model.id, model.tier) == ("tollway/smollm2-135m", "budget")
+    assert (model.prompt_rate, model.completion_rate) == (700, 4000)
+    assert (model.context_length, model.max_output_tokens, model.default_max_tokens) == (4096,) * 3
+    assert (settings.server.host, settings.server.port) == ("127.0.0.1", 8080)
+    assert settings.server.data_dir.name == "tollway"
+    assert settings.server.drain_seconds == 120
+    assert settings.limits.requests_per_minute == 30
+    assert settings.limits.other_requests_per_minute == 100
+    assert settings.limits.concurrent_requests == 64
+    assert settings.limits.failed_authentications_per_minute == 10
+    assert settings.limits.starting_credits == 100_000
+
+
+def test_every_key_of_the_contract_is_taken_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPU_1_KEY", "key-1")
+
+    settings = settings_of(tmp_path, CONTRACT)
+
+    assert settings.server.data_dir == tmp_path / "data"
+    assert settings.server.access_log_path == tmp_path / "data" / "access.log"
+    assert settings.server.trusted_proxies == ("10.0.0.7", "fd00::/8")
+    assert settings.limits.starting_credits == 0
+    (upstream,) = settings.upstreams
+    assert upstream.api_key is not None
+    assert upstream.api_key.reveal() == "key-1"
+    assert (upstream.connect_seconds, upstream.total_seconds) == (3, 60)
+    glm, smol = settings.models
+    assert (glm.prompt_rate, glm.completion_rate) == (7, 40)
+    assert glm.supported_parameters == {"temperature", "tools"}
+    assert glm.confidential
+    assert glm.upstreams[0].model == "zai-org/GLM-4.7-Flash"
+    assert smol.context_length == 4096
+    assert smol.supported_parameters is None
+
+
+def test_what_the_command_says_goes_before_what_the_file_says(tmp_path: Path) -> None:
+    path = tmp_path / "tollway.toml"
+    path.write_text('[server]\nhost = "0.0.0.0"\nport = 1\ndata_dir = "a"\n')
+
+    settings = load_settings(path, data_dir=tmp_path / "b", host="::1", port=2)
+
+    server = settings.server
+    assert (server.data_dir, server.host, server.port) == (tmp_path / "b", "::1", 2)
+
+
+def test_one_line_serves_a_gguf_file_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "Qwen 2.5.gguf").touch()
+
+    settings = settings_of(tmp_path, 'embedded.gguf = "Qwen 2.5.gguf"')
+
+    assert settings.embedded.gguf == tmp_path / "Qwen 2.5.gguf"
+    assert settings.models[0].id == "local/Qwen-2.5"
+    assert settings.models[0].prompt_rate == 700
+
+
+def test_a_model_with_its_own_rates_has_the_tier_custom(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, UPSTREAM + MODEL + "prompt_rate = 0\ncompletion_rate = 5\n")
+
+    (model,) = settings.models
+    assert (model.tier, model.prompt_rate, model.completion_rate) == ("custom", 0, 5)
+    assert model.upstreams[0].model == "m1"
+    assert not settings.serves_embedded
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[servr]", "servr: there is no such setting. Did you mean `server`?"),
+        ("[server]\nprot = 1", "server.prot: there is no such setting. Did you mean `port`?"),
+        ('[server]\nport = "80"', "server.port: expected a whole number, got text in quotes."),
+        ("[server]\nport = true", "server.port: expected a whole number, got true or false."),
+        ("[server]\nport = 65536", "server.port: expected a whole number <= 65535."),
+        ("server = 1", "server: expected a table, got a whole number."),
+        ('[server]\ndatabase = "postgresql://x/y"', "server.database: this version has no other"),
+        ('[server]\nrate_store = "valkey://x"', "server.rate_store: this version has no other"),
+        ('[server]\ntrusted_proxies = ["::1", "x"]', "server.trusted_proxies[1]: 'x' does not"),
+        ("[limits]\nrequests_per_minute = 0", "limits.requests_per_minute: expected"),
+        ("[tiers]\nbudget = 1", "tiers.budget: expected a table, got a whole number."),
+        ("tiers = 1", "tiers: write each as a table, [tiers.NAME]."),
+        ("[tiers.gold]\nprompt_rate = 1", "tiers.gold.completion_rate: it is missing. Add it."),
+        (
+            "[tiers.gold]\nprompt_rate = -1\ncompletion_rate = 1",
+            "tiers.gold.prompt_rate: expected a whole number >= 0.",
+        ),
+        ("[embedded]\nparallel = 0", "embedded.parallel: expected a whole number >= 1."),
+        ('embedded.gguf = "none.gguf"', "embedded.gguf: there is no file"),
+        ("[upstreams]\nname = 1", "upstreams: write each as a table of its own, [[upstreams]]."),
+        ('[[upstreams]]\nname = "a"', "upstreams[0].base_url: it is missing. Add it."),
+        (
+            '[[upstreams]]\nname = "a b"\nbase_url = "http://x"',
+            "upstreams[0].name: it may have letters, digits and",
+        ),
+        (
+            '[[upstreams]]\nname = "a"\nbase_url = "gpu-1:80"',
+            "upstreams[0].base_url: it must start with http:// or https://",
+        ),
+        (
+            '[[upstreams]]\nname = "embedded"\nbase_url = "http://x"',
+            "upstreams[0].name: `embedded` is the model that Tollway runs itself",
+        ),
+        (UPSTREAM + UPSTREAM, "upstreams[1].name: 'gpu-1' is taken by upstreams[0]."),
+        (UPSTREAM + "total_seconds = 0", "upstreams[0].total_seconds: expected a number > 0"),
+        (UPSTREAM + MODEL, "models[0]: the model m1 has no price. Give it a tier"),
+        (UPSTREAM + MODEL + "prompt_rate = 1", "models[0].completion_rate: it is missing."),
+        (
+            UPSTREAM + MODEL + 'tier = "budget"\nprompt_rate = 1',
+            "models[0].tier: the model has a tier and rates of its own.",
+        ),
+        (
+            UPSTREAM + MODEL + 'tier = "gold"',
+            "models[0].tier: there is no tier 'gold'. Declare [tiers.gold], or use one of budget.",
+        ),
+        (
+            MODEL + 'tier = "budget"',
+            "models[0].upstreams[0].name: there is no upstream 'gpu-1'. Declare it",
+        ),
+        ('[[models]]\nid = "m"\ntier = "budget"', "models[0].upstreams: the model m has none."),
+        (
+            '[[models]]\nid = "m"\ntier = "budget"\n'
+            'upstreams = [{ name = "embedded", wieght = 1 }]',
+            "models[0].upstreams[0].wieght: there is no such setting. Did you mean `weight`?",
+        ),
+        (
+            UPSTREAM + '[[models]]\nid = "m"\ntier = "budget"\nupstreams = [{ name = "gpu-1" }]',
+            "models[0].context_length: it is missing.",
+        ),
+        (
+            UPSTREAM + MODEL + 'tier = "budget"\nmax_output_tokens = 1001',
+            "models[0].max_output_tokens: 1001 is more than the context of 1000 holds.",
+        ),
+        (
+            UPSTREAM + MODEL + 'tier = "budget"\ndefault_max_tokens = 1001',
+            "models[0].default_max_tokens: 1001 is above max_output_tokens, 1000.",
+        ),
+        (
+            UPSTREAM + MODEL + 'tier = "budget"\nsupported_parameters = ["temprature"]',
+            "models[0].supported_parameters[0]: invalid enum value 'temprature'.",
+        ),
+        (
+            UPSTREAM + (MODEL + 'tier = "budget"\n') * 2,
+            "models[1].id: 'm1' is taken by models[0]. Each needs its own.",
+        ),
+        (
+            '[[models]]\nid = "m"\ntier = "budget"\ncontext_length = 5000\n'
+            'upstreams = [{ name = "embedded" }]',
+            "models[0].context_length: 5000 is more than the embedded model is run with, 4096.",
+        ),
+        (
+            '[[models]]\nid = "m"\ntier = "budget"\n'
+            'upstreams = [{ name = "embedded" }, { name = "embedded" }]',
+            "models[0].upstreams: several upstreams of one model are not yet available",
+        ),
+        ("port = ", "is not TOML"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_by_the_path_of_its_key(
+    tmp_path: Path, text: str, says: str
+) -> None:
+    assert says in refusal_of(tmp_path, text)
+
+
+def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"none\.toml cannot be read: No such file"):
+        load_settings(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("reference", "says"),
+    [
+        ("env:TOLLWAY_TEST_UNSET", "the environment variable TOLLWAY_TEST_UNSET is not set"),
+        ("env:TOLLWAY_TEST_EMPTY", "the environment variable TOLLWAY_TEST_EMPTY is not set"),
+        ("env:TOLLWAY_TEST_BROKEN", "what env:TOLLWAY_TEST_BROKEN holds has characters"),
+        ("file:none.key", "none.key cannot be read: No such file or directory"),
+        ("file:empty.key", "empty.key is empty"),
+    ],
+)
+def test_a_secret_that_is_missing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str, says: str
+) -> None:
+    monkeypatch.setenv("TOLLWAY_TEST_EMPTY", " ")
+    monkeypatch.setenv("TOLLWAY_TEST_BROKEN", "a\nb")
+    (tmp_path / "empty.key").write_text("\n")
+
+    refusal = refusal_of(tmp_path, UPSTREAM + f'api_key = "{reference}"')
+
+    assert refusal.startswith("upstreams[0].api_key: ")
+    assert says in refusal
+
+
+def test_a_secret_written_into_the_file_is_refused_and_not_told_back(tmp_path: Path) -> None:
+    refusal = refusal_of(tmp_path, UPSTREAM + 'api_key = "sk-verysecret"')
+
+    assert "env:NAME" in refusal
+    assert "verysecret" not in refusal
+
+
+def test_a_password_in_a_base_url_is_refused_and_not_told_back(tmp_path: Path) -> None:
+    text = '[[upstreams]]\nname = "a"\nbase_url = "http://me:verysecret@x/v1"'
+
+    refusal = refusal_of(tmp_path, text)
+
+    assert refusal.startswith("upstreams[0].base_url: ")
+    assert "verysecret" not in refusal
+
+
+def test_a_secret_is_read_from_a_file_beside_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "gpu.key").write_text("key-2\n")
+
+    settings = settings_of(tmp_path, UPSTREAM + 'api_key = "file:gpu.key"')
+
+    assert settings.upstreams[0].api_key is not None
+    assert settings.upstreams[0].api_key.reveal() == "key-2"
+
+
+def test_a_secret_never_shows_in_a_repr(tmp_path: Path) -> None:
+    (tmp_path / "gpu.key").write_text("key-2")
+
+    settings = settings_of(tmp_path, UPSTREAM + 'api_key = "file:gpu.key"')
+
+    assert "key-2" not in f"{settings!r} {settings}"
+    assert "key-2" not in f"{Secret('key-2')!r} {Secret('key-2')}"
+
+
+def test_a_command_that_serves_nothing_needs_no_secret(tmp_path: Path) -> None:
+    text = UPSTREAM + 'api_key = "env:TOLLWAY_TEST_UNSET"\n[embedded]\ngguf = "none.gguf"'
+
+    settings = settings_of(tmp_path, text, for_serving=False)
+
+    assert settings.upstreams[0].api_key is None
+
+
+def test_the_access_log_is_a_file_in_the_data_directory_or_none(tmp_path: Path) -> None:
+    stdout = settings_of(tmp_path, '[server]\naccess_log = "-"')
+    off = settings_of(tmp_path, '[server]\naccess_log = ""')
+
+    assert stdout.server.access_log_path is None
+    assert off.server.access_log_path is None
+
+
+def test_every_optional_field_of_a_request_may_be_a_supported_parameter() -> None:
+    assert set(get_args(Parameter)) == OPTIONAL_FIELDS
+
+
+def test_every_setting_says_what_it_means() -> None:
+    undescribed = [
+        f"{section}.{field}"
+        for section, table in SECTIONS.items()
+        for field, annotation in table.__annotations__.items()
+        if not any(getattr(meta, "description", None) for meta in annotation.__metadata__)
+    ]
+    assert undescribed == []
