@@ -1,0 +1,373 @@
+"""What the operator's commands do, wherever they come from: a command's own process or the control
+socket.
+
+Each operation is a method whose signature says what it takes; `execute` finds it by the command's
+words and checks the arguments against that signature. What is returned has the shapes of the API.
+An operation that moves credit or takes access away writes who did it and why into the audit, in the
+same transaction.
+"""
+
+import inspect
+import json
+import sqlite3
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Annotated, Protocol, TypeVar, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from tollway.accounts import Account, Accounts
+from tollway.api.accounts import token_object, transaction_object
+from tollway.api.models import model_object
+from tollway.catalogue import Catalogue
+from tollway.clock import Clock, iso, new_id
+from tollway.database.base import Database, Statement
+from tollway.errors import Refused
+from tollway.ledger.base import Ledger
+from tollway.ledger.verify import verify
+from tollway.tokens import Token, Tokens
+
+DEFAULT_ACCOUNT = "default"
+_CREDITS_MAX = 10**15  # far within SQLite's integers, and exact in JavaScript
+
+Amount = Annotated[int, Meta(ge=1, le=_CREDITS_MAX)]
+SignedAmount = Annotated[int, Meta(ge=-_CREDITS_MAX, le=_CREDITS_MAX)]
+Limit = Annotated[int, Meta(ge=1, le=1_000_000)]
+Text = Annotated[str, Meta(min_length=1, max_length=200)]
+
+T = TypeVar("T")
+Object = dict[str, object]
+Operation = Callable[..., Awaitable[Object]]
+
+
+class Books(Database, Protocol):
+    async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """Runs `query` in one snapshot of the whole database."""
+        ...
+
+
+class Operations:
+    """`genesis(account_id)` is where the ledger begins an account's chain of entries."""
+
+    def __init__(
+        self,
+        *,
+        accounts: Accounts,
+        tokens: Tokens,
+        ledger: Ledger,
+        catalogue: Catalogue,
+        database: Books,
+        clock: Clock,
+        genesis: Callable[[str], bytes],
+        starting_credits: int,
+    ) -> None:
+        self._accounts = accounts
+        self._tokens = tokens
+        self._ledger = ledger
+        self._catalogue = catalogue
+        self._database = database
+        self._clock = clock
+        self._genesis = genesis
+        self._starting_credits = starting_credits
+        self._operations: Mapping[str, Operation] = {
+            "account create": self.account_create,
+            "account list": self.account_list,
+            "account show": self.account_show,
+            "account freeze": self.account_freeze,
+            "account unfreeze": self.account_unfreeze,
+            "account set": self.account_set,
+            "credit top-up": self.credit_top_up,
+            "credit refund": self.credit_refund,
+            "credit adjust": self.credit_adjust,
+            "token issue": self.token_issue,
+            "token list": self.token_list,
+            "token revoke": self.token_revoke,
+            "model list": self.model_list,
+            "ledger verify": self.ledger_verify,
+        }
+
+    async def execute(self, command: str, arguments: Mapping[str, object], *, actor: str) -> Object:
+        """`actor` is who asks, for the audit. Raises a `TollwayError` that says why not."""
+        operation = self._operations.get(command)
+        if operation is None:
+            raise Refused(
+                f"There is no command {command!r:.80} here. The server may be of another version: "
+                "restart it."
+            )
+        return await operation(**_checked(operation, arguments, actor))
+
+    async def ensure_default_account(self) -> str | None:
+        """Makes the first start's account, with the starting credits and a token: the token's
+        secret if it was issued now.
+
+        The token comes last, so a start that died before it does the rest again; the grant adds
+        once.
+        """
+        account = self._find(DEFAULT_ACCOUNT)
+        if account is None:
+            account = await self._accounts.create(DEFAULT_ACCOUNT, chain_head=self._genesis)
+        elif self._tokens.list(account.id):
+            return None
+        await self._grant(account, self._starting_credits)
+        _, secret = await self._tokens.issue(
+            account.id, name="first", scopes=("llm-all", "account")
+        )
+        return secret
+
+    # --- accounts ---------------------------------------------------------------------------------
+
+    async def account_create(
+        self,
+        *,
+        name: str,
+        credits: Annotated[int, Meta(ge=0, le=_CREDITS_MAX)] | None = None,
+    ) -> Object:
+        account = await self._accounts.create(name, chain_head=self._genesis)
+        await self._grant(account, self._starting_credits if credits is None else credits)
+        return self._account(account)
+
+    async def account_list(self) -> Object:
+        return {"data": [self._account(account) for account in self._accounts.list()]}
+
+    async def account_show(self, *, name: str) -> Object:
+        return self._account(self._accounts.named(name))
+
+    async def account_freeze(self, *, name: str, actor: str) -> Object:
+        audit = self._audit(actor, "account freeze", self._accounts.named(name).id)
+        return self._account(await self._accounts.freeze(name, audit))
+
+    async def account_unfreeze(self, *, name: str, actor: str) -> Object:
+        audit = self._audit(actor, "account unfreeze", self._accounts.named(name).id)
+        return self._account(await self._accounts.unfreeze(name, audit))
+
+    async def account_set(
+        self,
+        *,
+        name: str,
+        requests_per_minute: Limit | None = None,
+        concurrent_requests: Limit | None = None,
+    ) -> Object:
+        account = await self._accounts.set_limits(
+            name,
+            requests_per_minute=requests_per_minute,
+            concurrent_requests=concurrent_requests,
+        )
+        return self._account(account)
+
+    # --- credit -----------------------------------------------------------------------------------
+
+    async def credit_top_up(
+        self, *, account: str, amount: Amount, reference: Text | None = None, actor: str
+    ) -> Object:
+        """The same reference adds once: a second time returns the first entry, and what differs
+        from it is refused."""
+        owner = self._accounts.named(account)
+        entry, _ = await self._ledger.add(
+            owner.id,
+            amount,
+            kind="top_up",
+            ref=reference or new_id("top", self._clock.now()),
+            description="top-up" if reference is None else f"top-up {reference}",
+            audit=self._audit(actor, "credit top-up", owner.id, amount=amount, reference=reference),
+        )
+        if (entry.account_id, entry.amount) != (owner.id, amount):
+            other = self._accounts.get(entry.account_id).name
+            raise Refused(
+                f"The reference {reference} was used on {iso(entry.created_at)} to add "
+                f"{entry.amount} credits to {other}. Use another one for another top-up."
+            )
+        return _as_object(transaction_object(entry))
+
+    async def credit_refund(
+        self,
+        *,
+        request_id: str,
+        amount: Amount | None = None,
+        reason: Text | None = None,
+        actor: str,
+    ) -> Object:
+        receipt = await self._ledger.receipt(request_id)
+        if receipt is None:
+            raise Refused(
+                f"There is no receipt of a request {request_id!r:.80}. Its X-Request-Id is meant, "
+                "and a request that still runs has none yet."
+            )
+        if receipt.charged == 0:
+            raise Refused(f"The request {request_id} cost nothing, so there is nothing to refund.")
+        refunded = receipt.charged if amount is None else amount
+        if refunded > receipt.charged:
+            raise Refused(
+                f"The request {request_id} was charged {receipt.charged} credits: {refunded} "
+                f"cannot be refunded. Give --amount {receipt.charged} or less."
+            )
+        entry, is_new = await self._ledger.add(
+            receipt.account_id,
+            refunded,
+            kind="refund",
+            ref=request_id,
+            description="refund" if reason is None else f"refund: {reason}",
+            audit=self._audit(actor, "credit refund", request_id, reason or "", amount=refunded),
+        )
+        if not is_new:
+            raise Refused(
+                f"The request {request_id} was refunded {entry.amount} credits on "
+                f"{iso(entry.created_at)}, and a request is refunded once. `tollway credit "
+                "adjust` corrects by hand."
+            )
+        return _as_object(transaction_object(entry))
+
+    async def credit_adjust(
+        self, *, account: str, amount: SignedAmount, reason: Text, actor: str
+    ) -> Object:
+        if amount == 0:
+            raise Refused(
+                "An adjustment by 0 changes nothing. Give a number of credits, such as 50 or -50."
+            )
+        owner = self._accounts.named(account)
+        entry, _ = await self._ledger.add(
+            owner.id,
+            amount,
+            kind="adjustment",
+            ref=new_id("adj", self._clock.now()),
+            description=f"adjustment: {reason}",
+            audit=self._audit(actor, "credit adjust", owner.id, reason, amount=amount),
+        )
+        return _as_object(transaction_object(entry))
+
+    # --- tokens, models, ledger -------------------------------------------------------------------
+
+    async def token_issue(
+        self,
+        *,
+        account: str,
+        scopes: Sequence[str] = ("llm-all",),
+        name: str = "token",
+        expires_in_seconds: Annotated[int, Meta(ge=1, le=10**10)] | None = None,
+        models: Sequence[str] | None = None,
+        requests_per_minute: Limit | None = None,
+        spend_cap: Amount | None = None,
+        strict: bool = False,
+    ) -> Object:
+        owner = self._accounts.named(account)
+        for model in models or ():
+            if model not in self._catalogue:
+                offered = ", ".join(offer.id for offer in self._catalogue.list(None))
+                raise Refused(f"There is no model {model!r:.200}. The models are {offered}.")
+        token, secret = await self._tokens.issue(
+            owner.id,
+            name=name,
+            scopes=scopes,
+            models=models,
+            expires_in_seconds=expires_in_seconds,
+            requests_per_minute=requests_per_minute,
+            spend_cap=spend_cap,
+            strict=strict,
+        )
+        return {
+            **self._token(token),
+            "personal_access_token": secret,
+            "expires_in": expires_in_seconds,
+        }
+
+    async def token_list(self) -> Object:
+        return {"data": [self._token(token) for token in self._tokens.list()]}
+
+    async def token_revoke(self, *, token_id: str, actor: str) -> Object:
+        audit = self._audit(actor, "token revoke", token_id)
+        return self._token(await self._tokens.revoke(token_id, audit))
+
+    async def model_list(self) -> Object:
+        return {"data": [_as_object(model_object(model)) for model in self._catalogue.list(None)]}
+
+    async def ledger_verify(self) -> Object:
+        """Checks the books as they are on disk, and what this process holds in memory."""
+        holds = self._ledger.open_holds()
+        violations = await self._database.read(lambda connection: verify(connection, holds))
+        return {"data": [_as_object(violation) for violation in violations]}
+
+    # --- parts ------------------------------------------------------------------------------------
+
+    def _find(self, name: str) -> Account | None:
+        return next((account for account in self._accounts.list() if account.name == name), None)
+
+    async def _grant(self, account: Account, credits: int) -> None:
+        if credits > 0:
+            await self._ledger.add(
+                account.id,
+                credits,
+                kind="grant",
+                ref=f"grant:{account.id}",
+                description="starting credits",
+            )
+
+    def _audit(
+        self, actor: str, action: str, subject: str, reason: str = "", **details: object
+    ) -> Statement:
+        now = self._clock.now()
+        return (
+            "INSERT INTO audit (id, actor, action, subject, reason, details, created_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                new_id("aud", now),
+                actor,
+                action,
+                subject,
+                reason,
+                json.dumps(details),
+                int(now * 1000),
+            ),
+        )
+
+    def _account(self, account: Account) -> Object:
+        """A limit is null where it is the installation's; the balance includes what is held."""
+        held = self._ledger.held(account.id)
+        return {
+            "id": account.id,
+            "name": account.name,
+            "status": account.status,
+            "creditBalance": self._ledger.available(account.id) + held,
+            "creditsHeld": held,
+            "createdAt": iso(account.created_at),
+            "limits": {
+                "requestsPerMinute": account.requests_per_minute,
+                "concurrentRequests": account.concurrent_requests,
+            },
+        }
+
+    def _token(self, token: Token) -> Object:
+        account = self._accounts.get(token.account_id)
+        return {**_as_object(token_object(token)), "account": account.name}
+
+
+def _as_object(struct: msgspec.Struct) -> Object:
+    return msgspec.to_builtins(struct)
+
+
+def _checked(
+    operation: Operation, arguments: Mapping[str, object], actor: str
+) -> dict[str, object]:
+    """The arguments as the operation's signature wants them. Raises `Refused`."""
+    parameters = inspect.signature(operation).parameters
+    given = dict(arguments)
+    if "actor" in parameters:
+        given["actor"] = actor  # whatever was said: the caller is asked, not believed
+    if unknown := sorted(given.keys() - parameters.keys()):
+        raise Refused(f"{unknown[0]!r:.80} is no argument of this command.")
+    for name, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and name not in given:
+            raise Refused(f"{_words(name)} is missing.")
+    types = get_type_hints(operation, include_extras=True)
+    return {name: _converted(name, value, types[name]) for name, value in given.items()}
+
+
+def _converted(name: str, value: object, type_: object) -> object:
+    try:
+        return msgspec.convert(value, type_)
+    except msgspec.ValidationError as error:
+        why = str(error).replace("`", "").partition(" - at ")[0]
+        shown = f" {value}" if type(value) is int else ""
+        raise Refused(f"The {_words(name)}{shown} cannot be: {why[:1].lower()}{why[1:]}.") from None
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

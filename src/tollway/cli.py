@@ -1,0 +1,578 @@
+"""The command `tollway`: what an operator says, as an operation's words and arguments, and what
+comes back, as text.
+
+A command reaches the running server through its control socket; where none runs it opens the data
+directory itself. What it does is `api/admin/operations.py`'s. Results go to standard output,
+everything else to standard error. Imports are within the functions that need them, so that `--help`
+and completion answer at once.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tollway import __version__
+from tollway.errors import StartError, TollwayError
+
+if TYPE_CHECKING:
+    from tollway.settings import Settings
+
+Object = Mapping[str, Any]
+Row = Callable[[Object], Sequence[object]]
+
+
+def _group(summary: str) -> typer.Typer:
+    # Plain help: with rich it takes three times as long (0.39 s, of which 0.27 are imports).
+    return typer.Typer(
+        help=summary,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+app = _group(
+    "Metered, prepaid access to language models through one OpenAI-compatible door.\n\n"
+    "`tollway serve` starts it; no configuration is needed. The other commands work whether or not "
+    "it runs, and a running server sees their effect at once.\n\n"
+    "Exit status: 0 done, 1 refused (with why, on standard error), 2 wrong usage."
+)
+account = _group("Who pays: accounts own credits and tokens.")
+credit = _group("Add credits to an account, refund a request, correct by hand.")
+token = _group("The secrets that programs send: issue, list and revoke them.")
+model = _group("The models on offer.")
+ledger = _group("The books.")
+for name, group in {
+    "account": account,
+    "credit": credit,
+    "token": token,
+    "model": model,
+    "ledger": ledger,
+}.items():
+    app.add_typer(group, name=name)
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        envvar="TOLLWAY_CONFIG",
+        help="The configuration, a TOML file. Without one, the embedded model is served.",
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        metavar="DIR",
+        envvar="TOLLWAY_DATA_DIR",
+        help="Where the database is. Default: the configuration's, else the user's data folder.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+AccountName = Annotated[str, typer.Argument(metavar="NAME", help="The account's name or id.")]
+AccountArgument = Annotated[str, typer.Argument(metavar="ACCOUNT", help="Its name or id.")]
+
+
+def main() -> None:
+    try:
+        app()
+    except TollwayError as error:
+        typer.echo(error.message, err=True)
+        raise SystemExit(1) from None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tollway {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+# --- the server -----------------------------------------------------------------------------------
+
+
+@app.command()
+def serve(
+    config: Config = None,
+    data_dir: DataDir = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="H", help="The address to listen on [default: 127.0.0.1]")
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(metavar="P", min=0, max=65535, help="The port to listen on [default: 8080]"),
+    ] = None,
+) -> None:
+    """Serve models until Ctrl-C or SIGTERM.
+
+    The first start makes the data directory, an account named `default` and a token for it, and
+    prints the token.
+    """
+    from tollway.app import serve as run
+    from tollway.console import PlainConsole, TerminalConsole
+    from tollway.settings import load_settings
+
+    settings = load_settings(config, data_dir=data_dir, host=host, port=port)
+    run(settings, TerminalConsole() if sys.stdout.isatty() else PlainConsole())
+
+
+@app.command()
+def check(config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Read the configuration, secrets included, and say what would be served. Starts nothing."""
+    from tollway.settings import load_settings
+
+    settings = load_settings(config, data_dir=data_dir)
+    if as_json:
+        _print_json(_served(settings))
+        return
+    server = settings.server
+    _print_record(
+        {
+            "configuration": config or "none: the defaults",
+            "listens on": f"http://{_in_url(server.host)}:{server.port}/api/v1",
+            "data directory": server.data_dir,
+        }
+    )
+    for upstream in settings.upstreams:
+        key = "without a key" if upstream.api_key is None else "with its key"
+        _print_record({f"upstream {upstream.name}": f"{upstream.base_url} {key}"})
+    typer.echo()
+    _print_table(
+        ("model", "tier", "prompt_rate", "completion_rate", "context", "output", "upstream"),
+        (
+            (
+                m.id,
+                m.tier,
+                m.prompt_rate,
+                m.completion_rate,
+                m.context_length,
+                m.max_output_tokens,
+                ", ".join(by.upstream for by in m.upstreams),
+            )
+            for m in settings.models
+        ),
+    )
+
+
+def _served(settings: "Settings") -> Object:
+    server = settings.server
+    return {
+        "host": server.host,
+        "port": server.port,
+        "dataDir": str(server.data_dir),
+        "upstreams": [{"name": u.name, "baseUrl": u.base_url} for u in settings.upstreams],
+        "models": [
+            {
+                "id": m.id,
+                "tier": m.tier,
+                "pricing": {"prompt": m.prompt_rate, "completion": m.completion_rate},
+                "context_length": m.context_length,
+                "max_output_tokens": m.max_output_tokens,
+                "upstreams": [{"name": by.upstream, "model": by.model} for by in m.upstreams],
+            }
+            for m in settings.models
+        ],
+    }
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+# --- accounts -------------------------------------------------------------------------------------
+
+
+@account.command("create")
+def account_create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it.")],
+    credits: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="Its credits [default: limits.starting_credits]"),
+    ] = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Make an account, with credits to start with."""
+    arguments = {"name": name, "credits": credits}
+    _print_account(_execute("account create", arguments, config, data_dir), as_json)
+
+
+@account.command("list")
+def account_list(config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """List all accounts."""
+    result = _execute("account list", {}, config, data_dir)
+    _print_list(
+        result,
+        as_json,
+        ("name", "id", "status", "balance", "held", "created"),
+        lambda a: (
+            a["name"],
+            a["id"],
+            a["status"],
+            a["creditBalance"],
+            a["creditsHeld"],
+            a["createdAt"],
+        ),
+    )
+
+
+@account.command("show")
+def account_show(
+    name: AccountName, config: Config = None, data_dir: DataDir = None, as_json: Json = False
+) -> None:
+    """Show an account's credits and limits."""
+    _print_account(_execute("account show", {"name": name}, config, data_dir), as_json)
+
+
+@account.command("freeze")
+def account_freeze(
+    name: AccountName, config: Config = None, data_dir: DataDir = None, as_json: Json = False
+) -> None:
+    """Refuse all requests of an account from now on. Those that run end as they would."""
+    _print_account(_execute("account freeze", {"name": name}, config, data_dir), as_json)
+
+
+@account.command("unfreeze")
+def account_unfreeze(
+    name: AccountName, config: Config = None, data_dir: DataDir = None, as_json: Json = False
+) -> None:
+    """Admit a frozen account's requests again."""
+    _print_account(_execute("account unfreeze", {"name": name}, config, data_dir), as_json)
+
+
+@account.command("set")
+def account_set(
+    name: AccountName,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Chat requests in any 60 seconds.")
+    ] = None,
+    concurrent: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Chat requests at a time.")
+    ] = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Give an account limits of its own."""
+    if requests_per_minute is None and concurrent is None:
+        raise typer.BadParameter("Give --requests-per-minute, --concurrent or both.")
+    arguments = {
+        "name": name,
+        "requests_per_minute": requests_per_minute,
+        "concurrent_requests": concurrent,
+    }
+    _print_account(_execute("account set", arguments, config, data_dir), as_json)
+
+
+# --- credit ---------------------------------------------------------------------------------------
+
+
+@credit.command("top-up")
+def credit_top_up(
+    account: AccountArgument,
+    amount: Annotated[int, typer.Argument(metavar="AMOUNT", min=1, help="Credits to add.")],
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="R", help="Your own, such as an invoice's. The same one adds once."),
+    ] = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Add credits that were paid for."""
+    arguments = {"account": account, "amount": amount, "reference": reference}
+    _print_entry(_execute("credit top-up", arguments, config, data_dir), as_json)
+
+
+@credit.command("refund")
+def credit_refund(
+    request_id: Annotated[
+        str, typer.Argument(metavar="REQUEST_ID", help="The X-Request-Id of its reply: req_...")
+    ],
+    amount: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Credits [default: all that it was charged]"),
+    ] = None,
+    reason: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Why. The account's owner sees it.")
+    ] = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Give back what a request was charged, or a part of it, once."""
+    arguments = {"request_id": request_id, "amount": amount, "reason": reason}
+    _print_entry(_execute("credit refund", arguments, config, data_dir), as_json)
+
+
+# A negative amount looks like an option that is not known; all that are known are still found.
+@credit.command("adjust", context_settings={"ignore_unknown_options": True})
+def credit_adjust(
+    account: AccountArgument,
+    amount: Annotated[
+        int, typer.Argument(metavar="AMOUNT", help="Credits, such as 50, or -50 to take them.")
+    ],
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why. The account's owner sees it.")],
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Correct an account's credits by hand, never below what is available."""
+    arguments = {"account": account, "amount": amount, "reason": reason}
+    _print_entry(_execute("credit adjust", arguments, config, data_dir), as_json)
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+@token.command("issue")
+def token_issue(
+    account: Annotated[str, typer.Option(metavar="NAME", help="The account that pays for it.")],
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SCOPE", help="llm-all or account; give it again for both [default: llm-all]"
+        ),
+    ] = None,
+    name: Annotated[str, typer.Option(metavar="N", help="What to call it.")] = "token",
+    expires_in: Annotated[
+        int | None, typer.Option(metavar="SECONDS", min=1, help="Its life [default: no end]")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="A model that it may use; repeatable [default: all]"),
+    ] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Chat requests in any 60 seconds.")
+    ] = None,
+    spend_cap: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Credits that it may spend in all.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse requests that have unknown fields.")
+    ] = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Issue a token. Its secret is printed once, alone on standard output: it cannot be shown
+    again."""
+    arguments = {
+        "account": account,
+        "scopes": scope or ["llm-all"],
+        "name": name,
+        "expires_in_seconds": expires_in,
+        "models": model or None,
+        "requests_per_minute": requests_per_minute,
+        "spend_cap": spend_cap,
+        "strict": strict,
+    }
+    issued = _execute("token issue", arguments, config, data_dir)
+    if as_json:
+        _print_json(issued)
+        return
+    typer.echo(
+        f"Token {issued['id']} of {issued['account']}, for {', '.join(issued['scopes'])}. "
+        "Keep its secret, it is not shown again:",
+        err=True,
+    )
+    typer.echo(issued["personal_access_token"])
+
+
+@token.command("list")
+def token_list(config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """List all tokens, without their secrets."""
+    _print_list(
+        _execute("token list", {}, config, data_dir),
+        as_json,
+        ("id", "name", "account", "scopes", "models", "created", "expires", "revoked"),
+        lambda t: (
+            t["id"],
+            t["name"],
+            t["account"],
+            " ".join(t["scopes"]),
+            "all" if t["models"] is None else " ".join(t["models"]),
+            t["createdAt"],
+            t["expiresAt"] or "never",
+            t["revokedAt"] or "no",
+        ),
+    )
+
+
+@token.command("revoke")
+def token_revoke(
+    token_id: Annotated[str, typer.Argument(metavar="ID", help="The token's id: tok_...")],
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """End a token for good, from its next request on."""
+    revoked = _execute("token revoke", {"token_id": token_id}, config, data_dir)
+    if as_json:
+        _print_json(revoked)
+    else:
+        typer.echo(f"Revoked {revoked['id']} ({revoked['name']}) of {revoked['account']}.")
+
+
+# --- models, ledger -------------------------------------------------------------------------------
+
+
+@model.command("list")
+def model_list(config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """List the models on offer, with their rates in credits per million tokens."""
+    _print_list(
+        _execute("model list", {}, config, data_dir),
+        as_json,
+        ("id", "tier", "prompt_rate", "completion_rate", "context", "output"),
+        lambda m: (
+            m["id"],
+            m["tier"],
+            m["pricing"]["prompt"],
+            m["pricing"]["completion"],
+            m["context_length"],
+            m["max_output_tokens"],
+        ),
+    )
+
+
+@ledger.command("verify")
+def ledger_verify(config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Recompute the books from their entries and compare. Each violation is printed with its
+    row."""
+    result = _execute("ledger verify", {}, config, data_dir)
+    violations = result["data"]
+    if as_json:
+        _print_json(result)
+    elif violations:
+        _print_table(
+            ("check", "row", "message"), ((v["check"], v["row"], v["message"]) for v in violations)
+        )
+    else:
+        typer.echo("The ledger is whole.")
+    if violations:
+        typer.echo(f"The ledger has {len(violations)} violations.", err=True)
+        raise typer.Exit(1)
+
+
+# --- carrying it out ------------------------------------------------------------------------------
+
+
+def _execute(
+    command: str, arguments: Mapping[str, object], config: Path | None, data_dir: Path | None
+) -> dict[str, Any]:
+    from tollway.api.admin.control import ask
+    from tollway.settings import load_settings
+
+    settings = load_settings(config, data_dir=data_dir, for_serving=False)
+    given = {name: value for name, value in arguments.items() if value is not None}
+    result = ask(settings.server.data_dir, command, given)
+    if result is not None:
+        return result
+    try:
+        return _execute_here(settings, command, given)
+    except StartError:
+        # A server that was just starting had the lock but no socket yet; by now it may listen.
+        result = ask(settings.server.data_dir, command, given)
+        if result is None:
+            raise
+        return result
+
+
+def _execute_here(
+    settings: "Settings", command: str, arguments: Mapping[str, object]
+) -> dict[str, Any]:
+    import asyncio
+
+    from tollway.api.admin.control import user_name
+    from tollway.app import open_operations
+
+    async def run() -> dict[str, Any]:
+        async with open_operations(settings) as operations:
+            return await operations.execute(command, arguments, actor=user_name(os.getuid()))
+
+    return asyncio.run(run())
+
+
+# --- printing -------------------------------------------------------------------------------------
+
+
+def _print_account(account: Object, as_json: bool) -> None:
+    if as_json:
+        _print_json(account)
+        return
+    limits = account["limits"]
+    _print_record(
+        {
+            "name": account["name"],
+            "id": account["id"],
+            "status": account["status"],
+            "balance": f"{account['creditBalance']} credits",
+            "held": f"{account['creditsHeld']} credits",
+            "requests a minute": limits["requestsPerMinute"] or "as configured",
+            "requests at a time": limits["concurrentRequests"] or "as configured",
+            "created": account["createdAt"],
+        }
+    )
+
+
+def _print_entry(entry: Object, as_json: bool) -> None:
+    if as_json:
+        _print_json(entry)
+        return
+    typer.echo(
+        f"{entry['description']}: {entry['amount']:+} credits, balance {entry['balance']} "
+        f"({entry['createdAt']})"
+    )
+
+
+def _print_list(result: Object, as_json: bool, columns: Sequence[str], row: Row) -> None:
+    if as_json:
+        _print_json(result)
+    else:
+        _print_table(columns, (row(element) for element in result["data"]))
+
+
+def _print_json(result: Object) -> None:
+    typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+
+
+def _print_record(fields: Mapping[str, object]) -> None:
+    for label, value in fields.items():
+        typer.echo(f"{label + ':':<20} {value}")
+
+
+def _print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on a terminal; elsewhere lines of tab-separated values, which other programs can
+    cut."""
+    if not sys.stdout.isatty():
+        for row in (columns, *rows):
+            typer.echo("\t".join(str(value) for value in row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        # Text, so that square brackets in a name are not taken for markup.
+        table.add_row(*(Text(str(value)) for value in row))
+    Console().print(table)
