@@ -35,6 +35,10 @@ first_byte_seconds = 2
 between_chunks_seconds = 2
 
 [[upstreams]]
+name = "patient"
+base_url = "{upstream}"
+
+[[upstreams]]
 name = "gone"
 base_url = "http://127.0.0.1:1/v1"
 
@@ -61,6 +65,12 @@ id = "acme/free"
 tier = "free"
 context_length = 4096
 upstreams = [{{ name = "gpu-1", model = "free-upstream" }}]
+
+[[models]]
+id = "acme/slow"
+tier = "parrot"
+context_length = 4096
+upstreams = [{{ name = "patient", model = "slow-upstream" }}]
 
 [[models]]
 id = "acme/gone"

@@ -84,7 +84,8 @@ def test_a_plain_reply(client: openai.OpenAI) -> None:
     assert reply.choices[0].message.tool_calls is None
     assert reply.usage is not None
     assert 0 < reply.usage.completion_tokens <= 12
-    assert reply._request_id == "req_" + reply.id.removeprefix("chatcmpl-")
+    told = reply._request_id  # pyright: ignore[reportPrivateUsage] (public, the SDK's README says)
+    assert told == "req_" + reply.id.removeprefix("chatcmpl-")
 
 
 def test_the_headers_of_a_raw_response(client: openai.OpenAI) -> None:

@@ -1,0 +1,319 @@
+"""The operator's commands do what they say whether or not a server runs, and a running server sees
+their effect at once."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.answers import reply
+from tests.support.customer import Customer
+from tests.support.fake_upstream import FakeUpstream
+from tests.support.server import TOLLWAY, Finished, TollwayServer, config_for, run_tollway
+
+NOWHERE = "http://127.0.0.1:1/v1"
+
+COMMANDS = [
+    ("serve", ["--config", "--data-dir", "--host", "--port"]),
+    ("check", ["--config", "--data-dir", "--json"]),
+    ("account create", ["NAME", "--credits"]),
+    ("account list", []),
+    ("account show", ["NAME"]),
+    ("account freeze", ["NAME"]),
+    ("account unfreeze", ["NAME"]),
+    ("account set", ["NAME", "--requests-per-minute", "--concurrent"]),
+    ("credit top-up", ["ACCOUNT", "AMOUNT", "--reference"]),
+    ("credit refund", ["REQUEST_ID", "--amount", "--reason"]),
+    ("credit adjust", ["ACCOUNT", "AMOUNT", "--reason"]),
+    (
+        "token issue",
+        [
+            "--account",
+            "--scope",
+            "--name",
+            "--expires-in",
+            "--model",
+            "--requests-per-minute",
+            "--spend-cap",
+            "--strict",
+        ],
+    ),
+    ("token list", []),
+    ("token revoke", ["ID"]),
+    ("model list", []),
+    ("ledger verify", []),
+]
+
+
+def assert_refused(done: Finished, why: str) -> None:
+    """With why, in one line, and without a trace of Python."""
+    assert done.status == 1, done.stderr
+    assert why in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> TollwayServer:
+    """An installation whose server does not run."""
+    return TollwayServer(tmp_path / "data", config_for(NOWHERE))
+
+
+@pytest.fixture
+def acme(stopped: TollwayServer) -> Iterator[TollwayServer]:
+    """The same with an account `acme` of 500 credits, and its books in order at the end."""
+    assert stopped.command("account", "create", "acme", "--credits", "500").status == 0
+    yield stopped
+    assert stopped.command("ledger", "verify").stdout == "The ledger is whole.\n"
+
+
+def balance_of_acme(installation: TollwayServer) -> int:
+    return installation.command("account", "show", "acme", "--json").json()["creditBalance"]
+
+
+# --- while a server runs --------------------------------------------------------------------------
+
+
+def test_a_top_up_can_be_spent_at_once(server: TollwayServer, customer: Customer) -> None:
+    before = customer.balance
+
+    done = server.command("credit", "top-up", customer.account_id, "70", "--reference", "i-1")
+
+    assert done.status == 0, done.stderr
+    assert customer.balance == before + 70
+    newest = customer.get("/credit-transactions").json()["data"][0]
+    again = server.command(
+        "credit", "top-up", customer.account_id, "70", "--reference", "i-1", "--json"
+    )
+    assert again.json() == newest
+    assert customer.balance == before + 70
+
+
+def test_a_frozen_account_is_refused_at_once_and_admitted_again(
+    server: TollwayServer, upstream: FakeUpstream, customer: Customer
+) -> None:
+    upstream.answer(reply("Yes."))
+
+    frozen = server.command("account", "freeze", customer.account_id)
+    refused = customer.chat()
+    unfrozen = server.command("account", "unfreeze", customer.account_id)
+    admitted = customer.chat()
+
+    assert (frozen.status, unfrozen.status) == (0, 0)
+    assert (refused.status, refused.json()["error"]["code"]) == (403, "account_frozen")
+    assert admitted.status == 200
+
+
+def test_a_revoked_token_is_refused_at_once(server: TollwayServer, customer: Customer) -> None:
+    assert customer.get("/models").status == 200
+
+    done = server.command("token", "revoke", customer.token_id)
+
+    assert done.stdout.startswith(f"Revoked {customer.token_id} (test) of ")
+    assert customer.get("/models").status == 401
+
+
+def test_a_limit_holds_from_the_next_request_on(
+    server: TollwayServer, upstream: FakeUpstream, customer: Customer
+) -> None:
+    upstream.answer(reply("Yes."))
+
+    server.command("account", "set", customer.account_id, "--requests-per-minute", "1")
+
+    assert [customer.chat().status, customer.chat().status] == [200, 429]
+
+
+def test_a_refund_gives_back_what_the_request_cost_once(
+    server: TollwayServer, upstream: FakeUpstream, customer: Customer
+) -> None:
+    upstream.answer(reply("Hello.", input_tokens=9, output_tokens=3))
+    before = customer.balance
+    request_id = customer.chat().header("X-Request-Id")
+    assert request_id is not None
+
+    too_much = server.command("credit", "refund", request_id, "--amount", "16")
+    done = server.command("credit", "refund", request_id, "--reason", "garbled", "--json")
+    again = server.command("credit", "refund", request_id)
+
+    assert_refused(too_much, "was charged 15 credits: 16 cannot be refunded")
+    assert done.json()["amount"] == 15
+    assert customer.balance == before
+    assert customer.get("/credit-transactions").json()["data"][0] == done.json()
+    assert_refused(again, "was refunded 15 credits on")
+
+
+def test_the_models_are_listed_as_the_api_lists_them(
+    server: TollwayServer, customer: Customer
+) -> None:
+    listed = server.command("model", "list", "--json").json()
+
+    assert listed["data"] == customer.get("/models").json()["data"]
+
+
+def test_a_token_that_was_issued_works_at_once(server: TollwayServer, customer: Customer) -> None:
+    done = server.command("token", "issue", "--account", customer.account_id)
+
+    assert done.status == 0
+    secret = done.stdout.removesuffix("\n")
+    assert secret.startswith("tw_")
+    assert secret not in done.stderr
+    listed = server.command("token", "list")
+    assert secret not in listed.stdout
+    assert Customer(server, customer.account_id, "", secret).get("/models").status == 200
+
+
+def test_the_ledger_is_verified_while_the_server_runs(server: TollwayServer) -> None:
+    assert server.command("ledger", "verify", "--json").json() == {"data": []}
+
+
+# --- while none runs ------------------------------------------------------------------------------
+
+
+def test_what_was_done_without_a_server_is_there_when_one_starts(acme: TollwayServer) -> None:
+    token = acme.issue_token("--strict", account="acme")
+    acme.command("credit", "top-up", "acme", "20", "--reference", "i-1")
+
+    with acme:
+        customer = Customer(acme, "acme", "", token)
+        me = customer.get("/accounts/me").json()
+        again = acme.command("credit", "top-up", "acme", "20", "--reference", "i-1", "--json")
+
+    assert (me["name"], me["creditBalance"]) == ("acme", 520)
+    assert again.json()["balance"] == 520
+    assert balance_of_acme(acme) == 520
+
+
+def test_an_adjustment_may_be_negative_but_the_balance_may_not(acme: TollwayServer) -> None:
+    taken = acme.command("credit", "adjust", "acme", "-50", "--reason", "typo")
+    too_much = acme.command("credit", "adjust", "acme", "-451", "--reason", "typo")
+
+    assert taken.stdout.startswith("adjustment: typo: -50 credits, balance 450 ")
+    assert_refused(too_much, "The account has 450 credits available and this would take 451.")
+    assert balance_of_acme(acme) == 450
+
+
+def test_a_list_without_a_terminal_is_lines_that_other_programs_can_cut(
+    acme: TollwayServer,
+) -> None:
+    heads, row = (line.split("\t") for line in acme.command("account", "list").stdout.splitlines())
+
+    assert heads == ["name", "id", "status", "balance", "held", "created"]
+    assert (row[0], row[2:5]) == ("acme", ["active", "500", "0"])
+
+
+def test_a_list_as_json_has_the_objects_that_the_other_commands_show(acme: TollwayServer) -> None:
+    shown = acme.command("account", "show", "acme", "--json").json()
+
+    assert acme.command("account", "list", "--json").json() == {"data": [shown]}
+
+
+def test_commands_need_no_secret_of_an_upstream(tmp_path: Path) -> None:
+    config = config_for(NOWHERE).replace(
+        f'"{NOWHERE}"', f'"{NOWHERE}"\napi_key = "env:TOLLWAY_TEST_UNSET"'
+    )
+    stopped = TollwayServer(tmp_path / "data", config)
+
+    assert stopped.command("account", "list").status == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ("account create acme", "There is an account 'acme' already. Choose another name."),
+        ("account show nobody", "There is no account 'nobody'."),
+        ("credit refund req_1", "There is no receipt of a request 'req_1'."),
+        ("credit adjust acme 0 --reason x", "An adjustment by 0 changes nothing."),
+        ("token issue --account acme --scope admin", "one or more of llm-all, account"),
+        ("token issue --account acme --model m9", "There is no model 'm9'. The models are acme/"),
+        ("token revoke tok_1", "There is no token 'tok_1'."),
+    ],
+)
+def test_what_is_refused_exits_with_1_and_says_why(
+    acme: TollwayServer, arguments: str, why: str
+) -> None:
+    assert_refused(acme.command(*arguments.split()), why)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "nonsense",
+        "account create",
+        "account set acme",
+        "credit top-up acme 0",
+        "credit top-up acme many",
+        "credit adjust acme -50",
+        "credit adjust acme -50 --raeson x",
+        "token issue",
+        "serve --port 65536",
+        "account list --nonsense",
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: str) -> None:
+    done = run_tollway(*arguments.split())
+
+    assert done.status == 2
+    assert "Usage: " in done.stderr
+    assert done.stdout == ""
+
+
+# --- check, help, completion ----------------------------------------------------------------------
+
+
+def test_check_says_what_would_be_served_and_makes_nothing(stopped: TollwayServer) -> None:
+    done = stopped.command("check")
+    as_json = stopped.command("check", "--json").json()
+
+    assert done.status == 0
+    assert f"upstream gpu-1:      {NOWHERE} without a key\n" in done.stdout
+    assert "acme/parrot\tparrot\t1000\t2000\t100000\t4096\tgpu-1\n" in done.stdout
+    assert as_json["models"][0]["pricing"] == {"prompt": 1000, "completion": 2000}
+    assert not stopped.data_dir.exists()
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_a_configuration_that_cannot_be_served_is_refused_by_its_key(
+    tmp_path: Path, command: str
+) -> None:
+    config = tmp_path / "tollway.toml"
+    config.write_text('[[upstreams]]\nname = "a"\nbase_url = "http://x"\napi_key = "env:NO_KEY"')
+
+    done = run_tollway(command, "--config", str(config), "--data-dir", str(tmp_path / "data"))
+
+    assert_refused(done, "upstreams[0].api_key: the environment variable NO_KEY is not set")
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_help_names_every_command() -> None:
+    done = run_tollway("--help")
+
+    assert done.status == 0
+    for command, _ in COMMANDS:
+        assert f"\n  {command.split()[0]} " in done.stdout
+
+
+@pytest.mark.parametrize(("command", "options"), COMMANDS)
+def test_the_help_of_a_command_names_what_it_takes(command: str, options: list[str]) -> None:
+    done = run_tollway(*command.split(), "--help")
+
+    common = ["--config", "--data-dir", *(["--json"] if command != "serve" else [])]
+    assert [option for option in (*options, *common) if option not in done.stdout] == []
+
+
+def test_a_shell_completes_the_commands() -> None:
+    env = {
+        **os.environ,
+        "_PYTHON _M TOLLWAY_COMPLETE": "",
+        "_TOLLWAY_COMPLETE": "complete_bash",
+        "COMP_WORDS": "tollway credit ",
+        "COMP_CWORD": "2",
+    }
+
+    done = run_tollway(env=env)
+
+    assert done.stdout.split() == ["top-up", "refund", "adjust"]
+
+
+def test_the_version_is_printed() -> None:
+    assert run_tollway("--version").stdout.startswith("tollway 0.")
