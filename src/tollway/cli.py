@@ -82,7 +82,7 @@ AccountArgument = Annotated[str, typer.Argument(metavar="ACCOUNT", help="Its nam
 
 def main() -> None:
     try:
-        app()
+        app(prog_name="tollway")  # also as `python -m tollway`
     except TollwayError as error:
         typer.echo(error.message, err=True)
         raise SystemExit(1) from None

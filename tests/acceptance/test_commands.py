@@ -2,7 +2,6 @@
 their effect at once."""
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,11 +9,11 @@ import pytest
 from tests.support.answers import reply
 from tests.support.customer import Customer
 from tests.support.fake_upstream import FakeUpstream
-from tests.support.server import TOLLWAY, Finished, TollwayServer, config_for, run_tollway
+from tests.support.server import Finished, TollwayServer, config_for, run_tollway
 
 NOWHERE = "http://127.0.0.1:1/v1"
 
-COMMANDS = [
+COMMANDS: list[tuple[str, list[str]]] = [
     ("serve", ["--config", "--data-dir", "--host", "--port"]),
     ("check", ["--config", "--data-dir", "--json"]),
     ("account create", ["NAME", "--credits"]),
@@ -304,7 +303,6 @@ def test_the_help_of_a_command_names_what_it_takes(command: str, options: list[s
 def test_a_shell_completes_the_commands() -> None:
     env = {
         **os.environ,
-        "_PYTHON _M TOLLWAY_COMPLETE": "",
         "_TOLLWAY_COMPLETE": "complete_bash",
         "COMP_WORDS": "tollway credit ",
         "COMP_CWORD": "2",
