@@ -129,7 +129,7 @@ def _line(record: bytes) -> bytes:
 def _record(line: bytes) -> bytes | None:
     try:
         checksum, raw = _decode_line(line)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     record = bytes(raw)
     return record if checksum == f"{zlib.crc32(record):08x}" else None

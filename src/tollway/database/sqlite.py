@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from tollway.database.base import Row, Statement
 from tollway.database.journal import Ballast, Journal
 from tollway.database.migrate import migrate_sqlite
-from tollway.database.writer import Work, Writer, is_environment
+from tollway.database.writer import RETRY_SECONDS, Work, Writer, is_environment
 from tollway.errors import StartError, Unavailable
 
 LOCK_WAIT_SECONDS = 5.0
@@ -79,12 +79,13 @@ class SqliteDatabase:
         connect_writer: Connect | None = None,
         journal: Journal | None = None,
         ballast: Ballast | None = None,
+        retry_seconds: float = RETRY_SECONDS,
     ) -> None:
         self.path = path
         self._connect = partial(connect if connect_writer is None else connect_writer, path)
         self._journal = Journal(path.with_name("journal")) if journal is None else journal
         self._ballast = Ballast(path.with_name("ballast")) if ballast is None else ballast
-        self._writer = Writer(self._connect, self._journal, self._ballast)
+        self._writer = Writer(self._connect, self._journal, self._ballast, retry_seconds)
         self.submit: Callable[[Work], None] = self._writer.put
         """Queues; cannot be lost to a cancelled task. The work's future resolves when it is on
         disk."""
@@ -120,7 +121,7 @@ class SqliteDatabase:
 
     def on_mended(self, listener: Callable[[], None]) -> None:
         """Called on the event loop whenever a fault has ended."""
-        self._writer.on_mended = listener
+        self._writer.mended_listeners.append(listener)
 
     async def recover(self, apply: Callable[[sqlite3.Connection, list[bytes]], T]) -> T:
         """Runs `apply` with the records of the journal, in one transaction, then empties the
@@ -195,9 +196,15 @@ class SqliteDatabase:
             raise Unavailable("The database cannot be read now. Try again later.") from error
 
 
-def connect(path: Path) -> sqlite3.Connection:
+def connect(
+    path: Path, factory: type[sqlite3.Connection] = sqlite3.Connection
+) -> sqlite3.Connection:
     connection = sqlite3.connect(
-        path, isolation_level=None, check_same_thread=False, cached_statements=256
+        path,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+        factory=factory,
     )
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")

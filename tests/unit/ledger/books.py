@@ -1,7 +1,7 @@
 """A ledger in a temporary directory, with a price, and what a test needs to fill it."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -34,27 +34,31 @@ class Books:
     """A `SqliteLedger` and its file. `crash` leaves the process's memory behind, not the disk."""
 
     def __init__(
-        self, data_dir: Path, *, database_options: Mapping[str, Any] | None = None
+        self,
+        data_dir: Path,
+        database: Callable[[Path], SqliteDatabase] = SqliteDatabase,
+        *,
+        first_request: int = 0,
     ) -> None:
         self.data_dir = data_dir
         self.clock = FixedClock()
         self.frozen: set[str] = set()
         self.recovered: list[Recovered] = []
-        self._database_options: Mapping[str, Any] = database_options or {}
-        self._requests = 0
+        self._new_database = database
+        self._requests = first_request
         self._crashes = 0
+        self._name = data_dir.name
 
-    async def open(self) -> "Books":
-        self.database = SqliteDatabase(self.path, **self._database_options)
+    async def open(self, *, with_price: bool = True) -> "Books":
+        self.database = self._new_database(self.path)
         self.database.open()
         self.ledger = SqliteLedger(self.database, self.clock, self._refusal)
         self.recovered = await self.ledger.recover()
-        await self.database.execute(
-            (
-                "INSERT OR IGNORE INTO prices VALUES (?, ?, ?, ?, 0)",
-                (PRICE, MODEL, INPUT_PRICE, OUTPUT_PRICE),
+        if with_price:
+            price = (PRICE, MODEL, INPUT_PRICE, OUTPUT_PRICE)
+            await self.database.execute(
+                ("INSERT OR IGNORE INTO prices VALUES (?, ?, ?, ?, 0)", price)
             )
-        )
         return self
 
     async def close(self) -> None:
@@ -64,13 +68,17 @@ class Books:
         await self.close()
         await self.open()
 
-    async def crash(self) -> None:
-        """As after kill -9: what is on disk at this moment, and nothing of what is in memory."""
+    async def crash(self, meanwhile: Callable[[], None] | None = None) -> None:
+        """As after kill -9: what is on disk at this moment, and nothing of what is in memory.
+        `meanwhile` is what happens before the next start."""
         before = self.data_dir
         self._crashes += 1
-        self.data_dir = before.with_name(f"{before.name}-{self._crashes}")
+        self.data_dir = before.with_name(f"{self._name}-{self._crashes}")
         shutil.copytree(before, self.data_dir)
+        if meanwhile is not None:
+            meanwhile()
         await self.close()
+        shutil.rmtree(before)
         await self.open()
 
     @property

@@ -1,6 +1,7 @@
 """What `ledger/base.py` promises, as tests that every implementation runs."""
 
 import asyncio
+from functools import partial
 
 import pytest
 from tests.unit.ledger.books import (
@@ -298,11 +299,13 @@ class LedgerSuite:
             "INSERT INTO audit VALUES (?, 'op', 'adjust', ?, 'why', '{}', 0)",
             ("audit_1", account),
         )
-        options = {"kind": "adjustment", "description": "by hand", "audit": audit}
-        await books.ledger.add(account, 5, ref="a", **options)
+        add = partial(
+            books.ledger.add, account, 5, kind="adjustment", description="by hand", audit=audit
+        )
+        await add(ref="a")
 
         with pytest.raises(Refused):  # its id is taken
-            await books.ledger.add(account, 5, ref="b", **options)
+            await add(ref="b")
 
         assert (books.ledger.available(account), await books.balance(account)) == (15, 15)
 

@@ -1,0 +1,148 @@
+import asyncio
+import os
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tollway.database.migrate import sqlite_schema
+from tollway.database.sqlite import DataDirectoryLock, SqliteDatabase
+from tollway.errors import Refused, StartError, Unavailable
+
+INSERT = "INSERT INTO prices VALUES (?, 'm1', 1, 1, 0)"
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
+    database = SqliteDatabase(tmp_path / "tollway.db")
+    database.open()
+    yield database
+    await database.close()
+
+
+async def _prices(database: SqliteDatabase) -> list[str]:
+    return [id_ for (id_,) in await database.fetch("SELECT id FROM prices ORDER BY id")]
+
+
+async def test_what_was_executed_is_read(database: SqliteDatabase) -> None:
+    changed = await database.execute((INSERT, ("a",)), (INSERT, ("b",)))
+
+    assert changed == 1
+    assert await _prices(database) == ["a", "b"]
+
+
+async def test_statements_together_are_written_together_or_not_at_all(
+    database: SqliteDatabase,
+) -> None:
+    with pytest.raises(Refused):
+        await database.execute((INSERT, ("a",)), (INSERT, ("a",)))
+
+    assert await _prices(database) == []
+
+
+async def test_what_is_refused_does_not_take_its_neighbours_along(
+    database: SqliteDatabase,
+) -> None:
+    answers = await asyncio.gather(
+        *(database.execute((INSERT, (id_,))) for id_ in "abacb"), return_exceptions=True
+    )
+
+    assert [isinstance(answer, Refused) for answer in answers] == [False, False, True, False, True]
+    assert await _prices(database) == ["a", "b", "c"]
+
+
+async def test_a_fault_of_the_program_is_no_fault_of_the_disk(database: SqliteDatabase) -> None:
+    with pytest.raises(sqlite3.OperationalError):
+        await database.execute(("INSERT INTO nothing VALUES (1)", ()))
+    with pytest.raises(sqlite3.OperationalError):
+        await database.fetch("SELECT 1 FROM nothing")
+
+    assert database.fault is None
+
+
+async def test_a_number_too_large_for_a_column_is_told_to_its_writer_alone(
+    database: SqliteDatabase,
+) -> None:
+    answers = await asyncio.gather(
+        database.execute((INSERT, (2**70,))),
+        database.execute((INSERT, ("a",))),
+        return_exceptions=True,
+    )
+
+    assert isinstance(answers[0], OverflowError)
+    assert await _prices(database) == ["a"]
+
+
+async def test_everything_queued_is_written_before_it_closes(tmp_path: Path) -> None:
+    database = SqliteDatabase(tmp_path / "tollway.db")
+    database.open()
+    writing = [asyncio.create_task(database.execute((INSERT, (str(n),)))) for n in range(50)]
+    await asyncio.sleep(0)
+
+    await database.close()
+
+    await asyncio.gather(*writing)
+    with closing(sqlite3.connect(tmp_path / "tollway.db")) as connection:
+        assert connection.execute("SELECT COUNT(*) FROM prices").fetchone() == (50,)
+
+
+async def test_readers_cannot_write(database: SqliteDatabase) -> None:
+    with pytest.raises(Unavailable):
+        await database.fetch("DELETE FROM usage")
+
+
+@pytest.mark.parametrize("name", ["a b", "a#b", "a?b", "a%20b", "ä'\"b"])
+async def test_a_data_directory_may_have_any_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    database = SqliteDatabase(tmp_path / name / "tollway.db")
+    database.open()
+
+    await database.execute((INSERT, ("a",)))
+
+    assert await _prices(database) == ["a"]
+    await database.close()
+    assert os.listdir(tmp_path) == [name]
+
+
+async def test_the_file_is_its_owners_alone(database: SqliteDatabase) -> None:
+    assert database.path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    first = SqliteDatabase(tmp_path / "tollway.db")
+    first.open()
+    await first.close()
+    with closing(sqlite3.connect(first.path, isolation_level=None)) as connection:
+        connection.execute("UPDATE _yoyo_migration SET migration_id = '9999_later'")
+
+    with pytest.raises(StartError, match=r"newer Tollway.*9999_later"):
+        SqliteDatabase(first.path).open()
+
+
+async def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tollway.db").write_bytes(b"no database " * 1000)
+
+    with pytest.raises(StartError, match="cannot be opened"):
+        SqliteDatabase(tmp_path / "tollway.db").open()
+
+
+async def test_the_schema_is_what_the_migrations_make(database: SqliteDatabase) -> None:
+    rows = await database.fetch(
+        "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE '%yoyo%'"
+    )
+
+    assert {(kind, name): sql for kind, name, sql in rows} == sqlite_schema()
+
+
+def test_a_second_process_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
+    first, second = DataDirectoryLock(tmp_path), DataDirectoryLock(tmp_path)
+    first.acquire()
+
+    with pytest.raises(StartError, match=r"process \d+"):
+        second.acquire(wait_seconds=0)
+
+    first.release()
+    second.acquire(wait_seconds=0)
+    second.release()
