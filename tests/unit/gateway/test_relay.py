@@ -1,0 +1,634 @@
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.gateway.parts import NOW, ReplyLog, a_meter, an_admission
+
+from tollway.errors import RequestError, Unavailable, UpstreamFailed
+from tollway.gateway import relay as relay_module
+from tollway.gateway.relay import finish_reason, relay
+from tollway.gateway.settle import outcome_of
+from tollway.gateway.types import Admission, Meter, Route
+from tollway.ledger.base import Attempt, Settlement
+from tollway.upstreams.base import Ask, EventSink
+from tollway.wire.chat import ChatCompletion
+
+SETTLEMENT = Settlement(17, 0, 83)
+COMPLETION_ID = "chatcmpl-" + "1" * 32
+
+
+class SourceLog:
+    def __init__(self) -> None:
+        self.paused: list[bool] = []
+        self.abandoned: RequestError | None = None
+
+    def pause_reading(self) -> None:
+        self.paused.append(True)
+
+    def resume_reading(self) -> None:
+        self.paused.append(False)
+
+    def abandon(self, error: RequestError) -> None:
+        self.abandoned = error
+
+
+class Upstream:
+    """Plays events into the sink, a flush after each, or returns a whole reply."""
+
+    name = "gpu-1"
+
+    def __init__(
+        self,
+        events: Iterable[bytes] = (),
+        *,
+        whole: ChatCompletion | None = None,
+        error: RequestError | None = None,
+        then: Callable[[], Awaitable[None]] | None = None,
+        reads: int = 1,
+    ) -> None:
+        self.source = SourceLog()
+        self.asked: Ask | None = None
+        self._events = list(events)
+        self._whole = whole
+        self._error = error
+        self._then = then
+        self._reads = reads
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    def ready(self) -> bool:
+        return True
+
+    async def count_input_tokens(self, ask: Ask) -> int | None:
+        return None
+
+    async def complete(self, ask: Ask) -> ChatCompletion:
+        if self._error is not None:
+            raise self._error
+        assert self._whole is not None
+        return self._whole
+
+    async def stream(self, ask: Ask, sink: EventSink) -> None:
+        if self._events:
+            sink.opened(self.source)
+        for number, event in enumerate(self._events, 1):
+            sink.event(event)
+            if number % self._reads == 0:
+                sink.flush()
+        sink.flush()
+        if self._then is not None:
+            await self._then()
+        if self.source.abandoned is not None:
+            raise self.source.abandoned
+        if self._error is not None:
+            raise self._error
+
+
+def route_to(upstream: Upstream, admission: Admission) -> Route:
+    serving = admission.model.servings[0]
+    return Route(upstream, serving, Ask("req", serving.model, {}, 5))
+
+
+def chunk(delta: dict[str, Any] | None = None, **changes: Any) -> bytes:
+    choice: dict[str, Any] = {
+        "index": changes.pop("index", 0),
+        "delta": delta or {},
+        "finish_reason": changes.pop("finish", None),
+    }
+    event: dict[str, Any] = {
+        "id": "chatcmpl-theirs",
+        "object": "chat.completion.chunk",
+        "created": 5,
+        "model": "theirs",
+        "choices": [choice],
+        **changes,
+    }
+    return json.dumps({k: v for k, v in event.items() if v is not ...}).encode()
+
+
+def text(content: str, **changes: Any) -> bytes:
+    return chunk({"content": content}, **changes)
+
+
+STOP = chunk(finish="stop")
+
+
+def usage(input_tokens: object, output_tokens: object) -> bytes:
+    told = {"prompt_tokens": input_tokens, "completion_tokens": output_tokens}
+    return chunk(choices=[], usage=told)
+
+
+class Relayed:
+    """A stream that was relayed: what the client got."""
+
+    def __init__(self, admission: Admission, meter: Meter, reply: ReplyLog) -> None:
+        self.admission, self.meter, self.reply = admission, meter, reply
+        self.error: RequestError | None = None
+
+    @property
+    def chunks(self) -> list[dict[str, Any]]:
+        events = self.reply.written.decode().split("\n\n")
+        assert events.pop() == ""
+        return [json.loads(e.removeprefix("data: ")) for e in events if not e.startswith(":")]
+
+    @property
+    def texts(self) -> list[str | None]:
+        return [c["choices"][0]["delta"].get("content") for c in self.chunks]
+
+    @property
+    def finishes(self) -> list[str]:
+        return [
+            choice["finish_reason"]
+            for c in self.chunks
+            for choice in c["choices"]
+            if choice["finish_reason"]
+        ]
+
+
+async def relayed(upstream: Upstream, **request: Any) -> Relayed:
+    admission = an_admission(stream=True, **request)
+    result = Relayed(admission, Meter(), ReplyLog())
+    try:
+        answer = await relay(route_to(upstream, admission), admission, result.reply, result.meter)
+    except RequestError as error:
+        result.error = error
+    else:
+        outcome = outcome_of(admission, result.meter, 1001.0)
+        answer.finish(result.reply, outcome, SETTLEMENT)
+    return result
+
+
+async def test_a_stream_is_the_contracts() -> None:
+    got = await relayed(
+        Upstream([chunk({"role": "assistant", "content": ""}), text("Hel"), text("lo"), STOP])
+    )
+
+    first, *_, last = got.chunks
+    assert first == {
+        "id": COMPLETION_ID,
+        "object": "chat.completion.chunk",
+        "created": int(NOW),
+        "model": "m1",
+        "system_fingerprint": None,
+        "choices": [
+            {
+                "index": 0,
+                "delta": {"role": "assistant", "content": ""},
+                "finish_reason": None,
+                "logprobs": None,
+            }
+        ],
+    }
+    assert got.texts == ["", "Hel", "lo", None]
+    assert last["choices"][0]["finish_reason"] == "stop"
+    assert all(c["id"] == COMPLETION_ID and c["model"] == "m1" for c in got.chunks)
+    assert b"theirs" not in got.reply.written
+    assert got.meter.status == "completed"
+    assert got.meter.finished
+    assert got.meter.output_pieces == 2
+    assert got.meter.upstream_id == "chatcmpl-theirs"
+    assert got.meter.attempts == [Attempt("gpu-1", 200)]
+
+
+async def test_the_role_comes_first_even_where_the_upstream_sends_none() -> None:
+    got = await relayed(Upstream([text("Hi"), STOP]))
+    assert got.chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": "Hi"}
+    assert "role" not in got.chunks[1]["choices"][0]["delta"]
+
+
+async def test_each_choice_has_its_role_and_its_end() -> None:
+    events = [
+        text("a", index=0),
+        text("x", index=1),
+        text("b", index=0),
+        text("y", index=1),
+        chunk(finish="stop", index=1),
+        text("c", index=0),
+        chunk(finish="length", index=0),
+    ]
+    got = await relayed(Upstream(events), n=2)
+
+    said = ["", ""]
+    for c in got.chunks:
+        choice = c["choices"][0]
+        said[choice["index"]] += choice["delta"].get("content") or ""
+    assert said == ["abc", "xy"]
+    assert got.finishes == ["stop", "length"]
+    roles = [c["choices"][0]["delta"].get("role") for c in got.chunks]
+    assert roles == ["assistant", "assistant", *[None] * 5]
+    assert got.meter.output_pieces == 5
+
+
+async def test_two_choices_in_one_event_are_two_pieces() -> None:
+    both = [{"index": i, "delta": {"content": "a"}, "finish_reason": None} for i in (0, 1)]
+    ends = [{"index": i, "finish_reason": "stop"} for i in (0, 1)]
+    got = await relayed(Upstream([chunk(choices=both), chunk(choices=ends)]), n=2)
+    assert got.meter.output_pieces == 2
+
+
+@pytest.mark.parametrize("index", [1, -1, 10**30])
+async def test_a_choice_that_was_not_asked_for_fails_the_stream(index: int) -> None:
+    got = await relayed(Upstream([text("a"), text("b", index=index), STOP]))
+    assert isinstance(got.error, UpstreamFailed)
+    assert got.texts == ["a"]
+
+
+# --- usage ------------------------------------------------------------------------------------
+
+
+async def test_usage_is_hidden_from_who_did_not_ask() -> None:
+    got = await relayed(Upstream([text("a"), STOP, usage(9, 1)]))
+    assert b"usage" not in got.reply.written
+    assert got.reply.usage_event == b""
+    assert got.meter.report is not None
+    assert (got.meter.report.input_tokens, got.meter.report.output_tokens) == (9, 1)
+
+
+async def test_usage_comes_last_with_its_credits_for_who_asked() -> None:
+    told = {
+        "prompt_tokens": 9,
+        "completion_tokens": 1,
+        "prompt_tokens_details": {"cached_tokens": 4},
+    }
+    events = [text("a"), text("b", usage=None), STOP, chunk(choices=[], usage=told)]
+    got = await relayed(Upstream(events), stream_options={"include_usage": True})
+
+    assert [c["usage"] for c in got.chunks] == [None] * 3
+    assert got.reply.usage_event is not None
+    event = json.loads(got.reply.usage_event.removeprefix(b"data: "))
+    assert event["choices"] == []
+    assert event["id"] == COMPLETION_ID
+    assert event["usage"] == {
+        "prompt_tokens": 9,
+        "completion_tokens": 1,
+        "total_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 4},
+        "credits_consumed": 17,
+        "credits_remaining": 83,
+    }
+
+
+async def test_running_usage_is_read_and_hidden() -> None:
+    told = [{"prompt_tokens": 9, "completion_tokens": count} for count in (1, 2)]
+    events = [text("a", usage=told[0]), text("b", usage=told[1]), STOP]
+    got = await relayed(Upstream(events))
+    assert b"prompt_tokens" not in got.reply.written
+    assert got.meter.report is not None
+    assert got.meter.report.output_tokens == 2
+    assert got.meter.reported_pieces == got.meter.output_pieces == 2
+
+
+async def test_a_usage_from_before_the_last_output_is_known_as_such() -> None:
+    told = {"prompt_tokens": 9, "completion_tokens": 1}
+    events = [text("a", usage=told), text("b"), text("c")]
+    got = await relayed(Upstream(events, error=UpstreamFailed("died")))
+    assert (got.meter.reported_pieces, got.meter.output_pieces) == (1, 3)
+
+
+# --- ends -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("theirs", "has_calls", "ours"),
+    [
+        ("stop", False, "stop"),
+        ("stop", True, "tool_calls"),
+        ("length", True, "length"),
+        ("tool_calls", True, "tool_calls"),
+        ("tool_calls", False, "stop"),
+        ("function_call", True, "tool_calls"),
+        ("content_filter", False, "content_filter"),
+        ("eos", False, "stop"),
+        ("end_turn", False, "stop"),
+        ("max_tokens", False, "length"),
+        ("tool_use", True, "tool_calls"),
+        ("abort", False, None),
+        ("error", True, None),
+        ("anything", False, None),
+    ],
+)
+def test_an_end_has_one_of_openais_names(theirs: str, has_calls: bool, ours: str | None) -> None:
+    assert finish_reason(theirs, has_calls=has_calls) == ours
+
+
+def call_delta(**fields: Any) -> bytes:
+    return chunk({"tool_calls": [{"index": 0, **fields}]})
+
+
+async def test_tool_calls_pass_and_end_as_tool_calls() -> None:
+    events = [
+        chunk({"role": "assistant", "content": None}),
+        call_delta(id="call_1", type="function", function={"name": "add", "arguments": ""}),
+        call_delta(id=None, type=None, function={"name": None, "arguments": '{"a"'}),
+        call_delta(function={"arguments": ":1}"}),
+        chunk(finish="stop"),
+    ]
+    got = await relayed(Upstream(events))
+
+    calls = [c["choices"][0]["delta"]["tool_calls"][0] for c in got.chunks[1:4]]
+    assert calls[0]["function"] == {"name": "add", "arguments": ""}
+    assert "".join(call["function"]["arguments"] for call in calls) == '{"a":1}'
+    assert got.finishes == ["tool_calls"]
+    assert got.meter.output_pieces == 3
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        pytest.param([], id="no end"),
+        pytest.param([chunk(finish="abort")], id="an error's end"),
+        pytest.param([b'{"error": {"message": "sk-secret died"}}'], id="an error event"),
+        pytest.param([b'{"choices": 5}'], id="no chunk"),
+        pytest.param([b"<html>"], id="no JSON"),
+        pytest.param([b"[" * 5000], id="too deep"),
+        pytest.param([b'{"id": "\xff"}'], id="no UTF-8"),
+    ],
+)
+async def test_a_stream_that_breaks_off_has_failed(last: list[bytes]) -> None:
+    got = await relayed(Upstream([text("a"), text("b"), *last]))
+
+    assert isinstance(got.error, UpstreamFailed)
+    assert "sk-secret" not in got.error.message
+    assert got.reply.begun
+    assert got.texts == ["a", "b"]
+    assert got.meter.status == "failed"
+    assert not got.meter.finished
+    assert got.meter.output_pieces == 2
+
+
+async def test_a_blank_end_is_none() -> None:
+    got = await relayed(Upstream([text("a"), chunk(finish="")]))
+    assert isinstance(got.error, UpstreamFailed)
+    assert got.finishes == []
+    assert not got.meter.finished
+
+
+async def test_what_follows_a_failure_is_not_passed_on() -> None:
+    got = await relayed(Upstream([text("a"), b"<html>", text("b"), STOP], reads=4))
+    assert got.texts == ["a"]
+
+
+@pytest.mark.parametrize(
+    "first", [b"<html>", b'{"error": {}}', chunk(finish="error"), b'{"error": "busy"}']
+)
+async def test_a_failure_with_the_first_event_can_still_be_a_status(first: bytes) -> None:
+    got = await relayed(Upstream([first, STOP]))
+    assert isinstance(got.error, UpstreamFailed)
+    assert not got.reply.begun
+    assert got.meter.output_pieces == 0
+
+
+async def test_a_stream_without_a_choice_has_failed() -> None:
+    got = await relayed(Upstream([usage(9, 1)]))
+    assert isinstance(got.error, UpstreamFailed)
+    assert not got.reply.begun
+
+
+async def test_an_upstreams_refusal_passes_and_is_an_attempt() -> None:
+    busy = Unavailable("busy", code="overloaded")
+    busy.upstream_status = 429
+    got = await relayed(Upstream(error=busy))
+    assert got.error is busy
+    assert got.meter.attempts == [Attempt("gpu-1", 429, "overloaded")]
+    assert not got.reply.begun
+
+
+# --- the cap ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reads", [1, 100])
+async def test_an_upstream_that_ignores_its_cap_is_cut_at_it(reads: int) -> None:
+    upstream = Upstream([text(str(number)) for number in range(50)], reads=reads)
+    got = await relayed(upstream, output_tokens_max=10)
+
+    assert got.error is None
+    assert got.texts == [*map(str, range(10)), None]
+    assert got.finishes == ["length"]
+    assert got.meter.output_pieces == 10
+    assert got.meter.status == "completed"
+    assert upstream.source.abandoned is not None
+
+
+async def test_the_cap_is_for_each_choice() -> None:
+    events = [text(str(number), index=number % 2) for number in range(50)]
+    got = await relayed(Upstream(events), output_tokens_max=5, n=2)
+    assert got.meter.output_pieces == 10
+    assert got.finishes == ["length", "length"]
+
+
+async def test_exactly_the_cap_is_not_cut() -> None:
+    upstream = Upstream([*(text("a") for _ in range(10)), chunk(finish="length")])
+    got = await relayed(upstream, output_tokens_max=10)
+    assert upstream.source.abandoned is None
+    assert got.meter.output_pieces == 10
+
+
+# --- the client -------------------------------------------------------------------------------
+
+
+async def test_a_slow_client_holds_the_upstream() -> None:
+    async def press() -> None:
+        reply.listener(True)
+        reply.listener(False)
+
+    reply, meter = ReplyLog(), Meter()
+    admission = an_admission(stream=True)
+    upstream = Upstream([text("a"), STOP], then=press)
+    await relay(route_to(upstream, admission), admission, reply, meter)
+    assert upstream.source.paused == [True, False]
+
+    reply.listener(True)  # the connection serves another request by now
+    assert upstream.source.paused == [True, False]
+
+
+async def test_silence_is_filled_with_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "KEEP_ALIVE_SECONDS", 0.02)
+    upstream = Upstream([text("a"), STOP], then=lambda: asyncio.sleep(0.07))
+    got = await relayed(upstream)
+    comments = got.reply.written.count(b": keep-alive\n\n")
+    assert 1 <= comments <= 3
+    assert got.error is None
+
+    await asyncio.sleep(0.05)
+    assert got.reply.written.count(b": keep-alive\n\n") == comments
+
+
+async def test_what_one_read_brought_is_one_write() -> None:
+    writes: list[bytes] = []
+
+    class Counting(ReplyLog):
+        def write(self, events: bytes) -> None:
+            writes.append(events)
+            super().write(events)
+
+    admission = an_admission(stream=True)
+    upstream = Upstream([text(str(i)) for i in range(8)] + [STOP], reads=3)
+    await relay(route_to(upstream, admission), admission, Counting(), Meter())
+    assert len(writes) == 3
+
+
+# --- both ways of rewriting give the same -----------------------------------------------------
+
+
+shapes: list[Callable[[str], bytes]] = [
+    text,
+    lambda t: json.dumps(json.loads(text(t)), separators=(",", ":")).encode(),
+    lambda t: json.dumps(json.loads(text(t)), ensure_ascii=False).encode(),
+    lambda t: text(t, id=None, model=None, created=None, usage=None, system_fingerprint="fp"),
+    lambda t: text(t, id=t, model=t),
+    lambda t: chunk({"content": t, "reasoning_content": None, "tool_calls": []}),
+    lambda t: chunk({"content": t, "role": "assistant"}),
+    lambda t: chunk({"reasoning_content": t}),
+    lambda t: chunk({"content": t, "extra": {"content": t}}, service_tier="default"),
+    lambda t: text(t, usage={"prompt_tokens": 3, "completion_tokens": 4}),
+    lambda t: text(t, id=...).replace(b'"content"', b'"\\u0063ontent"'),
+    lambda t: text(t).replace(b"l", b"\\u006c"),
+    lambda t: (
+        b'{"choices":[{"delta":{"content":"\\u0069d"},"index":0}],"id":"' + t[:1].encode()
+        if t.isalnum()
+        else text(t)
+    ),
+    lambda _: chunk({"tool_calls": [{"index": 0, "function": {"arguments": "x"}}]}),
+    lambda _: chunk(choices=[]),
+    lambda t: text(t, created=len(t)),
+    lambda t: text(t, index=1),
+]
+pieces = st.sampled_from(["a", "id", "Hello", " wor", "", "é", '"', "\\", "\n", "\x7f", "<", "l"])
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> list[bytes]:
+    def event() -> bytes:
+        shape = draw(st.sampled_from(shapes))
+        return shape("".join(draw(st.lists(pieces, max_size=3))))
+
+    return [event() for _ in range(draw(st.integers(0, 15)))]
+
+
+@given(streams(), st.integers(1, 4), st.booleans())
+async def test_the_short_way_of_rewriting_gives_the_bytes_of_the_long_way(
+    events: list[bytes], reads: int, wants_usage: bool
+) -> None:
+    fields = {"stream_options": {"include_usage": wants_usage}, "n": 2}
+    short = await relayed(Upstream([*events, STOP], reads=reads), **fields)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(relay_module._Template, "learn", lambda *_: None)  # pyright: ignore
+        long = await relayed(Upstream([*events, STOP], reads=reads), **fields)
+
+    assert short.reply.written == long.reply.written
+    assert short.meter.output_pieces == long.meter.output_pieces
+    assert type(short.error) is type(long.error)
+
+
+async def test_the_short_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = 0
+    decode = relay_module._decode_chunk  # pyright: ignore[reportPrivateUsage]
+
+    def counting(payload: bytes) -> Any:
+        nonlocal read
+        read += 1
+        return decode(payload)
+
+    monkeypatch.setattr(relay_module, "_decode_chunk", counting)
+    got = await relayed(Upstream([text("a"), *(text(f"w{i}") for i in range(20)), STOP]))
+    assert got.meter.output_pieces == 21
+    assert read == 3
+
+
+# --- whole replies ----------------------------------------------------------------------------
+
+
+def completion(message: dict[str, Any] | None = None, **changes: Any) -> ChatCompletion:
+    choice: dict[str, Any] = {
+        "index": 0,
+        "message": {"role": "assistant", "content": "Hello", **(message or {})},
+        "finish_reason": changes.pop("finish", "stop"),
+    }
+    body: dict[str, Any] = {
+        "id": "chatcmpl-theirs",
+        "object": "chat.completion",
+        "created": 5,
+        "model": "theirs",
+        "choices": [choice],
+        "usage": {"prompt_tokens": 9, "completion_tokens": 2},
+        "timings": {"x": 1},
+        **changes,
+    }
+    return msgspec.json.decode(json.dumps(body), type=ChatCompletion)
+
+
+async def whole(reply_: ChatCompletion) -> tuple[dict[str, Any], Meter]:
+    admission, meter, reply = an_admission(), Meter(), ReplyLog()
+    answer = await relay(route_to(Upstream(whole=reply_), admission), admission, reply, meter)
+    answer.finish(reply, outcome_of(admission, meter, 1001.0), SETTLEMENT)
+    assert reply.body is not None
+    return json.loads(reply.body), meter
+
+
+async def test_a_whole_reply_is_the_contracts() -> None:
+    body, meter = await whole(completion())
+    assert body == {
+        "id": COMPLETION_ID,
+        "object": "chat.completion",
+        "created": int(NOW),
+        "model": "m1",
+        "system_fingerprint": None,
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "Hello", "refusal": None},
+                "finish_reason": "stop",
+                "logprobs": None,
+            }
+        ],
+        "usage": {
+            "prompt_tokens": 9,
+            "completion_tokens": 2,
+            "total_tokens": 11,
+            "credits_consumed": 17,
+            "credits_remaining": 83,
+        },
+    }
+    assert meter.status == "completed"
+    assert meter.upstream_id == "chatcmpl-theirs"
+    assert meter.text_bytes == 5
+
+
+async def test_null_fields_of_a_whole_reply_are_no_fault() -> None:
+    body, meter = await whole(
+        completion(id=None, created=None, model=None, object=None, usage=None)
+    )
+    assert body["id"] == COMPLETION_ID
+    assert meter.upstream_id is None
+    assert body["usage"]["completion_tokens"] == 2  # counted: five bytes
+
+
+async def test_calls_end_a_whole_reply_as_tool_calls() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    body, meter = await whole(completion({"content": "", "tool_calls": [call]}))
+    choice = body["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] is None
+    assert choice["message"]["tool_calls"] == [call]
+    assert meter.text_bytes == 3
+
+
+async def test_no_calls_are_no_field() -> None:
+    body, _ = await whole(completion({"tool_calls": []}, finish=None))
+    assert "tool_calls" not in body["choices"][0]["message"]
+    assert body["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("reply_", [completion(finish="abort"), completion(choices=[])])
+async def test_a_whole_reply_that_is_none_has_failed(reply_: ChatCompletion) -> None:
+    admission, meter = an_admission(), a_meter()
+    with pytest.raises(UpstreamFailed):
+        await relay(route_to(Upstream(whole=reply_), admission), admission, ReplyLog(), meter)
+    assert meter.status == "failed"
