@@ -1,7 +1,8 @@
 """Puts the program together, starts it and stops it. Only here are the concrete parts chosen.
 
-`open_store` opens what the commands need: the data directory, its database, and the modules on it. `serve` adds upstreams,
-the gateway and its doors, runs until it is told to stop, lets what runs come to its end, and closes all in reverse.
+`open_store` opens what the commands need: the data directory, its database, and the modules on
+it. `serve` adds upstreams, the gateway and its doors, runs until it is told to stop, lets what
+runs come to its end, and closes all in reverse.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -42,7 +43,7 @@ from tollway.gateway.authenticate import Authenticator
 from tollway.gateway.pipeline import Pipeline
 from tollway.gateway.route import Router
 from tollway.gateway.settle import checkpoints_of
-from tollway.ledger.base import genesis
+from tollway.ledger.base import Liveness, genesis
 from tollway.ledger.sqlite import SqliteLedger
 from tollway.metrics import Exposition, Metrics
 from tollway.rates.base import WINDOW_SECONDS
@@ -78,11 +79,13 @@ class Store:
 def serve(settings: Settings, console: Console) -> None:
     """Runs until SIGTERM or Ctrl-C. Raises `StartError` and `ConfigurationError`."""
     _configure_logging()
-    uvloop.run(_serve(settings, console))
+    # Before there is an event loop: a fetch that is interrupted cleans up after itself.
+    model_file = _find_model(settings, console)
+    uvloop.run(_serve(settings, console, model_file))
 
 
 @asynccontextmanager
-async def open_operations(settings: Settings) -> AsyncIterator[Operations]:
+async def open_operations(settings: Settings) -> AsyncGenerator[Operations]:
     """For commands while no server runs. Raises `StartError` where the data directory is in use."""
     _configure_logging()
     async with open_store(settings) as store:
@@ -90,7 +93,7 @@ async def open_operations(settings: Settings) -> AsyncIterator[Operations]:
 
 
 @asynccontextmanager
-async def open_store(settings: Settings) -> AsyncIterator[Store]:
+async def open_store(settings: Settings) -> AsyncGenerator[Store]:
     clock = SystemClock()
     data_dir = settings.server.data_dir
     with _own_data_directory(data_dir):
@@ -120,9 +123,8 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
             await database.close()
 
 
-async def _serve(settings: Settings, console: Console) -> None:
+async def _serve(settings: Settings, console: Console, model_file: Path | None) -> None:
     stopping = _stop_on_signals()
-    model_file = await _find_model(settings, console)
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(settings))
         listener = stack.enter_context(contextlib.closing(_listen(settings)))
@@ -131,9 +133,7 @@ async def _serve(settings: Settings, console: Console) -> None:
         for upstream in upstreams.values():
             stack.push_async_callback(upstream.stop)
         metrics = Metrics()
-        access_log = AccessLog(
-            settings.server.access_log, settings.server.data_dir, metrics
-        )
+        access_log = AccessLog(settings.server.access_log, settings.server.data_dir, metrics)
         await access_log.start()
         stack.push_async_callback(access_log.stop)
         limiter = MemoryRateLimiter(store.clock)
@@ -160,7 +160,7 @@ async def _serve(settings: Settings, console: Console) -> None:
             server.should_exit = True
 
 
-# --- the gateway and its doors ----------------------------------------------------------------------------------------
+# --- the gateway and its doors --------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +209,12 @@ def _http_server(
     trusted = tuple(ip_network(proxy) for proxy in settings.server.trusted_proxies)
 
     def not_ready() -> list[str]:
+        if stopping.is_set():
+            return ["the server is stopping"]
         reasons = [f"upstream {u.name} is not ready" for u in upstreams.values() if not u.ready()]
-        return ["the server is stopping"] if stopping.is_set() else reasons
+        if (fault := store.database.fault) is not None:
+            reasons.append(f"the database cannot be written: {fault}")
+        return reasons
 
     app = create_app(
         ApiParts(
@@ -254,7 +258,8 @@ def _http_server(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn raises the signals that it caught again when it has stopped; here the app has more to close."""
+    """uvicorn raises the signals that it caught again when it has stopped; here the app has more to
+    close."""
 
     @contextlib.contextmanager
     def capture_signals(self):  # pyright: ignore[reportMissingParameterType]
@@ -275,7 +280,8 @@ async def _stop_serving(server: _Server, serving: asyncio.Task[None]) -> None:
 
 
 async def _write_checkpoints(pipeline: Pipeline, store: Store) -> None:
-    """What a stream has delivered so far is on disk every two seconds: a crash costs the operator no more."""
+    """What a stream has delivered so far is on disk every two seconds: a crash costs the operator
+    no more."""
     while True:
         await asyncio.sleep(CHECKPOINT_SECONDS)
         now = store.clock.now()
@@ -287,7 +293,7 @@ async def _write_checkpoints(pipeline: Pipeline, store: Store) -> None:
                 log.error("checkpoints could not be written: %s", error)
 
 
-# --- starting and stopping --------------------------------------------------------------------------------------------
+# --- starting and stopping ------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -297,9 +303,7 @@ def _own_data_directory(data_dir: Path):  # pyright: ignore[reportUnknownParamet
         lock = DataDirectoryLock(data_dir)
         lock.acquire()
     except OSError as error:
-        raise StartError(
-            f"The data directory {data_dir} cannot be used: {error.strerror}. Choose another with --data-dir."
-        ) from error
+        raise _unusable(data_dir, error) from error
     try:
         yield
     finally:
@@ -322,17 +326,22 @@ def _stop_on_signals() -> asyncio.Event:
     return stopping
 
 
-async def _find_model(settings: Settings, console: Console) -> Path | None:
+def _find_model(settings: Settings, console: Console) -> Path | None:
     if not settings.serves_embedded:
         return None
-    settings.server.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    find = functools.partial(
-        find_model,
-        _embedded_settings(settings),
-        settings.server.data_dir,
-        progress=console.progress(),
+    data_dir = settings.server.data_dir
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(data_dir, error) from error
+    return find_model(_embedded_settings(settings), data_dir, progress=console.progress())
+
+
+def _unusable(data_dir: Path, error: OSError) -> StartError:
+    return StartError(
+        f"The data directory {data_dir} cannot be used: {error.strerror}. "
+        "Choose another with --data-dir."
     )
-    return await asyncio.to_thread(find)
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -342,14 +351,16 @@ def _listen(settings: Settings) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=4096)
     except OSError as error:
         raise StartError(
-            f"Cannot listen on {host} port {port}: {error.strerror}. Choose another with --host and --port."
+            f"Cannot listen on {host} port {port}: {error.strerror}. "
+            "Choose another with --host and --port."
         ) from error
 
 
 async def _start_upstreams(
     upstreams: Mapping[str, Upstream], serving: asyncio.Task[None], stopping: asyncio.Event
 ) -> None:
-    """The socket listens meanwhile: `/healthz` answers at once, `/readyz` when the models are there."""
+    """The socket listens meanwhile: `/healthz` answers at once, `/readyz` when the models are
+    there."""
     starting = asyncio.gather(*(upstream.start() for upstream in upstreams.values()))
     stopped = asyncio.ensure_future(_first_of(serving, stopping))
     await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -378,7 +389,7 @@ async def _refill_rates(limiter: MemoryRateLimiter, store: Store) -> None:
         limiter.refill("chat:" + account_id, of_account)
 
 
-# --- from settings to parts -------------------------------------------------------------------------------------------
+# --- from settings to parts -----------------------------------------------------------------------
 
 
 def _offers(settings: Settings) -> list[ModelOffer]:
@@ -441,9 +452,7 @@ def _upstreams(settings: Settings, model_file: Path | None) -> dict[str, Upstrea
     return upstreams
 
 
-def _liveness(
-    accounts: Accounts, tokens: Tokens, clock: Clock
-) -> Callable[[str, str], RequestError | None]:
+def _liveness(accounts: Accounts, tokens: Tokens, clock: Clock) -> Liveness:
     def refusal(account_id: str, token_id: str) -> RequestError | None:
         token = tokens.get(token_id)
         if token is None or not token.is_live(clock.now()):
@@ -461,7 +470,9 @@ def _liveness(
 
 def _welcome(settings: Settings, listener: socket.socket, new_secret: str | None) -> Welcome:
     host, port = listener.getsockname()[:2]
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    if host in ("0.0.0.0", "::"):  # noqa: S104 (told to the operator, not bound)
+        host = "127.0.0.1"
+    shown = f"[{host}]" if ":" in host else host
     return Welcome(
         base_url=f"http://{shown}:{port}/api/v1",
         secret=new_secret,

@@ -1,4 +1,5 @@
-"""Time and ids: the two things that differ at every run, behind one small interface so that a test can fix them."""
+"""Time and ids: the two things that differ at every run, behind one small interface so that a test
+can fix them."""
 
 import datetime
 import os
@@ -25,13 +26,14 @@ class SystemClock:
 def new_id(prefix: str, now: float) -> str:
     """`prefix_` and 32 hex digits: 12 of the time in milliseconds, then 80 random bits.
 
-    The time comes first so that new rows land at the end of every index, however large the table has grown.
+    The time comes first so that new rows land at the end of every index, however large the table
+    has grown.
     """
     return f"{prefix}_{int(now * 1000):012x}{os.urandom(10).hex()}"
 
 
 def first_id_since(prefix: str, then: float) -> str:
-    """The smallest id that `new_id` could have made at `then` (seconds since the epoch) or later."""
+    """The smallest id that `new_id` could have made at `then`, in seconds since the epoch."""
     return f"{prefix}_{int(then * 1000):012x}"
 
 

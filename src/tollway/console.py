@@ -1,4 +1,5 @@
-"""What `tollway serve` shows: a pleasure to read on a terminal, plain lines elsewhere. All of it goes to stdout."""
+"""What `tollway serve` shows: a pleasure to read on a terminal, plain lines elsewhere. All of it
+goes to stdout."""
 
 import json
 import sys
@@ -40,7 +41,9 @@ class Console(Protocol):
     def welcome(self, welcome: Welcome) -> None: ...
 
 
-_NO_SECRET = "The token was shown at the first start; `tollway token issue --account default` makes another."
+_SHOWN_BEFORE = (
+    "The token was shown at the first start; `tollway token issue --account default` makes another."
+)
 
 
 class PlainConsole:
@@ -52,7 +55,7 @@ class PlainConsole:
             f"Tollway serves {welcome.model}",
             f"Base URL: {welcome.base_url}",
             f"Data: {welcome.data_dir}",
-            f"Token: {welcome.secret}" if welcome.secret else _NO_SECRET,
+            f"Token: {welcome.secret}" if welcome.secret else _SHOWN_BEFORE,
             "Try it:",
             welcome.curl,
         ]
@@ -73,9 +76,11 @@ class TerminalConsole:
         facts.add_row("[bold]Data[/]", str(welcome.data_dir))
         if welcome.secret is not None:
             facts.add_row("[bold]Token[/]", f"[green]{welcome.secret}[/] [dim](shown once)[/]")
-        self._console.print(Panel(facts, title="Tollway is open", border_style="green", expand=False))
+        self._console.print(
+            Panel(facts, title="Tollway is open", border_style="green", expand=False)
+        )
         if welcome.secret is None:
-            self._console.print(f"[dim]{_NO_SECRET}[/]")
+            self._console.print(f"[dim]{_SHOWN_BEFORE}[/]")
         self._console.print("Try it:")
         # Not wrapped: it is there to be pasted.
         self._console.print(

@@ -2,7 +2,7 @@
 
     TollwayError
     ├── ConfigurationError          the settings cannot be used; names the key and the mend
-    ├── StartError                  the program cannot start (data directory in use, model missing, port taken)
+    ├── StartError                  the program cannot start (data directory in use, no model)
     ├── Refused                     a command was understood and declined; says why
     └── RequestError                ends one API request; `api/replies.py` gives each its status
         ├── InvalidRequest          the request itself is wrong; `param` names where
@@ -22,7 +22,8 @@
         ├── UpstreamTimeout         an upstream took too long
         └── InternalFault           a fault of Tollway itself
 
-A message says what was wrong and what to do, with the numbers. None of them ever holds a secret or an upstream's body.
+A message says what was wrong and what to do, with the numbers. None of them ever holds a secret
+or an upstream's body.
 """
 
 
@@ -45,10 +46,11 @@ class Refused(TollwayError):
 
 
 class RequestError(TollwayError):
-    """`code` is what a program tells cases apart by; `param` the request field at fault, if one is."""
+    """`code` is what a program tells cases apart by; `param` the request field at fault."""
 
     upstream_status: int | None = None
-    """The HTTP status of the upstream's answer behind this error, for the receipt; None where there was none."""
+    """The HTTP status of the upstream's answer behind this error, for the receipt; None where there
+    was none."""
 
     def __init__(self, message: str, *, code: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -57,7 +59,9 @@ class RequestError(TollwayError):
 
 
 class InvalidRequest(RequestError):
-    def __init__(self, message: str, *, code: str = "invalid_value", param: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, code: str = "invalid_value", param: str | None = None
+    ) -> None:
         super().__init__(message, code=code, param=param)
 
 
@@ -77,14 +81,16 @@ class HeadTooLarge(InvalidRequest):
 
 
 class AuthenticationFailed(RequestError):
-    """Codes: invalid_api_key (malformed, unknown and revoked alike), token_expired, token_revoked."""
+    """Codes: invalid_api_key (malformed, unknown and revoked alike), token_expired, and
+    token_revoked where that happened while the request was on its way."""
 
     def __init__(self, message: str, *, code: str = "invalid_api_key") -> None:
         super().__init__(message, code=code)
 
 
 class InsufficientCredits(RequestError):
-    """`required` and `available` are credits; `affordable_output_tokens` is None where fewer than 16 could be paid."""
+    """`required` and `available` are credits; `affordable_output_tokens` is None where fewer than
+    16 could be paid."""
 
     def __init__(
         self, message: str, *, required: int, available: int, affordable_output_tokens: int | None

@@ -1,4 +1,5 @@
-"""Price and usage -> charge, and the most that a request could cost. Arithmetic only: whole credits, one rounding, up."""
+"""Price and usage -> charge, and the most that a request could cost. Arithmetic only: whole
+credits, one rounding, up."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -10,7 +11,8 @@ from tollway.catalogue import Price
 
 TOKENS_PER_PRICE_UNIT = 1_000_000
 OUTPUT_TOKENS_WORTH_STARTING = 16
-"""Fewer output tokens than these are not worth a request: it is refused instead of being cut to them."""
+"""Fewer output tokens than these are not worth a request: it is refused instead of being cut to
+them."""
 
 _BYTES_PER_MESSAGE = 16
 _BYTES_PER_REQUEST = 256
@@ -19,7 +21,8 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Usage(Struct, frozen=True, gc=False):
-    """Tokens of one request. `source`: upstream (it said so), counted (we did), checkpoint (a crash left only that)."""
+    """Tokens of one request. `source`: upstream (it said so), counted (we did), checkpoint (a crash
+    left only that)."""
 
     input_tokens: int
     output_tokens: int
@@ -39,7 +42,8 @@ def charge(price: Price, input_tokens: int, output_tokens: int) -> int:
 
 
 def affordable_output_tokens(price: Price, credits: int, input_tokens: int, choices: int) -> int:
-    """The longest output, in tokens for each of `choices`, that `credits` surely pay for after the input; at least 0."""
+    """The longest output, in tokens for each of `choices`, that `credits` surely pay for after the
+    input; at least 0."""
     left = credits * TOKENS_PER_PRICE_UNIT - input_tokens * price.input_credits_per_million
     if left < 0:
         return 0
@@ -49,15 +53,19 @@ def affordable_output_tokens(price: Price, credits: int, input_tokens: int, choi
 
 
 def input_tokens_bound(messages: Iterable[object], *others: object) -> int:
-    """The most tokens that any byte-level tokenizer makes of these: their UTF-8 bytes, and some for the template.
+    """The most tokens that any byte-level tokenizer makes of these: their UTF-8 bytes, and some for
+    the template.
 
-    A tokenizer may normalise to NFKC first, which can make text longer, so the larger form counts.
+    A tokenizer may normalise to NFKC first, which can make text longer, so the larger form
+    counts.
     """
     total = _BYTES_PER_REQUEST
     for message in messages:
         content = getattr(message, "content", None)
-        plain = type(content) is str and getattr(message, "tool_calls", None) is None
-        total += _BYTES_PER_MESSAGE + (_text_bytes(content) if plain else _json_bytes(message))
+        if isinstance(content, str) and getattr(message, "tool_calls", None) is None:
+            total += _BYTES_PER_MESSAGE + _text_bytes(content)
+        else:
+            total += _BYTES_PER_MESSAGE + _json_bytes(message)
     for other in others:
         if other is not None:
             total += _json_bytes(other)

@@ -28,13 +28,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from tollway.api.address import Network, client_address
+from tollway.api.body import BODY_BYTES_MAX, refusal_of_head, too_large
 from tollway.clock import new_id
 from tollway.errors import (
     HeadTooLarge,
     InvalidRequest,
     PayloadTooLarge,
     RequestError,
-    UnsupportedMediaType,
 )
 from tollway.gateway.types import Call
 
@@ -44,7 +44,6 @@ IDLE_SECONDS_MAX = 75.0
 STALLED_SECONDS_MAX = 30.0
 LINGER_SECONDS = 2.0
 HEAD_BYTES_MAX = 32 * 1024
-BODY_BYTES_MAX = 4 * 1024 * 1024
 PIPELINED_MAX = 16
 UNSENT_BYTES_MAX = 64 * 1024
 
@@ -178,7 +177,7 @@ class Exchange:
             return
         self._size += len(data)
         if self._size > BODY_BYTES_MAX:
-            self.refuse_body(_too_large())
+            self.refuse_body(too_large())
         else:
             self._body.append(data)
 
@@ -374,7 +373,7 @@ class EdgeProtocol(HttpToolsProtocol):
         if before is not None and not before.response_complete:
             exchange.waits = True
             self._enqueue(exchange)
-        if (refusal := _refusal_of_head(headers)) is not None:
+        if (refusal := refusal_of_head(headers)) is not None:
             exchange.refuse_body(refusal)
             if isinstance(refusal, PayloadTooLarge) or b"expect" in headers:
                 self._refuse_early(exchange)
@@ -616,26 +615,3 @@ def _tell_disconnected(cycle: RequestResponseCycle) -> None:
 
 class _HeadTooLarge(Exception):
     pass
-
-
-def _too_large() -> PayloadTooLarge:
-    return PayloadTooLarge(
-        f"The body is larger than {BODY_BYTES_MAX} bytes. Send a shorter conversation."
-    )
-
-
-def _refusal_of_head(headers: dict[bytes, bytes]) -> RequestError | None:
-    length = headers.get(b"content-length")
-    if length is not None and int(length) > BODY_BYTES_MAX:
-        return _too_large()
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        return UnsupportedMediaType("The body must not be compressed. Leave out Content-Encoding.")
-    media_type = (
-        headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
-    )
-    if media_type != b"application/json":
-        return UnsupportedMediaType(
-            f"The body must be JSON and the Content-Type is {media_type[:100].decode('latin-1')}. "
-            "Send Content-Type: application/json."
-        )
-    return None

@@ -1,9 +1,10 @@
 """What the gateway asks of a server that runs a model.
 
-An `Upstream` takes an `Ask` (already validated, its cost already held) and gives the answer in one of two ways: `complete`
-returns the whole reply, `stream` pushes each event's JSON into an `EventSink` as it arrives. Both raise a `RequestError`
-(`Unavailable`, `UpstreamFailed`, `UpstreamTimeout`, `InvalidRequest`) and nothing else. Cancelling either closes the
-connection to the server, which is how a server learns that nobody waits any more.
+An `Upstream` takes an `Ask` (already validated, its cost already held) and gives the answer in
+one of two ways: `complete` returns the whole reply, `stream` pushes each event's JSON into an
+`EventSink` as it arrives. Both raise a `RequestError` (`Unavailable`, `UpstreamFailed`,
+`UpstreamTimeout`, `InvalidRequest`) and nothing else. Cancelling either closes the connection to
+the server, which is how a server learns that nobody waits any more.
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,8 @@ from tollway.wire.chat import ChatCompletion
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
-    """One request to one upstream. `fields` are the client's, by allow-list, without model, stream and caps on length."""
+    """One request to one upstream. `fields` are the client's, by allow-list, without model, stream
+    and caps on length."""
 
     request_id: str
     model: str
@@ -39,14 +41,16 @@ class Source(Protocol):
 
 
 class EventSink(Protocol):
-    """Takes a stream in the network's own callbacks: no task switch and no queue between two sockets."""
+    """Takes a stream in the network's own callbacks: no task switch and no queue between two
+    sockets."""
 
     def opened(self, source: Source) -> None:
         """The server accepted the request; called once for each connection that feeds this sink."""
         ...
 
     def event(self, payload: bytes) -> None:
-        """One event: the JSON after `data:`. Comments and `[DONE]` are not passed on. Must not raise."""
+        """One event: the JSON after `data:`. Comments and `[DONE]` are not passed on. Must not
+        raise."""
         ...
 
     def flush(self) -> None:
@@ -68,9 +72,11 @@ class Upstream(Protocol):
     async def complete(self, ask: Ask) -> ChatCompletion: ...
 
     async def stream(self, ask: Ask, sink: EventSink) -> None:
-        """Returns when the server ended the stream in good order (`[DONE]`, or the end of the body)."""
+        """Returns when the server ended the stream in good order (`[DONE]`, or the end of the
+        body)."""
         ...
 
     async def count_input_tokens(self, ask: Ask) -> int | None:
-        """Exact, by the model's own tokenizer and template; None where this server cannot be asked cheaply."""
+        """Exact, by the model's own tokenizer and template; None where this server cannot be asked
+        cheaply."""
         ...
