@@ -273,7 +273,10 @@ async def _stop_serving(server: _Server, serving: asyncio.Task[None]) -> None:
     tasks = server.server_state.tasks
     if tasks:
         for task in tasks:
-            task.cancel()
+            # A second cancellation would fall on the settlement that the first one set off, and
+            # the client would not be told.
+            if not task.cancelling():
+                task.cancel()
         await asyncio.wait(tasks, timeout=STOP_SECONDS_MAX)
     if not serving.cancelled() and (error := serving.exception()) is not None:
         raise error
