@@ -19,7 +19,7 @@ import hashlib
 import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any, Literal
 
@@ -310,46 +310,57 @@ class _Chains:
 
     def append(self, connection: sqlite3.Connection, entry: Entry) -> tuple[Entry, bytes]:
         """The entry with its number and balance, and its hash. Raises `Refused` below zero."""
-        tip = self._tips.get(entry.account_id)
-        if tip is None:
-            tip = connection.execute(
-                "SELECT balance, seq, chain_head FROM accounts WHERE id = ?", (entry.account_id,)
-            ).fetchone()
-            if tip is None:
-                raise Refused(f"There is no account {entry.account_id}.")
-        balance, seq, head = tip
+        balance, seq, head = self._tip(connection, entry.account_id)
         balance += entry.amount
         if balance < 0:
             raise Refused(f"The balance would fall to {balance} credits.")
-        placed = Entry(
-            entry.account_id,
-            seq + 1,
-            entry.kind,
-            entry.amount,
-            balance,
-            entry.ref,
-            entry.description,
-            entry.created_at,
-        )
+        placed = msgspec.structs.replace(entry, seq=seq + 1, balance_after=balance)
         hash_ = hashlib.sha256(head + entry_bytes(placed)).digest()
         self._tips[entry.account_id] = (balance, seq + 1, hash_)
         self._changed.add(entry.account_id)
         return placed, hash_
 
-    def store(self, connection: sqlite3.Connection) -> None:
-        rows = [(*self._tips[account_id], account_id) for account_id in self._changed]
-        connection.executemany(
-            "UPDATE accounts SET balance = ?, seq = ?, chain_head = ? WHERE id = ?", rows
+    def append_charge(self, connection: sqlite3.Connection, charge: "_Charge") -> tuple[Any, ...]:
+        """The row of its entry, as `append` would place it: this is on every request's path."""
+        hold, outcome, charged = charge.hold, charge.outcome, charge.settlement.charged
+        account_id = hold.account_id
+        balance, seq, head = self._tip(connection, account_id)
+        balance -= charged
+        seq += 1
+        assert balance >= 0, f"the charge of {hold.request_id} was never held"
+        columns = (
+            account_id,
+            seq,
+            "charge",
+            -charged,
+            balance,
+            hold.request_id,
+            f"{outcome.model}: {outcome.input_tokens} + {outcome.output_tokens} tokens",
+            _milliseconds(charge.closed_at),
         )
-        self._changed.clear()
+        hash_ = hashlib.sha256(head + _encode(columns)).digest()
+        self._tips[account_id] = (balance, seq, hash_)
+        self._changed.add(account_id)
+        return (*columns, hash_)
 
     def balance(self, connection: sqlite3.Connection, account_id: str) -> int:
+        return self._tip(connection, account_id)[0]
+
+    def _tip(self, connection: sqlite3.Connection, account_id: str) -> tuple[int, int, bytes]:
         tip = self._tips.get(account_id)
-        if tip is not None:
-            return tip[0]
-        return connection.execute(
-            "SELECT balance FROM accounts WHERE id = ?", (account_id,)
-        ).fetchone()[0]
+        if tip is None:
+            tip = connection.execute(
+                "SELECT balance, seq, chain_head FROM accounts WHERE id = ?", (account_id,)
+            ).fetchone()
+            if tip is None:
+                raise Refused(f"There is no account {account_id}.")
+        return tip
+
+    def store(self, connection: sqlite3.Connection) -> None:
+        rows = [(account_id, *self._tips[account_id]) for account_id in self._changed]
+        for some in _in_powers_of_two(rows):
+            connection.execute(_store_sql(len(some)), [value for row in some for value in row])
+        self._changed.clear()
 
     def forget(self) -> None:
         """After a rollback: the file has the truth again."""
@@ -410,11 +421,9 @@ class _Settle(Struct, gc=False):
 def _write_charges(
     connection: sqlite3.Connection, chains: _Chains, charges: Sequence[_Charge]
 ) -> None:
-    entries: list[tuple[Any, ...]] = []
-    for charge in charges:
-        if charge.settlement.charged:
-            placed, hash_ = chains.append(connection, _charge_entry(charge))
-            entries.append(_entry_row(placed, hash_))
+    entries = [
+        chains.append_charge(connection, charge) for charge in charges if charge.settlement.charged
+    ]
     insert_rows(connection, "holds", [_hold_row(charge) for charge in charges])
     insert_rows(connection, "usage", [_usage_row(charge) for charge in charges])
     insert_rows(connection, "ledger", entries)
@@ -588,17 +597,31 @@ _ROWS_PER_STATEMENT = 64
 def insert_rows(
     connection: sqlite3.Connection, table: str, rows: Sequence[tuple[Any, ...]]
 ) -> None:
+    for some in _in_powers_of_two(rows):
+        values = [value for row in some for value in row]
+        connection.execute(_insert_sql(table, len(some[0]), len(some)), values)
+
+
+def _in_powers_of_two(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
     """One statement for up to 64 rows: sqlite3 gives the interpreter lock away at each, and must
-    win it back."""
+    win it back. Powers of two, so that there are few statements to prepare."""
     done = 0
     size = _ROWS_PER_STATEMENT
     while done < len(rows):
         while size > len(rows) - done:
             size //= 2
-        some = rows[done : done + size]
-        values = [value for row in some for value in row]
-        connection.execute(_insert_sql(table, len(some[0]), size), values)
+        yield rows[done : done + size]
         done += size
+
+
+@lru_cache
+def _store_sql(rows: int) -> str:
+    values = ", ".join(["(?, ?, ?, ?)"] * rows)
+    return (
+        f"WITH new (id, balance, seq, head) AS (VALUES {values}) "  # noqa: S608 (only places)
+        "UPDATE accounts SET balance = new.balance, seq = new.seq, chain_head = new.head"
+        " FROM new WHERE accounts.id = new.id"
+    )
 
 
 @lru_cache
@@ -609,20 +632,6 @@ def _insert_sql(table: str, columns: int, rows: int) -> str:
 
 def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
-
-
-def _charge_entry(charge: _Charge) -> Entry:
-    outcome = charge.outcome
-    return Entry(
-        charge.hold.account_id,
-        0,
-        "charge",
-        -charge.settlement.charged,
-        0,
-        charge.hold.request_id,
-        f"{outcome.model}: {outcome.input_tokens} + {outcome.output_tokens} tokens",
-        charge.closed_at,
-    )
 
 
 def _entry_row(entry: Entry, hash_: bytes) -> tuple[Any, ...]:

@@ -29,7 +29,7 @@ from tollway.ledger.base import EntryKind, Hold, NotEnough
 
 T = TypeVar("T")
 
-ACCOUNTS = ("acc_1", "acc_2")
+ACCOUNTS: tuple[str, ...] = ("acc_1", "acc_2")
 CAP = 60
 _amounts = st.integers(0, 80)
 _accounts = st.sampled_from(ACCOUNTS)
@@ -93,12 +93,12 @@ class LedgerMachine(RuleBasedStateMachine):
         if account in self.books.frozen:
             with pytest.raises(PermissionDenied):
                 self.run(holding)
-            return multiple()
+            return nothing()
         if left < least:
             with pytest.raises(NotEnough) as refusal:
                 self.run(holding)
             assert refusal.value.available == left
-            return multiple()
+            return nothing()
         hold = self.run(holding)
         assert hold.amount == min(most, left)
         self.open_holds[hold.request_id] = hold
@@ -107,13 +107,13 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(target=charged, hold=consumes(holds), cost=_amounts)
     def settle(self, hold: Hold, cost: int) -> Any:
         if self.open_holds.pop(hold.request_id, None) is None:
-            return multiple()  # it died with the process
+            return nothing()  # it died with the process
         settlement = self.run(self.settling(hold, cost))
         amount = min(cost, hold.amount)
         self.charge(hold, amount)
         assert (settlement.charged, settlement.shortfall) == (amount, cost - amount)
         assert settlement.available == self.available(hold.account_id)
-        return (hold.account_id, hold.request_id, amount) if amount else multiple()
+        return (hold.account_id, hold.request_id, amount) if amount else nothing()
 
     @rule(hold=consumes(holds), cost=_amounts, failure=st.sampled_from(FAILURES))
     def settle_while_the_disk_fails(self, hold: Hold, cost: int, failure: Failure) -> None:
@@ -205,6 +205,11 @@ LedgerMachine.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.too_slow],
 )
 TestLedgerMachine = pytest.mark.slow(LedgerMachine.TestCase)
+
+
+def nothing() -> Any:
+    """What a rule gives that adds no hold and no charge."""
+    return multiple()  # pyright: ignore[reportUnknownVariableType] (a bundle of no type)
 
 
 # --- all short sequences ------------------------------------------------------------------------
