@@ -2,7 +2,6 @@
 that the SDK makes of it. What an upstream says in an error is never passed on."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -41,8 +40,8 @@ def assert_is_an_error(answered: Reply, status: int, type_: str, code: str) -> d
 
 
 @pytest.fixture
-def upstream_customer(server: TollwayServer) -> Iterator[Customer]:
-    yield a_customer(server, limits={"requests_per_minute": 1000})
+def upstream_customer(server: TollwayServer) -> Customer:
+    return a_customer(server, limits={"requests_per_minute": 1000})
 
 
 # --- what a client did ----------------------------------------------------------------------------

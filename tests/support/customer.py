@@ -4,7 +4,9 @@ Each test makes its own: limits and balances are an account's, so that many test
 """
 
 import json
+import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -110,6 +112,14 @@ def a_customer(
     if limits:
         server.operate("account set", name=name, **limits)
     return Customer(server, account_id, model=model, **_issued(server, name, **token))
+
+
+def eventually(true: Callable[[], bool], seconds: float) -> None:
+    """Returns as soon as it holds. For what a server does after a client has gone."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not so within {seconds} s"
+        time.sleep(0.01)
 
 
 def _issued(server: TollwayServer, account: str, **fields: object) -> dict[str, str]:
