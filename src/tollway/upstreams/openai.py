@@ -111,6 +111,8 @@ class OpenAICompatible:
     ) -> None:
         head = self._head % (path.encode(), len(body), request_id.encode())
         await self._pool.request(head + body, reply)
+        if reply.excess is not None:  # it was there whole before it could be abandoned
+            raise reply.excess
 
     def _request_head(self, api_key: str | None) -> bytes:
         pool = self._pool
@@ -169,6 +171,7 @@ class _WholeReply:
     def __init__(self) -> None:
         self.status = 0
         self.retry_after: bytes | None = None
+        self.excess: RequestError | None = None
         self._parts: list[bytes] = []
         self._size = 0
         self._connection: Connection | None = None
@@ -185,7 +188,8 @@ class _WholeReply:
         elif self._connection is not None:
             self._parts.clear()
             message = f"The model's reply is larger than {REPLY_BYTES_MAX} bytes."
-            self._connection.abandon(_failed(message, self.status))
+            self.excess = _failed(message, self.status)
+            self._connection.abandon(self.excess)
             self._connection = None
 
     def flush(self) -> None:
@@ -202,6 +206,7 @@ class _EventStream:
         self.status = 0
         self.retry_after: bytes | None = None
         self.is_events = False
+        self.excess: RequestError | None = None
         self.flush = sink.flush
         self._sink = sink
         self._frames = Frames(self._event)
@@ -225,7 +230,8 @@ class _EventStream:
                 self._frames.feed(data)
             except EventTooLarge:
                 message = "The model's server sent an event that does not end."
-                self._connection.abandon(_failed(message, 200))
+                self.excess = _failed(message, 200)
+                self._connection.abandon(self.excess)
                 self._connection = None
 
     def end(self) -> None:
