@@ -140,18 +140,32 @@ def test_a_stream_that_never_ends_is_left(upstream: FakeUpstream, customer: Cust
 
 @pytest.mark.parametrize(
     "answer",
-    [stream([], usage=None), stream([], finish_reason="abort", usage=usage(9, 0))],
+    [
+        stream([], finish_reason=None, usage=usage(9, 0)),
+        stream([], finish_reason="abort", usage=usage(9, 0)),
+    ],
     ids=["blank", "abort"],
 )
-def test_an_answer_without_output_and_a_good_end_costs_nothing(
+def test_no_output_with_a_blank_or_an_error_finish_costs_nothing(
     upstream: FakeUpstream, customer: Customer, answer: Answer
 ) -> None:
     upstream.answer(answer)
 
     receipt = of(customer, customer.chat(messages=HELLO, stream=True, max_tokens=50))
 
-    assert receipt["credits"]["consumed"] in (0, COUNTED_INPUT)
-    assert receipt["usage"]["completion_tokens"] == 0
+    assert receipt["status"] == "failed"
+    assert receipt["credits"]["consumed"] == 0
+
+
+def test_no_output_with_a_good_finish_costs_its_usage(
+    upstream: FakeUpstream, customer: Customer
+) -> None:
+    upstream.answer(stream([], usage=usage(9, 0)))
+
+    receipt = of(customer, customer.chat(messages=HELLO, stream=True, max_tokens=50))
+
+    assert receipt["status"] == "completed"
+    assert receipt["credits"]["consumed"] == 9
 
 
 @pytest.mark.parametrize("chunks", range(5))
