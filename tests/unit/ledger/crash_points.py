@@ -156,7 +156,9 @@ def in_a_process_of_its_own(work: Callable[[], Coroutine[Any, Any, None]]) -> bo
 
 
 def main(directory: Path) -> None:
-    total: dict[str, int] = dict.fromkeys(("points", "told", "lost", "wrong", "violations", "left behind"), 0)
+    total: dict[str, int] = dict.fromkeys(
+        ("points", "told", "lost", "wrong", "violations", "left behind"), 0
+    )
     for step in itertools.count():
         data_dir = directory / str(step)
         data_dir.mkdir()

@@ -3,6 +3,7 @@
 import asyncio
 from functools import partial
 
+import msgspec
 import pytest
 from tests.unit.ledger.books import (
     INPUT_PRICE,
@@ -13,13 +14,15 @@ from tests.unit.ledger.books import (
     an_outcome,
 )
 
+from tollway.catalogue import Price
 from tollway.errors import (
     IdempotencyConflict,
     IdempotencyMismatch,
     PermissionDenied,
     Refused,
 )
-from tollway.ledger.base import Earlier, NotEnough, Recovered, Settlement
+from tollway.ledger.base import Checkpoint, Earlier, NotEnough, Recovered, Settlement
+from tollway.pricing import charge
 
 BODY = b"\x01" * 32
 OTHER_BODY = b"\x02" * 32
@@ -388,6 +391,25 @@ class LedgerSuite:
         receipt = await books.ledger.receipt(hold.request_id)
         assert receipt is not None
         assert receipt.charged == 0
+        assert books.verify() == []
+
+    async def test_a_checkpoint_is_charged_by_the_rule_that_a_reply_is(self, books: Books) -> None:
+        price = Price("price_2", 700, 4000)
+        await books.database.execute(
+            ("INSERT INTO prices VALUES ('price_2', ?, 700, 4000, 0)", (MODEL,))
+        )
+        account = await books.account(100)
+        used = [(25, 80), (0, 250), (1, 250), (1000, 75), (1, 0)]
+        for input_tokens, output_tokens in used:
+            ask = msgspec.structs.replace(books.ask(account, 10), price_id=price.id)
+            hold = await books.ledger.hold(ask)
+            await books.ledger.checkpoint(
+                [Checkpoint(hold, MODEL, None, input_tokens, output_tokens, None, 0.0)]
+            )
+
+        await books.crash()
+
+        assert [r.charged for r in books.recovered] == [charge(price, *tokens) for tokens in used]
         assert books.verify() == []
 
     async def test_checkpoints_of_one_account_together_stay_within_its_balance(

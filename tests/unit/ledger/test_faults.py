@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.unit.ledger.books import Books, a_checkpoint, an_outcome
+from tests.unit.ledger.books import MODEL, Books, a_checkpoint, an_outcome
 from tests.unit.ledger.faults import BALLAST_BYTES, FAILURES, Disk, Failure, mended
 
 from tollway.errors import Unavailable
@@ -273,6 +273,23 @@ async def test_memory_and_file_agree_again_after_an_addition_failed(
     assert books.verify() == []
 
 
+async def test_what_is_charged_while_the_file_is_asked_is_not_forgotten(
+    books: Books, disk: Disk
+) -> None:
+    hold, other = await books.hold("acc_1", 10), await books.hold("acc_1", 10)
+    disk.failure = "commit lost"
+    with pytest.raises(Unavailable):
+        await books.top_up("acc_1", 30, ref="a")
+    await books.ledger.settle(hold, an_outcome(7))
+    books.database.on_mended(lambda: books.ledger.settle(other, an_outcome(5)) and None)
+    disk.mend()
+    await mended(books.database)
+
+    await books.charge("acc_1", 1, cost=1)
+
+    assert (await books.balance("acc_1"), books.ledger.available("acc_1")) == (87, 87)
+
+
 @pytest.mark.parametrize("failure", FAILURES)
 async def test_an_addition_that_failed_may_be_tried_again(
     books: Books, disk: Disk, failure: Failure
@@ -310,6 +327,33 @@ async def test_a_key_ends_with_a_charge_that_went_through_the_journal(
     earlier = await books.ledger.keys.claim("acc_1", "key", BODY, "req_9")
 
     assert earlier == Earlier(hold.request_id, b"the reply")
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_a_key_whose_claim_failed_may_be_claimed_again(
+    books: Books, disk: Disk, failure: Failure
+) -> None:
+    disk.failure = failure
+    with pytest.raises(Unavailable):
+        await books.ledger.keys.claim("acc_1", "key", BODY, "req_8")
+    disk.mend()
+    await mended(books.database)
+
+    assert await books.ledger.keys.claim("acc_1", "key", BODY, "req_9") is None
+
+
+async def test_a_checkpoint_that_outlived_its_hold_charges_nothing(books: Books) -> None:
+    hold = await books.hold("acc_1", 10)
+    await books.ledger.settle(hold, an_outcome(7))
+    values = (hold.request_id, "acc_1", hold.token_id, hold.price_id, 10, MODEL, None, 1, 4)
+    await books.database.execute(
+        ("INSERT INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, 0, 0)", values)
+    )
+
+    await books.crash()
+
+    assert (books.recovered, await books.balance("acc_1")) == ([], 93)
+    assert books.verify() == []
 
 
 async def test_a_spend_cap_counts_a_charge_that_went_through_the_journal(
