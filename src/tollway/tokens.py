@@ -178,9 +178,15 @@ class Tokens:
         now = self._clock.now()
         revoked = msgspec.structs.replace(token, revoked_at=now)
         self._by_id[token_id] = revoked
-        await self._database.execute(
-            *audit, ("UPDATE tokens SET revoked_at = ? WHERE id = ?", (int(now * 1000), token_id))
-        )
+        try:
+            await self._database.execute(
+                *audit,
+                ("UPDATE tokens SET revoked_at = ? WHERE id = ?", (int(now * 1000), token_id)),
+            )
+        except BaseException:
+            # Not on disk, so a restart would bring it back: whoever asked must ask again.
+            self._by_id[token_id] = token
+            raise
         return revoked
 
     def _remember(self, digest: bytes, token: Token) -> None:
