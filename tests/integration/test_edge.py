@@ -59,6 +59,7 @@ class Door:
         self.finished: list[Call] = []
         self.pressures: list[bool] = []
         self.release = asyncio.Event()
+        self.connections: set[Any] = set()
 
     async def serve(self, call: Call, exchange: Exchange) -> None:
         self.calls.append(call)
@@ -96,6 +97,14 @@ class Door:
                 for _ in range(what["chunks"]):
                     exchange.write(b"10000\r\n" + b"x" * 65536 + b"\r\n")
                 await self.release.wait()
+                exchange.write(b"0\r\n\r\n")
+                exchange.end()
+            case "fill":  # the kernel takes no more, and less is left than would press
+                exchange.send_head(200, b"transfer-encoding: chunked\r\n")
+                (connection,) = self.connections
+                while connection.transport.get_write_buffer_size() == 0:
+                    exchange.write(b"4000\r\n" + b"x" * 16384 + b"\r\n")
+                    await asyncio.sleep(0)
                 exchange.write(b"0\r\n\r\n")
                 exchange.end()
             case "cut":
@@ -182,6 +191,7 @@ class EdgeServer:
             timeout_graceful_shutdown=5,
         )
         self.server = uvicorn.Server(config)
+        self.door.connections = self.server.server_state.connections
         self._loop.call_soon(self._started.set)
         await self.server.serve(sockets=[self._listener])
 
@@ -830,6 +840,18 @@ def test_a_finished_reply_that_nobody_reads_does_not_keep_its_connection(
     with small_window(quick.port) as client:
         client.sendall(raw_request(a_body("flood", chunks=100), *lines))
         until(lambda: quick.door.finished)
+        until(lambda: quick.connections == 0, 4.0)
+
+
+@pytest.mark.parametrize("closing", [False, True])
+def test_the_rest_of_a_reply_that_nobody_reads_does_not_keep_its_connection(
+    quick: EdgeServer, closing: bool
+) -> None:
+    lines = ["Connection: close"] if closing else []
+    with small_window(quick.port) as client:
+        client.sendall(raw_request(a_body("fill"), *lines))
+        until(lambda: quick.door.finished)
+        assert quick.connections == 1
         until(lambda: quick.connections == 0, 4.0)
 
 

@@ -218,6 +218,14 @@ async def test_who_names_no_length_is_refused_under_16_tokens(door: Door) -> Non
     assert refused.required == INPUT + 2 * 16
 
 
+async def test_a_named_length_is_for_each_choice(door: Door) -> None:
+    await door.ledger.hold(hold_ask(10_000 - 300))
+    refused = await door.refusal(max_tokens=50, n=4)
+    assert isinstance(refused, InsufficientCredits)
+    assert refused.required == INPUT + 4 * 2 * 50
+    assert refused.affordable_output_tokens == 25
+
+
 async def test_the_clamp_is_for_each_choice(door: Door) -> None:
     await door.ledger.hold(hold_ask(10_000 - 500))
     admission = await door.admit(n=4)

@@ -37,6 +37,14 @@ async def test_a_minute_later_thirty_more_are(
     assert await admitted(limiter, 50) == LIMIT
 
 
+async def test_a_span_of_60_seconds_has_both_its_ends(
+    limiter: MemoryRateLimiter, clock: FixedClock
+) -> None:
+    await admitted(limiter, LIMIT)
+    clock.advance(60)
+    assert await admitted(limiter) == 0
+
+
 async def test_one_every_two_seconds_is_always_admitted(
     limiter: MemoryRateLimiter, clock: FixedClock
 ) -> None:
