@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.acceptance.conftest import EMBEDDED_MODEL
 from tests.support.curl import run_curl
-from tests.support.customer import Customer
+from tests.support.customer import Customer, a_customer
 from tests.support.http import Reply
 from tests.support.node import run_node
 from tests.support.server import TollwayServer
@@ -74,6 +75,13 @@ console.log(response.choices[0].message.content);
 """
 
 
+@pytest.fixture
+def brief_customer(embedded_server: TollwayServer) -> Customer:
+    """Where the page names no max_tokens, a model this small now and then talks on to the end of
+    its context, for minutes. One credit pays for some 240 tokens, and the page stays as it is."""
+    return a_customer(embedded_server, credits=1, model=EMBEDDED_MODEL)
+
+
 def with_ours(text: str, customer: Customer) -> str:
     return (
         text.replace("https://api.bluenexus.ai/api/v1", customer.server.base_url)
@@ -110,8 +118,8 @@ def test_the_curl_of_a_chat_completion(embedded_customer: Customer) -> None:
     assert_credits_are_told(reply, embedded_customer)
 
 
-def test_the_curl_of_a_stream(embedded_customer: Customer) -> None:
-    reply = run_curl(with_ours(STREAM, embedded_customer))
+def test_the_curl_of_a_stream(brief_customer: Customer) -> None:
+    reply = run_curl(with_ours(STREAM, brief_customer))
 
     assert reply.status == 200
     assert (reply.header("content-type") or "").startswith("text/event-stream")
@@ -132,6 +140,7 @@ def test_the_curl_of_the_models(embedded_customer: Customer) -> None:
 
 
 def test_the_curl_that_the_first_start_prints(embedded_server: TollwayServer) -> None:
+    embedded_server.operate("credit adjust", account="default", amount=-99_999, reason="brevity")
     printed = embedded_server.stdout.partition("Try it:\n")[2]
 
     reply = run_curl(printed.strip())
@@ -140,8 +149,8 @@ def test_the_curl_that_the_first_start_prints(embedded_server: TollwayServer) ->
     assert reply.json()["choices"][0]["message"]["content"]
 
 
-def test_the_snippet_in_python(embedded_customer: Customer) -> None:
-    snippet = with_ours(PYTHON, embedded_customer)
+def test_the_snippet_in_python(brief_customer: Customer) -> None:
+    snippet = with_ours(PYTHON, brief_customer)
 
     done = subprocess.run(
         [sys.executable, "-c", snippet], capture_output=True, text=True, timeout=60
@@ -152,9 +161,9 @@ def test_the_snippet_in_python(embedded_customer: Customer) -> None:
 
 
 @pytest.mark.node
-def test_the_snippet_in_typescript(embedded_customer: Customer, tmp_path: Path) -> None:
+def test_the_snippet_in_typescript(brief_customer: Customer, tmp_path: Path) -> None:
     script = tmp_path / "page.mjs"
-    script.write_text(with_ours(TYPESCRIPT, embedded_customer))
+    script.write_text(with_ours(TYPESCRIPT, brief_customer))
 
     done = run_node(script)
 
