@@ -191,6 +191,7 @@ class Exchange:
 
     def leave(self) -> None:
         """The client has gone: whoever serves this must know within a second, so at once."""
+        self.press(True)  # nothing more is read for it, nor counted, until its task has ended
         self.disconnected = True
         self._listener = None
         if self.task is not None:

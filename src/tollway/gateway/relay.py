@@ -103,8 +103,11 @@ class WholeAnswer:
         self._report = report
 
     def finish(self, reply: Reply, outcome: Outcome, settlement: Settlement) -> None:
+        reply.complete(self._admission, settlement, self.body(outcome, settlement))
+
+    def body(self, outcome: Outcome, settlement: Settlement) -> bytes:
         self._completion.usage = _usage_object(self._report, outcome, settlement)
-        reply.complete(self._admission, settlement, _encode(self._completion))
+        return _encode(self._completion)
 
 
 async def _relay_stream(
@@ -222,17 +225,16 @@ class StreamRelay:
             if not self._normalise(choice):
                 return
             pieces += choice.delta.carries_output()
+        if chunk.choices:  # else usage alone, or a content filter's word on the prompt
+            rewritten = self._rewrite(chunk)
+            self._out.append(b"data: " + rewritten + b"\n\n")
+            if pieces:
+                self._template = _Template.learn(payload, rewritten, chunk) or self._template
+                self._count_pieces(pieces)
         report = read_usage(chunk.usage)
-        if report is not None:
+        if report is not None and not self.cut_off:  # what was cut off is not the client's to pay
             self._meter.report = report
-            self._meter.reported_pieces = self._meter.output_pieces + pieces
-        if not chunk.choices:  # usage alone, or a content filter's word on the prompt
-            return
-        rewritten = self._rewrite(chunk)
-        self._out.append(b"data: " + rewritten + b"\n\n")
-        if pieces:
-            self._template = _Template.learn(payload, rewritten, chunk) or self._template
-            self._count_pieces(pieces)
+            self._meter.reported_pieces = self._meter.output_pieces
 
     def _normalise(self, choice: ChunkChoice) -> bool:
         """Brings one choice into our API's form; False where the stream has failed with it."""

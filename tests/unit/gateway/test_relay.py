@@ -416,6 +416,16 @@ async def test_an_upstream_that_ignores_its_cap_is_cut_at_it(reads: int) -> None
     assert upstream.source.abandoned is not None
 
 
+async def test_what_is_cut_off_is_not_paid_for_by_its_running_usage() -> None:
+    events = [
+        chunk({"content": "a"}, usage={"prompt_tokens": 9, "completion_tokens": sent})
+        for sent in range(1, 9)
+    ]
+    got = await relayed(Upstream(events), output_tokens_max=5)
+    assert got.meter.output_pieces == 5
+    assert outcome_of(got.admission, got.meter, 1001.0).output_tokens == 5
+
+
 async def test_the_cap_is_for_each_choice() -> None:
     events = [text(str(number), index=number % 2) for number in range(50)]
     got = await relayed(Upstream(events), output_tokens_max=5, n=2)
