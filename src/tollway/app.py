@@ -57,6 +57,7 @@ from tollway.upstreams.embedded.upstream import EmbeddedSettings, EmbeddedUpstre
 from tollway.upstreams.openai import OpenAICompatible
 
 CHECKPOINT_SECONDS = 2.0
+KEY_SWEEP_SECONDS = 60.0
 STOP_SECONDS_MAX = 10.0
 EMBEDDED = "embedded"
 
@@ -150,6 +151,8 @@ async def _serve(settings: Settings, console: Console, model_file: Path | None) 
         stack.push_async_callback(_stop_serving, server, serving)
         checkpoints = asyncio.create_task(_write_checkpoints(gateway.pipeline, store))
         stack.callback(checkpoints.cancel)
+        sweeping = asyncio.create_task(_sweep_idempotency_keys(store))
+        stack.callback(sweeping.cancel)
         try:
             await _start_upstreams(upstreams, serving, stopping)
             _calm_the_collector()
@@ -192,7 +195,15 @@ def _gateway(
         store.ledger,
         _limits(settings),
     )
-    pipeline = Pipeline(authenticator, gate, router, store.ledger, observer, store.clock)
+    pipeline = Pipeline(
+        authenticator,
+        gate,
+        router,
+        store.ledger,
+        observer,
+        store.clock,
+        store_replies=settings.server.store_replies,
+    )
     return _Gateway(authenticator, gate, pipeline)
 
 
@@ -294,6 +305,15 @@ async def _write_checkpoints(pipeline: Pipeline, store: Store) -> None:
                 await store.ledger.checkpoint(checkpoints)
             except RequestError as error:
                 log.error("checkpoints could not be written: %s", error)
+
+
+async def _sweep_idempotency_keys(store: Store) -> None:
+    while True:
+        await asyncio.sleep(KEY_SWEEP_SECONDS)
+        try:
+            await store.ledger.keys.sweep()
+        except RequestError as error:
+            log.error("old idempotency keys could not be deleted: %s", error)
 
 
 # --- starting and stopping ------------------------------------------------------------------------

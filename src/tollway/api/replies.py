@@ -13,7 +13,7 @@ from msgspec import Struct
 from tollway import errors
 from tollway.api.edge import Exchange
 from tollway.errors import RequestError
-from tollway.gateway.types import Admission, Call, Standing
+from tollway.gateway.types import Admission, Call, Standing, StoredReply
 from tollway.ledger.base import Settlement
 from tollway.rates.base import RateState
 
@@ -154,6 +154,21 @@ class ChatReply:
             f"{_rate_lines(rate)}{_ignored_line(admission)}"
         )
         self._exchange.status = 200
+        self._exchange.send_head(200, head.encode())
+        self._exchange.write(body)
+        self._exchange.end()
+
+    def repeat(self, request_id: str, reply: StoredReply, standing: Standing) -> None:
+        body = reply.body.encode()
+        head = (
+            "content-type: application/json\r\n"
+            f"content-length: {len(body)}\r\n"
+            "idempotent-replayed: true\r\n"
+            f"x-request-id: {request_id}\r\n"
+            f"x-credits-consumed: {reply.credits_consumed}\r\n"
+            f"x-credits-remaining: {reply.credits_remaining}\r\n"
+            f"{_rate_lines(standing.rate)}"
+        )
         self._exchange.send_head(200, head.encode())
         self._exchange.write(body)
         self._exchange.end()

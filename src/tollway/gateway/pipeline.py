@@ -7,13 +7,15 @@ does a drain that has run out of time.
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from tollway.clock import Clock
 from tollway.errors import InternalFault, RequestError, Unavailable
 from tollway.gateway.admit import Gate
 from tollway.gateway.authenticate import Authenticator, require_active_account, require_scope
-from tollway.gateway.relay import Answer, relay
+from tollway.gateway.relay import Answer, WholeAnswer, relay
+from tollway.gateway.repeat import find_repetition, may_be_stored, stored
 from tollway.gateway.route import Router
 from tollway.gateway.settle import outcome_of
 from tollway.gateway.types import Admission, Call, Caller, Meter, Reply
@@ -51,6 +53,8 @@ class Pipeline:
         ledger: Ledger,
         observer: Observer,
         clock: Clock,
+        *,
+        store_replies: bool = False,
     ) -> None:
         self._authenticator = authenticator
         self._gate = gate
@@ -58,6 +62,7 @@ class Pipeline:
         self._ledger = ledger
         self._observer = observer
         self._monotonic = clock.monotonic
+        self._store_replies = store_replies
         self.running: dict[str, tuple[Admission, Meter]] = {}
         """The requests in flight by id, for checkpoints and for a drain."""
 
@@ -68,7 +73,14 @@ class Pipeline:
             require_scope(caller, CHAT_SCOPE)
             require_active_account(caller)
             parsed = _parse(call)
-            admission = await self._gate.admit(caller, call, parsed)
+            if call.idempotency_key is not None:
+                repetition = await find_repetition(call, caller, self._ledger.keys)
+                if repetition is not None:
+                    reply.repeat(
+                        repetition.request_id, repetition.reply, await self._gate.standing(caller)
+                    )
+                    return
+            admission = await self._admit(caller, call, parsed)
         except RequestError as error:
             await self._refuse(call, caller, error, reply)
             return
@@ -76,6 +88,14 @@ class Pipeline:
             await self._run(admission, reply)
         finally:
             self._gate.leave(admission)
+
+    async def _admit(self, caller: Caller, call: Call, parsed: ParsedRequest) -> Admission:
+        try:
+            return await self._gate.admit(caller, call, parsed)
+        except BaseException:
+            # Nothing was charged: the key, where there is one, may be used again.
+            self._ledger.keys.free(call.request_id)
+            raise
 
     async def _run(self, admission: Admission, reply: Reply) -> None:
         meter = Meter()
@@ -95,12 +115,29 @@ class Pipeline:
         finally:
             del self.running[admission.call.request_id]
         outcome = outcome_of(admission, meter, self._monotonic())
-        settlement = await self._ledger.settle(admission.hold, outcome)
+        settlement = await self._ledger.settle(
+            admission.hold, outcome, self._stored_reply(admission, answer, outcome)
+        )
         self._observer.settled(admission, outcome, settlement, meter.error, reply)
         if answer is not None:
             answer.finish(reply, outcome, settlement)
         elif meter.error is not None:
             await self._tell(admission, meter.error, settlement, reply)
+
+    def _stored_reply(
+        self, admission: Admission, answer: Answer | None, outcome: Outcome
+    ) -> Callable[[Settlement], bytes] | None:
+        """What is kept for the request's Idempotency-Key, in the settlement's own transaction."""
+        if not (
+            self._store_replies and isinstance(answer, WholeAnswer) and may_be_stored(admission)
+        ):
+            return None
+
+        def render(settlement: Settlement) -> bytes:
+            body = answer.body(outcome, settlement)
+            return stored(settlement.charged, settlement.available, body)
+
+        return render
 
     async def _tell(
         self, admission: Admission, error: RequestError, settlement: Settlement, reply: Reply

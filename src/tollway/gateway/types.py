@@ -87,6 +87,14 @@ class Standing(Struct, frozen=True, gc=False):
     credits_available: int
 
 
+class StoredReply(Struct, frozen=True):
+    """A whole reply and its credits, as the first request with its Idempotency-Key got them."""
+
+    credits_consumed: int
+    credits_remaining: int
+    body: str
+
+
 class Meter:
     """What the client has been given so far, kept by the relay and read by the settlement, the
     checkpoints and the log."""
@@ -155,6 +163,10 @@ class Reply(Protocol):
         ...
 
     def complete(self, admission: Admission, settlement: Settlement, body: bytes) -> None: ...
+
+    def repeat(self, request_id: str, reply: StoredReply, standing: Standing) -> None:
+        """The reply that `request_id` got when the same Idempotency-Key was first used."""
+        ...
 
     def refuse(
         self, call: Call, error: RequestError, standing: Standing | None, *, charged: int = 0
