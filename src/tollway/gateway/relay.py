@@ -80,8 +80,9 @@ async def _relay_whole(route: Route, admission: Admission, meter: Meter) -> "Who
     meter.report = read_usage(completion.usage)
     if not completion.choices:
         raise UpstreamFailed("The model's server answered without a choice. Try again.")
-    meter.finished = all(choice.finish_reason for choice in completion.choices)
+    meter.finished = True
     for choice in completion.choices:
+        meter.finished = meter.finished and bool(choice.finish_reason)
         _normalise_choice(choice)
         meter.text_bytes += _text_bytes(choice)
     if meter.text_bytes:
@@ -439,8 +440,10 @@ def _normalise_choice(choice: Choice) -> None:
 
 def _text_bytes(choice: Choice) -> int:
     message = choice.message
-    texts = [message.content, message.refusal, message.reasoning_content, message.reasoning]
-    total = sum(len(text.encode()) for text in texts if text)
+    total = 0
+    for text in (message.content, message.refusal, message.reasoning_content, message.reasoning):
+        if text:
+            total += len(text) if text.isascii() else len(text.encode())
     for call in message.tool_calls or ():
         total += len(call.function.name) + len(call.function.arguments.encode())
     return total

@@ -38,6 +38,16 @@ _WRITTEN_UPSTREAM = frozenset(
 FORWARDED_FIELDS = KNOWN_FIELDS - _WRITTEN_UPSTREAM
 OPTIONAL_FIELDS = frozenset(KNOWN_FIELDS - _ALWAYS_TAKEN)
 
+# No rule ties these to one another: a request of nothing else needs none of the checks for that.
+_UNTIED_FIELDS = KNOWN_FIELDS - {
+    "max_completion_tokens",
+    "stream_options",
+    "top_logprobs",
+    "modalities",
+    "tools",
+    "tool_choice",
+}
+
 _NO_PRICE = {
     "audio": "audio output has no price here. Leave out `audio`.",
     "web_search_options": "web search has no price here. Leave out `web_search_options`.",
@@ -66,12 +76,14 @@ class ParsedRequest(Struct, frozen=True):
 
 def parse_chat_request(body: bytes) -> ParsedRequest:
     document = parse_object(body)
-    unknown = _unknown_fields(document) if document.keys() - KNOWN_FIELDS else ()
+    untied = document.keys() <= _UNTIED_FIELDS
+    unknown = () if untied else _unknown_fields(document)
     try:
         request = msgspec.convert(document, ChatRequest)
     except msgspec.ValidationError as error:
         raise explain_invalid(error, document) from None
-    _check_fields_together(request)
+    if not untied:
+        _check_fields_together(request)
     _check_messages(request)
     fields = {
         name: value
