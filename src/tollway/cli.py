@@ -363,7 +363,10 @@ def token_issue(
         int | None, typer.Option(metavar="N", min=1, help="Chat requests in any 60 seconds.")
     ] = None,
     spend_cap: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Credits that it may spend in all.")
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Credits that it may spend in all. Refunds do not raise it."
+        ),
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse requests that have unknown fields.")

@@ -23,8 +23,41 @@
         └── InternalFault           a fault of Tollway itself
 
 A message says what was wrong and what to do, with the numbers. None of them ever holds a secret
-or an upstream's body.
+or an upstream's body. A refusal by a limit says which one it was, for programs: its `why`.
 """
+
+from typing import Literal
+
+from msgspec import Struct
+
+CreditsLimit = Literal["balance", "spend_cap", "credits_max"]
+RateLimit = Literal[
+    "requests_per_minute",
+    "token_requests_per_minute",
+    "concurrent_requests",
+    "other_requests_per_minute",
+    "failed_authentications_per_minute",
+]
+
+
+class CreditsWhy(Struct, frozen=True):
+    """The limit that refused, all in credits: the account's balance, the token's spend cap or the
+    request's own X-Credits-Max. `held` is held within it for requests in flight, which may give
+    some of it back; `available` is what it leaves."""
+
+    limit: CreditsLimit
+    value: int
+    held: int
+    available: int
+
+
+class RateWhy(Struct, frozen=True, rename="camel"):
+    """The limit that refused: `value` requests. `freeAfterSeconds` is when the next place is free;
+    of requests at a time nobody knows, and it is when to look again."""
+
+    limit: RateLimit
+    value: int
+    free_after_seconds: float
 
 
 class TollwayError(Exception):
@@ -89,16 +122,20 @@ class AuthenticationFailed(RequestError):
 
 
 class InsufficientCredits(RequestError):
-    """`required` and `available` are credits; `affordable_output_tokens` is None where fewer than
-    16 could be paid."""
+    """`required` is credits; `affordable_output_tokens` is None where fewer than 16 could be
+    paid."""
 
     def __init__(
-        self, message: str, *, required: int, available: int, affordable_output_tokens: int | None
+        self, message: str, *, required: int, affordable_output_tokens: int | None, why: CreditsWhy
     ) -> None:
         super().__init__(message, code="insufficient_credits")
         self.required = required
-        self.available = available
         self.affordable_output_tokens = affordable_output_tokens
+        self.why = why
+
+    @property
+    def available(self) -> int:
+        return self.why.available
 
 
 class PermissionDenied(RequestError):
@@ -132,11 +169,16 @@ class IdempotencyMismatch(RequestError):
 class RateLimited(RequestError):
     """Codes: rate_limit_exceeded, concurrency_limit_exceeded."""
 
-    def __init__(
-        self, message: str, *, retry_after_seconds: float, code: str = "rate_limit_exceeded"
-    ) -> None:
-        super().__init__(message, code=code)
-        self.retry_after_seconds = retry_after_seconds
+    def __init__(self, message: str, why: RateWhy) -> None:
+        at_a_time = why.limit == "concurrent_requests"
+        super().__init__(
+            message, code="concurrency_limit_exceeded" if at_a_time else "rate_limit_exceeded"
+        )
+        self.why = why
+
+    @property
+    def retry_after_seconds(self) -> float:
+        return self.why.free_after_seconds
 
 
 class Unavailable(RequestError):

@@ -10,7 +10,7 @@ page and the test that holds the page to the code.
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
@@ -21,6 +21,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
+
+from tollway.errors import RateLimit
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -70,8 +72,7 @@ REFUSALS = Described(
 RATE_REFUSALS = Described(
     "tollway_rate_refusals_total",
     "counter",
-    "Requests refused by a limit: chat and other (requests a minute), concurrency (at a time), "
-    "authentication (failures a minute of an address).",
+    "Requests refused by a limit, which has the name that the refusal's `why` gives it.",
     ("limit",),
 )
 AUTHENTICATION_FAILURES = Described(
@@ -261,7 +262,7 @@ class Metrics:
     def __init__(self) -> None:
         self.requests: dict[tuple[str, str, int], int] = {}
         self.refusals: dict[str, int] = {}
-        self.rate_refusals = {"chat": 0, "other": 0, "concurrency": 0, "authentication": 0}
+        self.rate_refusals: dict[RateLimit, int] = dict.fromkeys(get_args(RateLimit), 0)
         self.authentication_failures = 0
         self.models: dict[str, ModelCounts] = {}
         self.upstream_attempts: dict[str, int] = {}

@@ -314,6 +314,9 @@ def test_an_account_is_shown_with_its_limits(server: TollwayServer) -> None:
         "requestsPerMinute": 7,
         "otherRequestsPerMinute": 100,
         "concurrentRequests": 3,
+        "tokenRequestsPerMinute": None,
+        "tokenSpendCap": None,
+        "tokenSpendCapLeft": None,
     }
 
 

@@ -1,8 +1,10 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from tollway.errors import RateLimit
 from tollway.metrics import Exposition, Metrics, described
 
 
@@ -77,7 +79,7 @@ def test_what_was_counted_is_shown() -> None:
 
 def test_what_has_not_happened_yet_is_zero_and_not_missing() -> None:
     found = samples(an_exposition(Metrics()))
-    for limit in ("chat", "other", "concurrency", "authentication"):
+    for limit in get_args(RateLimit):
         assert found["tollway_rate_refusals_total", frozenset({limit})] == 0
     assert found["tollway_authentication_failures_total", frozenset()] == 0
     assert found["tollway_access_log_lost_total", frozenset()] == 0

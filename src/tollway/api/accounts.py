@@ -30,9 +30,14 @@ EXPIRES_IN_SECONDS_MAX = 10 * 365 * 86_400
 
 
 class AccountLimits(Struct, frozen=True, rename="camel"):
+    """The account's, and then the token's own, null where it has none."""
+
     requests_per_minute: int
     other_requests_per_minute: int
     concurrent_requests: int
+    token_requests_per_minute: int | None
+    token_spend_cap: int | None
+    token_spend_cap_left: int | None
 
 
 class AccountObject(Struct, frozen=True, rename="camel"):
@@ -48,13 +53,17 @@ class AccountObject(Struct, frozen=True, rename="camel"):
 
 async def show_account(asked: Asked) -> Answer:
     await asked.take_place()
-    account, installation = asked.caller.account, asked.parts.limits
+    account, token = asked.caller.account, asked.caller.token
+    installation, cap = asked.parts.limits, token.spend_cap
     held = asked.parts.ledger.held(account.id)
     chat, at_once = account.requests_per_minute, account.concurrent_requests
     limits = AccountLimits(
         requests_per_minute=installation.requests_per_minute if chat is None else chat,
         other_requests_per_minute=installation.other_requests_per_minute,
         concurrent_requests=installation.concurrent_requests if at_once is None else at_once,
+        token_requests_per_minute=token.requests_per_minute,
+        token_spend_cap=cap,
+        token_spend_cap_left=None if cap is None else asked.parts.ledger.left_of_cap(token.id, cap),
     )
     return Answer(
         AccountObject(

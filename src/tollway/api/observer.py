@@ -64,7 +64,7 @@ class RequestObserver:
         """What held no credit. `call` may be without its body."""
         self._metrics.request(kind, "", status)
         if error is not None:
-            self._count_refusal(kind, caller, error)
+            self._count_refusal(caller, error)
         if not self._access_log.enabled:
             return
         self._access_log.append(
@@ -100,21 +100,13 @@ class RequestObserver:
         for attempt in outcome.attempts:
             self._metrics.attempted(attempt.upstream, attempt.error)
 
-    def _count_refusal(self, kind: str, caller: Caller | None, error: RequestError) -> None:
+    def _count_refusal(self, caller: Caller | None, error: RequestError) -> None:
         metrics = self._metrics
         metrics.refused(error.code)
         if caller is None and isinstance(error, AuthenticationFailed | RateLimited):
             metrics.authentication_failures += 1
         if isinstance(error, RateLimited):
-            metrics.rate_refusals[_limit(kind, caller, error)] += 1
-
-
-def _limit(kind: str, caller: Caller | None, error: RateLimited) -> str:
-    if caller is None:
-        return "authentication"
-    if error.code == "concurrency_limit_exceeded":
-        return "concurrency"
-    return "chat" if kind == "chat" else "other"
+            metrics.rate_refusals[error.why.limit] += 1
 
 
 def _settled_line(

@@ -27,6 +27,7 @@ from tollway.api.accounts import (
 from tollway.api.health import Health
 from tollway.api.models import ModelList, ModelObject
 from tollway.api.quote import Quote
+from tollway.errors import CreditsWhy, RateWhy
 from tollway.metrics import CONTENT_TYPE
 from tollway.wire.chat import (
     ChatCompletion,
@@ -59,7 +60,8 @@ class CompletionUsage(Struct):
 
 
 class ErrorFact(Struct):
-    """`required`, `available` and `affordable_max_tokens` come with 402 alone."""
+    """`required`, `available` and `affordable_max_tokens` come with 402 alone, `why` with 402 and
+    429: which limit it was, its value, what is held or when it is free."""
 
     message: str
     type: Literal[
@@ -77,6 +79,7 @@ class ErrorFact(Struct):
     required: int | UnsetType = UNSET
     available: int | UnsetType = UNSET
     affordable_max_tokens: int | UnsetType | None = UNSET
+    why: dict[str, Any] | UnsetType = UNSET
 
 
 class ErrorBody(Struct, rename={"status_code": "statusCode"}):
@@ -533,7 +536,7 @@ def _schemas() -> Json:
     structs = {operation.reply for operation in _OPERATIONS} | {
         operation.body for operation in _OPERATIONS if operation.body is not None
     }
-    structs |= {Chunk, Health, ErrorBody, CompletionUsage}
+    structs |= {Chunk, Health, ErrorBody, CreditsWhy, RateWhy, CompletionUsage}
     in_order = sorted(structs, key=lambda struct: struct.__name__)
     _, schemas = msgspec.json.schema_components(
         in_order, ref_template="#/components/schemas/{name}"
@@ -544,6 +547,9 @@ def _schemas() -> Json:
             for field in msgspec.structs.fields(struct)
             if field.default is not UNSET
         ]
+    why = schemas["ErrorFact"]["properties"]["why"]
+    why["anyOf"] = [_ref(CreditsWhy), _ref(RateWhy)]
+    del why["type"]
     completion = schemas["ChatCompletion"]
     completion["description"] = "A whole reply."
     completion["properties"]["usage"] = _ref(CompletionUsage)

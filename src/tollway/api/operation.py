@@ -32,6 +32,7 @@ from tollway.errors import (
     MethodNotAllowed,
     NotFound,
     RateLimited,
+    RateWhy,
     RequestError,
     Unavailable,
 )
@@ -132,7 +133,7 @@ class Asked:
             raise RateLimited(
                 f"This account may make {take.state.limit} requests in any 60 s besides chat "
                 f"completions. The next place is free in {take.state.reset_seconds:.1f} s.",
-                retry_after_seconds=take.state.reset_seconds,
+                RateWhy("other_requests_per_minute", take.state.limit, take.state.reset_seconds),
             )
         self._take = take
 

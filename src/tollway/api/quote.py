@@ -11,7 +11,8 @@ from tollway.wire.requests import parse_chat_request
 
 
 class Quote(Struct, frozen=True, rename="camel"):
-    """The completion's part is for all the choices together (`n`)."""
+    """The completion's part is for all the choices together (`n`). `creditsAvailable` is what this
+    token may spend: the account's, or less where the token has a spend cap."""
 
     object: Literal["quote"]
     model: str
@@ -32,6 +33,8 @@ async def quote(asked: Asked) -> Answer:
     await asked.take_place()
     cost = await parts.gate.cost(model, parsed)
     available = parts.ledger.available(caller.account.id)
+    if (cap := caller.token.spend_cap) is not None:
+        available = min(available, parts.ledger.left_of_cap(caller.token.id, cap))
     return Answer(
         Quote(
             "quote",

@@ -76,11 +76,13 @@ def error_reply(
             fact["required"] = error.required
             fact["available"] = error.available
             fact["affordable_max_tokens"] = error.affordable_output_tokens
+            fact["why"] = error.why
         case errors.AuthenticationFailed():
             headers.append((b"www-authenticate", b"Bearer"))
         case errors.MethodNotAllowed():
             headers.append((b"allow", error.allow.encode()))
         case errors.RateLimited():
+            fact["why"] = error.why
             headers += _retry_headers(error.retry_after_seconds)
         case errors.Unavailable() if error.retry_after_seconds is not None:
             headers += _retry_headers(error.retry_after_seconds)

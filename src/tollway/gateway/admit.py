@@ -6,16 +6,19 @@ gives back the place in flight, and settlement the hold. A place of the rate cou
 however the request ends.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from msgspec import Struct
 
 from tollway.catalogue import Catalogue, Model
 from tollway.errors import (
+    CreditsLimit,
+    CreditsWhy,
     InsufficientCredits,
     InvalidRequest,
+    RateLimit,
     RateLimited,
-    RequestError,
+    RateWhy,
 )
 from tollway.gateway.types import Admission, Call, Caller, Cost, Standing
 from tollway.ledger.base import Hold, HoldAsk, Ledger, NotEnough
@@ -119,8 +122,7 @@ class Gate:
             raise RateLimited(
                 f"This account has {limit} requests running, its limit. "
                 "Wait until one of them ends.",
-                retry_after_seconds=CONCURRENCY_RETRY_SECONDS,
-                code="concurrency_limit_exceeded",
+                RateWhy("concurrent_requests", limit, CONCURRENCY_RETRY_SECONDS),
             )
 
     async def _take_rate(self, caller: Caller, taken: list[tuple[str, float]]) -> RateState:
@@ -128,14 +130,14 @@ class Gate:
         must be given back."""
         take = await self._limiter.take(caller.rate_key, self._rate_limit(caller))
         if not take.admitted:
-            raise _too_many("account", take.state)
+            raise _too_many("account", "requests_per_minute", take.state)
         taken.append((caller.rate_key, take.admitted_at))
         if (limit := caller.token.requests_per_minute) is None:
             return take.state
         key = "token:" + caller.token.id
         of_token = await self._limiter.take(key, limit)
         if not of_token.admitted:
-            raise _too_many("token", of_token.state)
+            raise _too_many("token", "token_requests_per_minute", of_token.state)
         taken.append((key, of_token.admitted_at))
         return min(take.state, of_token.state, key=lambda state: state.remaining)
 
@@ -161,7 +163,8 @@ class Gate:
         credits_max = cost.credits_max
         if ceiling is not None and credits_max > ceiling:
             if credits_min > ceiling:
-                raise _insufficient(model, cost, credits_min, ceiling, "X-Credits-Max allows")
+                why = CreditsWhy("credits_max", ceiling, 0, ceiling)
+                raise _insufficient(model, cost, credits_min, why)
             credits_max = ceiling
         try:
             hold = await self._ledger.hold(
@@ -177,10 +180,7 @@ class Gate:
                 )
             )
         except NotEnough as short:
-            whose = (
-                "the account has" if short.limit == "balance" else "the token's spend cap leaves"
-            )
-            raise _insufficient(model, cost, credits_min, short.available, whose) from None
+            raise _insufficient(model, cost, credits_min, short.why) from None
         if hold.amount == cost.credits_max:
             return hold, cost
         paid_for = affordable_output_tokens(
@@ -216,27 +216,38 @@ def _credits_max(header: bytes | None) -> int | None:
     return int(header)
 
 
-def _too_many(whose: str, state: RateState) -> RequestError:
+def _too_many(whose: str, limit: RateLimit, state: RateState) -> RateLimited:
     return RateLimited(
         f"This {whose} may make {state.limit} requests in any 60 s. The next place is free in "
         f"{state.reset_seconds:.1f} s.",
-        retry_after_seconds=state.reset_seconds,
+        RateWhy(limit, state.limit, state.reset_seconds),
     )
 
 
-def _insufficient(
-    model: Model, cost: Cost, required: int, available: int, whose: str
-) -> InsufficientCredits:
+_LIMITS_AND_MENDS: Mapping[CreditsLimit, tuple[str, str]] = {
+    "balance": ("the account has {available} available", "add credits"),
+    "spend_cap": (
+        "the token's spend cap of {value} leaves {available}",
+        "use a token with a higher cap",
+    ),
+    "credits_max": ("X-Credits-Max allows {available}", "raise X-Credits-Max"),
+}
+
+
+def _insufficient(model: Model, cost: Cost, required: int, why: CreditsWhy) -> InsufficientCredits:
     paid_for = affordable_output_tokens(
-        model.price, max(0, available), cost.input_tokens_max, cost.choices
+        model.price, max(0, why.available), cost.input_tokens_max, cost.choices
     )
     affordable = paid_for if paid_for >= OUTPUT_TOKENS_WORTH_STARTING else None
-    lower = "Add" if affordable is None else f"Lower max_tokens to {affordable} or add"
-    mend = f"{lower} credits."
+    limit, mend = _LIMITS_AND_MENDS[why.limit]
+    if affordable is not None:
+        mend = f"lower max_tokens to {affordable} or {mend}"
+    held = f", while requests in flight hold {why.held}" if why.held else ""
     return InsufficientCredits(
-        f"This request could cost up to {required} credits and {whose} {available} available. "
-        f"{mend}",
+        f"This request could cost up to {required} credits and "
+        f"{limit.format(value=why.value, available=why.available)}{held}. "
+        f"{mend[0].upper()}{mend[1:]}.",
         required=required,
-        available=available,
         affordable_output_tokens=affordable,
+        why=why,
     )

@@ -2,7 +2,7 @@
 guesses."""
 
 from tollway.accounts import Accounts
-from tollway.errors import AuthenticationFailed, PermissionDenied, RateLimited
+from tollway.errors import AuthenticationFailed, PermissionDenied, RateLimited, RateWhy
 from tollway.gateway.types import Caller
 from tollway.rates.base import WINDOW_SECONDS, RateLimiter
 from tollway.tokens import Tokens
@@ -34,7 +34,9 @@ class Authenticator:
                 f"This address has failed to authenticate {take.state.limit} times within "
                 f"{WINDOW_SECONDS:g} s. Check the token, and try again in "
                 f"{take.state.reset_seconds:.0f} s.",
-                retry_after_seconds=take.state.reset_seconds,
+                RateWhy(
+                    "failed_authentications_per_minute", take.state.limit, take.state.reset_seconds
+                ),
             )
 
 

@@ -25,7 +25,7 @@ import msgspec
 from msgspec import Struct
 
 from tollway.database.base import Statement
-from tollway.errors import RequestError
+from tollway.errors import CreditsWhy, RequestError
 
 EntryKind = Literal["grant", "top_up", "charge", "refund", "adjustment"]
 Status = Literal["completed", "interrupted", "failed"]
@@ -57,13 +57,12 @@ class Hold(Struct, frozen=True, gc=False):
 
 
 class NotEnough(Exception):
-    """A hold's answer where credits do not suffice: `available` of the account's, or of the token's
-    spend cap."""
+    """A hold's answer where credits do not suffice: those of the account, or of the token's spend
+    cap."""
 
-    def __init__(self, available: int, *, limit: Literal["balance", "spend_cap"]) -> None:
-        super().__init__(f"{available} credits of the {limit} are available")
-        self.available = available
-        self.limit = limit
+    def __init__(self, why: CreditsWhy) -> None:
+        super().__init__(f"{why.available} credits of the {why.limit} are available")
+        self.why = why
 
 
 class Attempt(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -221,6 +220,12 @@ class Ledger(Protocol):
         ...
 
     def held(self, account_id: str) -> int: ...
+
+    def left_of_cap(self, token_id: str, spend_cap: int) -> int:
+        """What a token with this cap may still hold: the cap less what it was charged and what it
+        holds now. A refund goes to the account and gives nothing back to the cap, which limits what
+        a token that fell into wrong hands can ever do."""
+        ...
 
     def open_holds(self) -> Sequence[Hold]: ...
 

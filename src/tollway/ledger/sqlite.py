@@ -29,7 +29,7 @@ from msgspec import Struct
 from tollway.clock import Clock, first_id_since
 from tollway.database.base import Statement
 from tollway.database.sqlite import SqliteDatabase
-from tollway.errors import Refused, Unavailable
+from tollway.errors import CreditsWhy, Refused, Unavailable
 from tollway.ledger.base import (
     Attempt,
     Checkpoint,
@@ -128,7 +128,7 @@ class SqliteLedger:
         purse = self._purses[ask.account_id]
         available = purse.balance - purse.held
         if available < ask.amount_min:
-            raise NotEnough(available, limit="balance")
+            raise NotEnough(CreditsWhy("balance", purse.balance, purse.held, available))
         amount = min(ask.amount_max, available)
         if ask.token_spend_cap is not None:
             amount = self._hold_under_cap(ask, amount)
@@ -148,9 +148,9 @@ class SqliteLedger:
     def _hold_under_cap(self, ask: HoldAsk, amount: int) -> int:
         assert ask.token_spend_cap is not None
         cap = self._caps.setdefault(ask.token_id, _Cap(0))
-        left = max(0, ask.token_spend_cap - cap.spent - cap.held)
+        left = self.left_of_cap(ask.token_id, ask.token_spend_cap)
         if left < ask.amount_min:
-            raise NotEnough(left, limit="spend_cap")
+            raise NotEnough(CreditsWhy("spend_cap", ask.token_spend_cap, cap.held, left))
         amount = min(amount, left)
         cap.held += amount
         return amount
@@ -201,6 +201,10 @@ class SqliteLedger:
 
     def held(self, account_id: str) -> int:
         return self._purses[account_id].held
+
+    def left_of_cap(self, token_id: str, spend_cap: int) -> int:
+        cap = self._caps.get(token_id)
+        return spend_cap if cap is None else max(0, spend_cap - cap.spent - cap.held)
 
     def open_holds(self) -> Sequence[Hold]:
         return list(self._open.values())

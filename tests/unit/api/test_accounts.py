@@ -23,6 +23,9 @@ async def test_the_account_shows_its_credit_with_what_is_held(api: Api) -> None:
             "requestsPerMinute": 30,
             "otherRequestsPerMinute": 100,
             "concurrentRequests": 64,
+            "tokenRequestsPerMinute": None,
+            "tokenSpendCap": None,
+            "tokenSpendCapLeft": None,
         },
     }
 

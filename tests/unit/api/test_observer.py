@@ -1,5 +1,5 @@
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from tests.support.api import MODEL, Api
@@ -8,8 +8,11 @@ from tests.support.builders import chat_bytes
 from tollway.api.observer import RequestObserver
 from tollway.errors import (
     AuthenticationFailed,
+    CreditsWhy,
     InsufficientCredits,
+    RateLimit,
     RateLimited,
+    RateWhy,
     RequestError,
     UpstreamFailed,
 )
@@ -156,7 +159,8 @@ async def test_the_status_is_what_the_client_was_told(
 
 
 async def test_a_refusal_is_counted_by_its_code_and_costs_nothing(api: Api) -> None:
-    error = InsufficientCredits("No.", required=5, available=1, affordable_output_tokens=None)
+    why = CreditsWhy("balance", 1, 0, 1)
+    error = InsufficientCredits("No.", required=5, affordable_output_tokens=None, why=why)
     an_observer(api).refused(a_call(api), a_caller(api), error)
     line = (await lines(api))[0]
     assert (line["status"], line["error"]) == (402, "insufficient_credits")
@@ -167,18 +171,13 @@ async def test_a_refusal_is_counted_by_its_code_and_costs_nothing(api: Api) -> N
 
 async def test_refusals_of_limits_are_told_apart(api: Api) -> None:
     observer, call, caller = an_observer(api), a_call(api), a_caller(api)
-    observer.refused(call, caller, RateLimited("No.", retry_after_seconds=1))
-    concurrency = RateLimited("No.", retry_after_seconds=1, code="concurrency_limit_exceeded")
-    observer.refused(call, caller, concurrency)
+    limits = get_args(RateLimit)
+    by_address = limits.index("failed_authentications_per_minute")
+    for number, limit in enumerate(limits):
+        of = None if number == by_address else caller
+        observer.refused(call, of, RateLimited("No.", RateWhy(limit, 1, 1.0)))
     observer.refused(call, None, AuthenticationFailed("No."))
-    observer.refused(call, None, RateLimited("No.", retry_after_seconds=1))
-    observer.answered("models", 429, call, caller, RateLimited("No.", retry_after_seconds=1))
-    assert api.metrics.rate_refusals == {
-        "chat": 1,
-        "other": 1,
-        "concurrency": 1,
-        "authentication": 1,
-    }
+    assert api.metrics.rate_refusals == dict.fromkeys(limits, 1)
     assert api.metrics.authentication_failures == 2
 
 

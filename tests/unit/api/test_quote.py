@@ -57,3 +57,13 @@ async def test_a_frozen_account_gets_no_quote(api: Api) -> None:
     await api.accounts.freeze("default")
     reply = await api.post(QUOTE, api.secret, chat_body(model=MODEL))
     assert (reply.status, reply.code) == (403, "account_frozen")
+
+
+async def test_what_a_tokens_spend_cap_leaves_is_what_it_may_spend(api: Api) -> None:
+    api.exact_tokens = 100
+    _, secret = await api.issue(spend_cap=299)
+    body = chat_body(model=MODEL, max_tokens=100)
+    reply = (await api.post(QUOTE, secret, body)).json()
+    assert (reply["creditsMax"], reply["creditsAvailable"]) == (300, 299)
+    assert reply["affordable"] is False
+    assert (await api.post(QUOTE, api.secret, body)).json()["affordable"] is True

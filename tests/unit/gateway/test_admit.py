@@ -13,10 +13,12 @@ from tests.unit.ledger.books import Books
 
 from tollway.catalogue import Catalogue, Model
 from tollway.errors import (
+    CreditsWhy,
     InsufficientCredits,
     InvalidRequest,
     NotFound,
     RateLimited,
+    RateWhy,
     RequestError,
     Unavailable,
 )
@@ -178,7 +180,8 @@ async def test_a_named_length_that_is_not_covered_is_402_with_the_numbers(door: 
     assert refused.required == INPUT + 2 * 1000
     assert refused.available == 1000
     assert refused.affordable_output_tokens == 450
-    for number in ("2100", "1000", "450"):
+    assert refused.why == CreditsWhy("balance", value=10_000, held=9_000, available=1_000)
+    for number in ("2100", "1000", "450", "9000"):
         assert number in refused.message
 
 
@@ -257,7 +260,9 @@ async def test_x_credits_max_refuses_what_costs_more(
 ) -> None:
     refused = await door.refusal(credits_max=header, **fields)
     assert isinstance(refused, InsufficientCredits)
-    assert refused.available == int(header)
+    allowed = int(header)
+    assert refused.why == CreditsWhy("credits_max", value=allowed, held=0, available=allowed)
+    assert f"X-Credits-Max allows {allowed}" in refused.message
     assert await has_taken_nothing(door)
 
 
@@ -270,8 +275,34 @@ async def test_x_credits_max_is_a_whole_number(door: Door, header: bytes) -> Non
 async def test_a_tokens_spend_cap_limits_the_hold(door: Door) -> None:
     refused = await door.refusal(a_caller(spend_cap=150), max_tokens=50)
     assert isinstance(refused, InsufficientCredits)
-    assert refused.available == 150
-    assert "spend cap" in refused.message
+    assert refused.why == CreditsWhy("spend_cap", value=150, held=0, available=150)
+    assert "the token's spend cap of 150 leaves 150. Lower max_tokens to 25 or" in refused.message
+
+
+async def test_who_names_no_length_gets_what_the_spend_cap_leaves(door: Door) -> None:
+    caller = a_caller(spend_cap=250)
+    admission = await door.admit(caller)
+    assert (admission.hold.amount, admission.cost.output_tokens_max) == (250, 75)
+    assert isinstance(await door.refusal(caller), InsufficientCredits)
+
+
+async def test_the_lowest_of_cap_balance_and_x_credits_max_is_held(door: Door) -> None:
+    await door.ledger.hold(hold_ask(9_200))
+    assert (await door.admit(a_caller(spend_cap=300), b"400")).hold.amount == 300
+    assert (await door.admit(a_caller(spend_cap=700), b"250")).hold.amount == 250
+    assert (await door.admit(a_caller(spend_cap=9_000), b"900")).hold.amount == 250
+
+
+async def test_of_many_at_once_no_more_run_than_the_spend_cap_pays_for(door: Door) -> None:
+    caller = a_caller(spend_cap=1_050)
+    answers = await asyncio.gather(
+        *(door.admit(caller, max_tokens=50) for _ in range(20)), return_exceptions=True
+    )
+    admitted = [answer for answer in answers if isinstance(answer, Admission)]
+    refused = [answer for answer in answers if isinstance(answer, InsufficientCredits)]
+    assert (len(admitted), len(refused)) == (5, 15)
+    assert {error.why for error in refused} == {CreditsWhy("spend_cap", 1_050, 1_000, 50)}
+    assert await door.places_left() == 25
 
 
 # --- limits -----------------------------------------------------------------------------------
@@ -285,7 +316,7 @@ async def test_thirty_a_minute_are_admitted_and_the_next_is_told_when(door: Door
 
     assert isinstance(refused, RateLimited)
     assert refused.code == "rate_limit_exceeded"
-    assert refused.retry_after_seconds == 30.0
+    assert refused.why == RateWhy("requests_per_minute", value=30, free_after_seconds=30.0)
     assert door.concurrency.running("acc_1") == 0
     door.clock.advance(30.001)
     await door.admit(max_tokens=1)
@@ -297,6 +328,8 @@ async def test_an_account_and_a_token_can_have_their_own_rate(door: Door) -> Non
     assert [a.rate.remaining for a in admissions] == [1, 0]
     refused = await door.refusal(caller, max_tokens=1)
     assert "token may make 2" in refused.message
+    assert isinstance(refused, RateLimited)
+    assert refused.why == RateWhy("token_requests_per_minute", value=2, free_after_seconds=60.0)
 
     other = a_caller(requests_per_minute=5)
     assert (await door.admit(other, max_tokens=1)).rate.remaining == 2
@@ -315,7 +348,9 @@ async def test_so_many_at_a_time_and_no_more(door: Door) -> None:
     await door.admit(caller, max_tokens=1)
     refused = await door.refusal(caller, max_tokens=1)
 
+    assert isinstance(refused, RateLimited)
     assert refused.code == "concurrency_limit_exceeded"
+    assert refused.why == RateWhy("concurrent_requests", value=2, free_after_seconds=1.0)
     assert await door.places_left() == 28
     door.gate.leave(first)
     await door.admit(caller, max_tokens=1)

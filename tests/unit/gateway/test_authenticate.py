@@ -7,7 +7,7 @@ from tests.unit.gateway.parts import a_caller
 
 from tollway.accounts import Accounts
 from tollway.database.sqlite import SqliteDatabase
-from tollway.errors import AuthenticationFailed, PermissionDenied, RateLimited
+from tollway.errors import AuthenticationFailed, PermissionDenied, RateLimited, RateWhy
 from tollway.gateway.authenticate import Authenticator, require_active_account, require_scope
 from tollway.rates.memory import MemoryRateLimiter
 from tollway.tokens import Tokens
@@ -68,7 +68,7 @@ async def test_guessing_is_slowed_by_address_and_a_valid_token_is_not(
             await house.authenticator.authenticate(b"Bearer tw_x", "1.2.3.4")
     with pytest.raises(RateLimited) as refused:
         await house.authenticator.authenticate(b"Bearer tw_x", "1.2.3.4")
-    assert refused.value.retry_after_seconds == 60.0
+    assert refused.value.why == RateWhy("failed_authentications_per_minute", 10, 60.0)
 
     with pytest.raises(AuthenticationFailed):
         await house.authenticator.authenticate(b"Bearer tw_x", "5.6.7.8")

@@ -16,6 +16,7 @@ from tests.unit.ledger.books import (
 
 from tollway.catalogue import Price
 from tollway.errors import (
+    CreditsWhy,
     IdempotencyConflict,
     IdempotencyMismatch,
     PermissionDenied,
@@ -62,7 +63,7 @@ class LedgerSuite:
         with pytest.raises(NotEnough) as refusal:
             await books.hold(account, 41)
 
-        assert (refusal.value.available, refusal.value.limit) == (40, "balance")
+        assert refusal.value.why == CreditsWhy("balance", value=100, held=60, available=40)
         assert books.ledger.held(account) == 60
 
     async def test_a_hold_of_nothing_is_a_hold(self, books: Books) -> None:
@@ -113,7 +114,8 @@ class LedgerSuite:
         with pytest.raises(NotEnough) as refusal:
             await books.hold(account, 21, **capped)
 
-        assert (refusal.value.available, refusal.value.limit) == (20, "spend_cap")
+        assert refusal.value.why == CreditsWhy("spend_cap", value=100, held=30, available=20)
+        assert books.ledger.left_of_cap("tok_1", 100) == 20
         assert (await books.hold(account, 30, at_least=1, **capped)).amount == 20
 
     async def test_a_spend_cap_is_exact_among_200_requests_at_once(self, books: Books) -> None:
@@ -138,6 +140,18 @@ class LedgerSuite:
             await books.hold(account, 41, **capped)
 
         assert (await books.hold(account, 40, **capped)).amount == 40
+
+    async def test_a_refund_gives_nothing_back_to_a_spend_cap(self, books: Books) -> None:
+        account = await books.account(1000)
+        capped = {"token_id": await books.token(account, 100, "tok_1"), "spend_cap": 100}
+        await books.charge(account, 60, cost=60, **capped)
+
+        await books.ledger.add(account, 60, kind="refund", ref="req_0001", description="refund")
+
+        assert books.ledger.available(account) == 1000
+        assert books.ledger.left_of_cap("tok_1", 100) == 40
+        await books.reopen()
+        assert books.ledger.left_of_cap("tok_1", 100) == 40
 
     # --- settlements ----------------------------------------------------------------------------
 

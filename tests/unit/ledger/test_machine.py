@@ -97,7 +97,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if left < least:
             with pytest.raises(NotEnough) as refusal:
                 self.run(holding)
-            assert refusal.value.available == left
+            assert refusal.value.why.available == left
             return nothing()
         hold = self.run(holding)
         assert hold.amount == min(most, left)
