@@ -113,6 +113,8 @@ def rate_headers(state: RateState) -> Headers:
 def duration(seconds: float) -> str:
     """`0s`, `12s`, `1m3s`: whole seconds, rounded up, so that who waits that long does not come too
     early."""
+    if not seconds:
+        return "0s"
     minutes, rest = divmod(math.ceil(seconds), 60)
     return f"{minutes}m{rest}s" if minutes else f"{rest}s"
 
@@ -122,6 +124,18 @@ def _retry_headers(seconds: float) -> Headers:
         (b"retry-after", b"%d" % min(60, max(1, math.ceil(seconds)))),
         (b"retry-after-ms", b"%d" % min(60_000, max(1, math.ceil(seconds * 1000)))),
     ]
+
+
+_WHOLE_HEAD = (
+    b"content-type: application/json\r\n"
+    b"content-length: %d\r\n"
+    b"x-request-id: %b\r\n"
+    b"x-credits-consumed: %d\r\n"
+    b"x-credits-remaining: %d\r\n"
+    b"x-ratelimit-limit-requests: %d\r\n"
+    b"x-ratelimit-remaining-requests: %d\r\n"
+    b"x-ratelimit-reset-requests: %b\r\n"
+)
 
 
 class ChatReply:
@@ -147,16 +161,18 @@ class ChatReply:
 
     def complete(self, admission: Admission, settlement: Settlement, body: bytes) -> None:
         rate = admission.rate
-        head = (
-            "content-type: application/json\r\n"
-            f"content-length: {len(body)}\r\n"
-            f"x-request-id: {admission.call.request_id}\r\n"
-            f"x-credits-consumed: {settlement.charged}\r\n"
-            f"x-credits-remaining: {settlement.available}\r\n"
-            f"{_rate_lines(rate)}{_ignored_line(admission)}"
+        head = _WHOLE_HEAD % (
+            len(body),
+            admission.call.request_id.encode(),
+            settlement.charged,
+            settlement.available,
+            rate.limit,
+            rate.remaining,
+            duration(rate.reset_seconds).encode(),
         )
-        self._exchange.status = 200
-        self._exchange.send_head(200, head.encode())
+        if admission.ignored:
+            head += _ignored_line(admission).encode()
+        self._exchange.send_head(200, head)
         self._exchange.write(body)
         self._exchange.end()
 
