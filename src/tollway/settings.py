@@ -133,11 +133,6 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         ),
     ] = "access.log"
 
-    @property
-    def access_log_path(self) -> Path | None:
-        """None where it is the standard output or none at all."""
-        return self.data_dir / self.access_log if self.access_log not in ("", "-") else None
-
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     requests_per_minute: Annotated[

@@ -1,7 +1,7 @@
 """The values that the stages of a request hand on.
 
 They are msgspec structs and not dataclasses because a frozen dataclass of eight fields takes 1.5 us
-to make and one of these 0.2 (docs/decisions/0001).
+to make and one of these 0.2 (docs/decisions/0002).
 """
 
 from collections.abc import Callable
