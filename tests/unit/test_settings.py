@@ -105,7 +105,7 @@ def test_every_key_of_the_contract_is_taken_as_written(
     settings = settings_of(tmp_path, CONTRACT)
 
     assert settings.server.data_dir == tmp_path / "data"
-    assert settings.server.access_log_path == tmp_path / "data" / "access.log"
+    assert settings.server.access_log == "access.log"
     assert settings.server.trusted_proxies == ("10.0.0.7", "fd00::/8")
     assert settings.limits.starting_credits == 0
     (upstream,) = settings.upstreams
@@ -315,14 +315,6 @@ def test_a_command_that_serves_nothing_needs_no_secret(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, text, for_serving=False)
 
     assert settings.upstreams[0].api_key is None
-
-
-def test_the_access_log_is_a_file_in_the_data_directory_or_none(tmp_path: Path) -> None:
-    stdout = settings_of(tmp_path, '[server]\naccess_log = "-"')
-    off = settings_of(tmp_path, '[server]\naccess_log = ""')
-
-    assert stdout.server.access_log_path is None
-    assert off.server.access_log_path is None
 
 
 def test_every_optional_field_of_a_request_may_be_a_supported_parameter() -> None:
