@@ -4,7 +4,7 @@ was truly written to the client, by the table "Who pays" and not by the program'
 import json
 import sqlite3
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 from msgspec import Struct
 from tests.simulator.client import Response, Talk, responses
@@ -334,10 +334,14 @@ def _readable(usage: object) -> tuple[int, int] | None:
     if not isinstance(usage, dict):
         return None
     told = cast("dict[str, Any]", usage)
-    numbers = (told.get("prompt_tokens"), told.get("completion_tokens"))
-    if all(type(n) is int and 0 <= n <= TOKENS_BELIEVED_MAX for n in numbers):
-        return numbers
+    input_tokens, output_tokens = told.get("prompt_tokens"), told.get("completion_tokens")
+    if _is_count(input_tokens) and _is_count(output_tokens):
+        return input_tokens, output_tokens
     return None
+
+
+def _is_count(number: object) -> TypeGuard[int]:
+    return type(number) is int and 0 <= number <= TOKENS_BELIEVED_MAX
 
 
 def _content_bytes(served: Served, length: int) -> int:

@@ -39,16 +39,14 @@ from tollway.database.sqlite import SqliteDatabase, connect
 from tollway.database.writer import Work
 from tollway.errors import RequestError
 from tollway.gateway import relay
-from tollway.gateway.admit import Gate, Limits
-from tollway.gateway.authenticate import Authenticator
 from tollway.gateway.pipeline import Pipeline
-from tollway.gateway.route import Router
 from tollway.gateway.types import Call
 from tollway.ledger.base import Recovered, genesis
 from tollway.ledger.sqlite import SqliteLedger
 from tollway.metrics import Metrics
-from tollway.rates.concurrency import Concurrency
 from tollway.rates.memory import MemoryRateLimiter
+from tollway.settings import Embedded, Server, Settings
+from tollway.settings import Limits as LimitSettings
 from tollway.tokens import Tokens
 from tollway.upstreams.connection import Deadlines
 from tollway.upstreams.openai import OpenAICompatible
@@ -225,14 +223,21 @@ class Process:
         metrics = Metrics()
         observer = RequestObserver(metrics, AccessLog("", database.path.parent, metrics), time)
         self.upstream = OpenAICompatible("gpu-1", "http://gpu-1/v1", deadlines=DEADLINES)
-        router = Router({"gpu-1": self.upstream})
-        self.concurrency = Concurrency()
-        limits = Limits(1000, 1000, self._concurrent_requests)
-        gate = Gate(
-            catalogue, router.count_input_tokens, limiter, self.concurrency, self.ledger, limits
+        settings = Settings(
+            server=Server(data_dir=database.path.parent),
+            limits=LimitSettings(
+                requests_per_minute=1000,
+                concurrent_requests=self._concurrent_requests,
+                failed_authentications_per_minute=1000,
+            ),
+            tiers={},
+            embedded=Embedded(),
+            upstreams=(),
+            models=(),
         )
-        authenticator = Authenticator(tokens, accounts, limiter, 1000)
-        self.pipeline = Pipeline(authenticator, gate, router, self.ledger, observer, time)
+        gateway = app._gateway(settings, store, {"gpu-1": self.upstream}, limiter, observer)
+        self.pipeline = gateway.pipeline
+        self.concurrency = gateway.gate._concurrency
         self._door = SimulatedDoor(self.pipeline, time, life)
         self._checkpoints = self.loop.create_task(app._write_checkpoints(self.pipeline, store))
         return recovered

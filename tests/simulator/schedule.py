@@ -244,6 +244,7 @@ class _Run:
         self._complaints: list[str] = []
         self._added: list[tuple[str, int, str, int]] = []
         self._frozen: list[tuple[str, float]] = []
+        self._unfrozen: set[str] = set()
         self._clock_stepped = False
         self.story: list[str] = []
 
@@ -379,7 +380,7 @@ class _Run:
                     await operate("account freeze", {"name": account}, actor="sim")
                     self._frozen.append((account, self._time.now()))
                 case "unfreeze":
-                    self._frozen = [f for f in self._frozen if f[0] != account]
+                    self._unfrozen.add(account)  # perhaps before the freeze is acknowledged
                     await operate("account unfreeze", {"name": account}, actor="sim")
                 case _:
                     token = self._template.token_ids[deed.account][0]
@@ -406,7 +407,7 @@ class _Run:
             if found != (kind, amount):
                 self._complain(f"an acknowledged {kind} of {amount} is lost, there is {found}")
         for account, since in self._frozen:
-            if not self._clock_stepped:
+            if account not in self._unfrozen and not self._clock_stepped:
                 (count,) = connection.execute(
                     "SELECT COUNT(*) FROM holds WHERE account_id = ? AND created_at > ?",
                     (account, since * 1000 + 1),
