@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -55,6 +55,7 @@ from tollway.upstreams.base import Upstream
 from tollway.upstreams.connection import Deadlines
 from tollway.upstreams.embedded.upstream import EmbeddedSettings, EmbeddedUpstream, find_model
 from tollway.upstreams.openai import OpenAICompatible
+from tollway.upstreams.trust import Trust
 
 CHECKPOINT_SECONDS = 2.0
 KEY_SWEEP_SECONDS = 60.0
@@ -94,11 +95,13 @@ async def open_operations(settings: Settings) -> AsyncGenerator[Operations]:
 
 
 @asynccontextmanager
-async def open_store(settings: Settings) -> AsyncGenerator[Store]:
+async def open_store(
+    settings: Settings, on_commit: Callable[[int, float], None] | None = None
+) -> AsyncGenerator[Store]:
     clock = SystemClock()
     data_dir = settings.server.data_dir
     with _own_data_directory(data_dir):
-        database = SqliteDatabase(data_dir / "tollway.db")
+        database = SqliteDatabase(data_dir / "tollway.db", on_commit=on_commit)
         database.open()
         try:
             accounts, tokens = Accounts(database, clock), Tokens(database, clock)
@@ -127,20 +130,21 @@ async def open_store(settings: Settings) -> AsyncGenerator[Store]:
 async def _serve(settings: Settings, console: Console, model_file: Path | None) -> None:
     stopping = _stop_on_signals()
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(open_store(settings))
+        metrics = Metrics()
+        store = await stack.enter_async_context(open_store(settings, metrics.committed))
         listener = stack.enter_context(contextlib.closing(_listen(settings)))
         new_secret = await store.operations.ensure_default_account()
         upstreams = _upstreams(settings, model_file)
         for upstream in upstreams.values():
             stack.push_async_callback(upstream.stop)
-        metrics = Metrics()
         access_log = AccessLog(settings.server.access_log, settings.server.data_dir, metrics)
         await access_log.start()
         stack.push_async_callback(access_log.stop)
         limiter = MemoryRateLimiter(store.clock)
         await _refill_rates(limiter, store)
         observer = RequestObserver(metrics, access_log, store.clock)
-        gateway = _gateway(settings, store, upstreams, limiter, observer)
+        trust = Trust(store.clock.monotonic, metrics.set_aside)
+        gateway = _gateway(settings, store, upstreams, trust, limiter, observer)
         control = ControlServer(settings.server.data_dir, store.operations)
         await control.start()
         stack.push_async_callback(control.stop)
@@ -170,6 +174,7 @@ async def _serve(settings: Settings, console: Console, model_file: Path | None) 
 class _Gateway:
     authenticator: Authenticator
     gate: Gate
+    router: Router
     pipeline: Pipeline
 
 
@@ -177,6 +182,7 @@ def _gateway(
     settings: Settings,
     store: Store,
     upstreams: Mapping[str, Upstream],
+    trust: Trust,
     limiter: MemoryRateLimiter,
     observer: RequestObserver,
 ) -> _Gateway:
@@ -186,7 +192,7 @@ def _gateway(
         limiter,
         settings.limits.failed_authentications_per_minute,
     )
-    router = Router(upstreams)
+    router = Router(upstreams, trust)
     gate = Gate(
         store.catalogue,
         router.count_input_tokens,
@@ -204,7 +210,7 @@ def _gateway(
         store.clock,
         store_replies=settings.server.store_replies,
     )
-    return _Gateway(authenticator, gate, pipeline)
+    return _Gateway(authenticator, gate, router, pipeline)
 
 
 def _http_server(
@@ -222,7 +228,9 @@ def _http_server(
     def not_ready() -> list[str]:
         if stopping.is_set():
             return ["the server is stopping"]
-        reasons = [f"upstream {u.name} is not ready" for u in upstreams.values() if not u.ready()]
+        reasons = [
+            f"upstream {name} is not ready" for name in upstreams if not gateway.router.ready(name)
+        ]
         if (fault := store.database.fault) is not None:
             reasons.append(f"the database cannot be written: {fault}")
         return reasons
@@ -243,9 +251,13 @@ def _http_server(
                 metrics,
                 version=__version__,
                 now=store.clock.now,
+                monotonic=store.clock.monotonic,
                 in_flight=lambda: len(gateway.pipeline.running),
                 open_holds=store.ledger.open_holds,
-                upstreams_ready={name: u.ready for name, u in upstreams.items()},
+                upstreams_ready={
+                    name: functools.partial(gateway.router.ready, name) for name in upstreams
+                },
+                database_fault=lambda: store.database.fault,
             ),
             not_ready=not_ready,
             trusted_proxies=trusted,

@@ -9,6 +9,7 @@ page and the test that holds the page to the code.
 """
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple, Protocol, get_args
 
@@ -45,6 +46,9 @@ _DURATION_BOUNDS = (
 )
 _BATCH_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 _COMMIT_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+
+_HOLD_AGES_SECONDS = (10, 60, 300, 900)
+_VELOCITY_SECONDS = 60
 
 
 class Described(NamedTuple):
@@ -96,6 +100,13 @@ OUTPUT_TOKENS = Described(
 CREDITS_CHARGED = Described(
     "tollway_credits_charged_total", "counter", "Credits charged to accounts.", ("model",)
 )
+CREDITS_LAST_MINUTE = Described(
+    "tollway_credits_charged_last_minute",
+    "gauge",
+    "Credits charged in the last 60 seconds: of the whole installation (all), and of the account "
+    "that was charged the most (busiest_account).",
+    ("of",),
+)
 SHORTFALL_CREDITS = Described(
     "tollway_shortfall_credits_total",
     "counter",
@@ -124,6 +135,13 @@ UPSTREAM_FAILURES = Described(
     "Requests sent to an upstream that it failed, by the error's code.",
     ("upstream", "code"),
 )
+UPSTREAM_SET_ASIDE = Described(
+    "tollway_upstream_set_aside_total",
+    "counter",
+    "How often an upstream was set aside for a minute, because it reported more than its cap three "
+    "times in a row. Should stay 0.",
+    ("upstream",),
+)
 UPSTREAM_READY = Described(
     "tollway_upstream_ready",
     "gauge",
@@ -150,6 +168,18 @@ OLDEST_HOLD = Described(
     "gauge",
     "Age of the oldest open hold; 0 where there is none.",
 )
+HOLDS_BY_AGE = Described(
+    "tollway_holds_open_by_age",
+    "gauge",
+    "Holds that have not ended and are older than so many seconds.",
+    ("older_than_seconds",),
+)
+DATABASE_FAULT = Described(
+    "tollway_database_fault",
+    "gauge",
+    "1 while the database cannot be written, so that requests are refused and charges wait in the "
+    "journal; else 0.",
+)
 COMMIT_BATCH = Described(
     "tollway_commit_batch_size", "histogram", "Writes that shared one commit of the database."
 )
@@ -174,11 +204,13 @@ _OURS = (
     INPUT_TOKENS,
     OUTPUT_TOKENS,
     CREDITS_CHARGED,
+    CREDITS_LAST_MINUTE,
     SHORTFALL_CREDITS,
     SHORTFALLS,
     USAGE_COUNTED,
     UPSTREAM_ATTEMPTS,
     UPSTREAM_FAILURES,
+    UPSTREAM_SET_ASIDE,
     UPSTREAM_READY,
     FIRST_TOKEN,
     DURATION,
@@ -186,6 +218,8 @@ _OURS = (
     HELD,
     HOLDS,
     OLDEST_HOLD,
+    HOLDS_BY_AGE,
+    DATABASE_FAULT,
     COMMIT_BATCH,
     COMMIT_SECONDS,
     ACCESS_LINES_LOST,
@@ -256,6 +290,46 @@ class ModelCounts:
         self.duration = Histogram(_DURATION_BOUNDS)
 
 
+class Velocity:
+    """Credits charged in the last 60 seconds, by whole seconds: of all, and of each account that
+    was charged any."""
+
+    __slots__ = ("_accounts", "_seconds", "_total")
+
+    def __init__(self) -> None:
+        self._seconds: deque[tuple[int, dict[str, int]]] = deque()
+        self._accounts: dict[str, int] = {}
+        self._total = 0
+
+    def charged(self, account_id: str, credits: int, monotonic: float) -> None:
+        second = int(monotonic)
+        seconds = self._seconds
+        if not seconds or seconds[-1][0] != second:
+            self._forget(monotonic)
+            seconds.append((second, {}))
+        of_second = seconds[-1][1]
+        of_second[account_id] = of_second.get(account_id, 0) + credits
+        self._accounts[account_id] = self._accounts.get(account_id, 0) + credits
+        self._total += credits
+
+    def last_minute(self, monotonic: float) -> tuple[int, int]:
+        """Of all, and of the account with the most."""
+        self._forget(monotonic)
+        return self._total, max(self._accounts.values(), default=0)
+
+    def _forget(self, monotonic: float) -> None:
+        seconds = self._seconds
+        while seconds and monotonic - seconds[0][0] > _VELOCITY_SECONDS:
+            _, of_second = seconds.popleft()
+            for account_id, credits in of_second.items():
+                self._total -= credits
+                left = self._accounts[account_id] - credits
+                if left:
+                    self._accounts[account_id] = left
+                else:
+                    del self._accounts[account_id]
+
+
 class Metrics:
     """The counters. Their keys are what we configured or wrote, never what a client sent."""
 
@@ -267,6 +341,8 @@ class Metrics:
         self.models: dict[str, ModelCounts] = {}
         self.upstream_attempts: dict[str, int] = {}
         self.upstream_failures: dict[tuple[str, str], int] = {}
+        self.upstreams_set_aside: dict[str, int] = {}
+        self.velocity = Velocity()
         self.access_lines_lost = 0
         self._commit_batch = Histogram(_BATCH_BOUNDS)
         self._commit_seconds = Histogram(_COMMIT_BOUNDS)
@@ -292,6 +368,9 @@ class Metrics:
             key = (upstream, error)
             self.upstream_failures[key] = self.upstream_failures.get(key, 0) + 1
 
+    def set_aside(self, upstream: str) -> None:
+        self.upstreams_set_aside[upstream] = self.upstreams_set_aside.get(upstream, 0) + 1
+
     def committed(self, pieces: int, seconds: float) -> None:
         """Called by the database's writer thread, and by nobody else."""
         self._commit_batch.observe(pieces)
@@ -315,6 +394,7 @@ class Metrics:
         yield _counters(
             UPSTREAM_FAILURES, ((u, c, n) for (u, c), n in self.upstream_failures.items())
         )
+        yield _counters(UPSTREAM_SET_ASIDE, self.upstreams_set_aside.items())
         yield _histograms(FIRST_TOKEN, ((m, c.first_token) for m, c in self.models.items()))
         yield _histograms(DURATION, ((m, c.duration) for m, c in self.models.items()))
         yield _histograms(COMMIT_BATCH, [(self._commit_batch,)])
@@ -345,16 +425,20 @@ class Exposition(Collector):
         *,
         version: str,
         now: Callable[[], float],
+        monotonic: Callable[[], float],
         in_flight: Callable[[], int],
         open_holds: Callable[[], Iterable[OpenHold]],
         upstreams_ready: Mapping[str, Callable[[], bool]],
+        database_fault: Callable[[], str | None],
     ) -> None:
         self._metrics = metrics
         self._version = version
         self._now = now
+        self._monotonic = monotonic
         self._in_flight = in_flight
         self._open_holds = open_holds
         self._upstreams_ready = upstreams_ready
+        self._database_fault = database_fault
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -365,12 +449,20 @@ class Exposition(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._metrics.families()
         holds = list(self._open_holds())
-        oldest = min((hold.held_at for hold in holds), default=None)
+        now = self._now()
+        # The wall clock may be set back under a hold.
+        ages = [max(0.0, now - hold.held_at) for hold in holds]
+        of_all, of_busiest = self._metrics.velocity.last_minute(self._monotonic())
         yield _gauge(IN_FLIGHT, [(self._in_flight(),)])
         yield _gauge(HELD, [(sum(hold.amount for hold in holds),)])
         yield _gauge(HOLDS, [(len(holds),)])
-        # The wall clock may be set back under a hold.
-        yield _gauge(OLDEST_HOLD, [(0.0 if oldest is None else max(0.0, self._now() - oldest),)])
+        yield _gauge(OLDEST_HOLD, [(max(ages, default=0.0),)])
+        yield _gauge(
+            HOLDS_BY_AGE,
+            ((str(bound), sum(age > bound for age in ages)) for bound in _HOLD_AGES_SECONDS),
+        )
+        yield _gauge(CREDITS_LAST_MINUTE, [("all", of_all), ("busiest_account", of_busiest)])
+        yield _gauge(DATABASE_FAULT, [(int(self._database_fault() is not None),)])
         ready = ((name, int(is_ready())) for name, is_ready in self._upstreams_ready.items())
         yield _gauge(UPSTREAM_READY, ready)
         yield _gauge(BUILD, [(self._version, 1)])

@@ -14,14 +14,18 @@ class AHold:
     held_at: float
 
 
-def an_exposition(metrics: Metrics, holds: Iterable[AHold] = (), now: float = 100.0) -> Exposition:
+def an_exposition(
+    metrics: Metrics, holds: Iterable[AHold] = (), now: float = 100.0, fault: str | None = None
+) -> Exposition:
     return Exposition(
         metrics,
         version="1.2.3",
         now=lambda: now,
+        monotonic=lambda: now,
         in_flight=lambda: 3,
         open_holds=lambda: holds,
         upstreams_ready={"gpu-1": lambda: True, "gpu-2": lambda: False},
+        database_fault=lambda: fault,
     )
 
 
@@ -40,6 +44,7 @@ def full_metrics() -> Metrics:
     metrics.refused("insufficient_credits")
     metrics.attempted("gpu-1", "upstream_timeout")
     metrics.committed(3, 0.004)
+    metrics.set_aside("gpu-1")
     metrics.of("m").first_token.observe(0.2)
     return metrics
 
@@ -114,3 +119,35 @@ def test_the_moment_of_the_scrape_is_shown() -> None:
 def test_a_clock_set_back_makes_no_hold_of_the_future() -> None:
     found = samples(an_exposition(Metrics(), [AHold(5, 90.0)], now=10.0))
     assert found["tollway_hold_oldest_age_seconds", frozenset()] == 0
+
+
+def test_open_holds_are_shown_by_their_age() -> None:
+    ages = (5, 11, 59, 61, 1000)
+    found = samples(an_exposition(Metrics(), [AHold(1, 2000.0 - age) for age in ages], 2000.0))
+    older = {
+        seconds: found["tollway_holds_open_by_age", frozenset({seconds})]
+        for seconds in ("10", "60", "300", "900")
+    }
+    assert older == {"10": 4, "60": 2, "300": 1, "900": 1}
+
+
+def test_a_fault_of_the_database_is_shown_while_it_lasts() -> None:
+    for fault, shown in ((None, 0), ("disk full", 1)):
+        found = samples(an_exposition(Metrics(), fault=fault))
+        assert found["tollway_database_fault", frozenset()] == shown
+
+
+def test_the_credits_of_the_last_minute_are_of_all_and_of_the_busiest_account() -> None:
+    metrics = Metrics()
+    metrics.velocity.charged("acc_1", 5, 30.0)
+    metrics.velocity.charged("acc_1", 7, 70.5)
+    metrics.velocity.charged("acc_2", 9, 70.9)
+
+    def last_minute(now: float) -> tuple[float, float]:
+        found = samples(an_exposition(metrics, now=now))
+        name = "tollway_credits_charged_last_minute"
+        return found[name, frozenset({"all"})], found[name, frozenset({"busiest_account"})]
+
+    assert last_minute(90.0) == (21, 12)
+    assert last_minute(91.0) == (16, 9)
+    assert last_minute(131.0) == (0, 0)

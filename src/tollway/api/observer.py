@@ -44,7 +44,7 @@ class RequestObserver:
         else:
             status = status_of(error)
         self._metrics.request(kind, outcome.model, status)
-        self._count(outcome, settlement)
+        self._count(admission, outcome, settlement)
         if self._access_log.enabled:
             self._access_log.append(
                 _settled_line(kind, status, admission, outcome, settlement, error)
@@ -82,10 +82,13 @@ class RequestObserver:
             )
         )
 
-    def _count(self, outcome: Outcome, settlement: Settlement) -> None:
+    def _count(self, admission: Admission, outcome: Outcome, settlement: Settlement) -> None:
         counts = self._metrics.of(outcome.model)
         counts.ended[outcome.status] += 1
-        counts.credits += settlement.charged
+        if settlement.charged:
+            counts.credits += settlement.charged
+            account_id = admission.caller.account.id
+            self._metrics.velocity.charged(account_id, settlement.charged, self._monotonic())
         counts.duration.observe(outcome.total_seconds)
         if outcome.first_token_seconds is not None:
             counts.first_token.observe(outcome.first_token_seconds)

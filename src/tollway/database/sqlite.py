@@ -80,12 +80,17 @@ class SqliteDatabase:
         journal: Journal | None = None,
         ballast: Ballast | None = None,
         retry_seconds: float = RETRY_SECONDS,
+        on_commit: Callable[[int, float], None] | None = None,
     ) -> None:
+        """`on_commit` is told on the writer's thread of each commit: how many pieces of work, and
+        its seconds."""
         self.path = path
         self._connect = partial(connect if connect_writer is None else connect_writer, path)
         self._journal = Journal(path.with_name("journal")) if journal is None else journal
         self._ballast = Ballast(path.with_name("ballast")) if ballast is None else ballast
         self._writer = Writer(self._connect, self._journal, self._ballast, retry_seconds)
+        if on_commit is not None:
+            self._writer.on_commit = on_commit
         self.submit: Callable[[Work], None] = self._writer.put
         """Queues; cannot be lost to a cancelled task. The work's future resolves when it is on
         disk."""
@@ -203,7 +208,7 @@ def connect(
         path,
         isolation_level=None,
         check_same_thread=False,
-        cached_statements=256,
+        cached_statements=512,
         factory=factory,
     )
     connection.execute("PRAGMA journal_mode = WAL")

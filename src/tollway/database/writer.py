@@ -120,6 +120,9 @@ class Writer:
         self._retry_seconds = retry_seconds
         self._retry_at = 0.0
         self.fault: str | None = None
+        self.on_commit: Callable[[int, float], None] = _ignore
+        """Told on the writer's thread of each commit: how many pieces, and its seconds. Set it
+        before `start`."""
         self.mended_listeners: list[Callable[[], None]] = []
         """Called on the event loop, after the answers to whatever was refused."""
         self.put: Callable[[Work], None] = self._queue.put
@@ -203,6 +206,7 @@ class Writer:
         results: list[Any] = []
         applied: list[tuple[type[Work], list[Work]]] = []
         try:
+            began = time.monotonic()
             connection = self._begin()
             for kind, run in _runs(batch):
                 applied.append((kind, run))
@@ -211,6 +215,7 @@ class Writer:
         except BaseException:
             self._roll_back(applied)
             raise
+        self.on_commit(len(batch), time.monotonic() - began)
         return results
 
     def _begin(self) -> sqlite3.Connection:
@@ -320,6 +325,10 @@ class Writer:
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
             self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def _ignore(pieces: int, seconds: float) -> None:
+    """Nobody counts the commits."""
 
 
 class _Signal:

@@ -118,6 +118,7 @@ class Pipeline:
         settlement = await self._ledger.settle(
             admission.hold, outcome, self._stored_reply(admission, answer, outcome)
         )
+        self._router.settled(outcome, settlement)
         self._observer.settled(admission, outcome, settlement, meter.error, reply)
         if answer is not None:
             answer.finish(reply, outcome, settlement)
