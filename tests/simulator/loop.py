@@ -111,6 +111,9 @@ class VirtualLoop(_Base):
             raise KilledError
         super()._run_once()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
 
+    def _asyncgen_finalizer_hook(self, agen: Any) -> None:
+        """What a kill left suspended stays so."""
+
     def _check_closed(self) -> None:
         """What is collected after a kill may still close things, to no effect."""
 

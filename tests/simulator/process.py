@@ -27,11 +27,9 @@ from tollway import app
 from tollway.accounts import Accounts
 from tollway.api import edge
 from tollway.api.access_log import AccessLog
-from tollway.api.admin.operations import Operations
 from tollway.api.completions import ChatDoor
 from tollway.api.edge import EdgeProtocol, Exchange
 from tollway.api.observer import RequestObserver
-from tollway.catalogue import Catalogue, ModelOffer, Serving
 from tollway.clock import SystemClock
 from tollway.database import writer
 from tollway.database.journal import Ballast, Journal
@@ -41,15 +39,15 @@ from tollway.errors import RequestError
 from tollway.gateway import relay
 from tollway.gateway.pipeline import Pipeline
 from tollway.gateway.types import Call
-from tollway.ledger.base import Recovered, genesis
+from tollway.ledger.base import genesis
 from tollway.ledger.sqlite import SqliteLedger
 from tollway.metrics import Metrics
 from tollway.rates.memory import MemoryRateLimiter
-from tollway.settings import Embedded, Server, Settings
-from tollway.settings import Limits as LimitSettings
+from tollway.settings import Embedded, Limits, Model, ServedBy, Server, Settings
 from tollway.tokens import Tokens
 from tollway.upstreams.connection import Deadlines
 from tollway.upstreams.openai import OpenAICompatible
+from tollway.upstreams.trust import Trust
 
 MODEL = "acme/m1"
 DEADLINES = Deadlines(connect=1.0, first_byte=5.0, between_chunks=4.0, total=40.0)
@@ -195,52 +193,32 @@ class Process:
         self.state = ServerState()
         self._random = random
         self._concurrent_requests = concurrent_requests
+        self._open = contextlib.AsyncExitStack()
 
-    async def start(self, life: int, prices: tuple[int, int]) -> list[Recovered]:
-        self.database.open()
-        time, database = self.time, self.database
-        accounts, tokens = Accounts(database, time), Tokens(database, time)
-        await accounts.load()
-        await tokens.load()
-        self.ledger = SqliteLedger(database, time, app._liveness(accounts, tokens, time))
-        await self.ledger.load()
-        recovered = await self.ledger.recover()
-        catalogue = await Catalogue.load([an_offer(prices)], database, time)
-        operations = Operations(
-            accounts=accounts,
-            tokens=tokens,
-            ledger=self.ledger,
-            catalogue=catalogue,
-            database=database,
-            clock=time,
-            genesis=genesis,
-            starting_credits=0,
-        )
-        store = app.Store(database, accounts, tokens, self.ledger, catalogue, operations, time)
-        self.operations = operations
+    async def start(self, life: int, prices: tuple[int, int], *, trusting: bool) -> None:
+        settings = _settings(self.database.path.parent, prices, self._concurrent_requests)
+        time, metrics = self.time, Metrics()
+        with contextlib.ExitStack() as patches:
+            patches.enter_context(mock.patch.object(app, "SqliteDatabase", self._take_database))
+            patches.enter_context(mock.patch.object(app, "SystemClock", return_value=time))
+            patches.enter_context(mock.patch.object(app, "DataDirectoryLock", _NoLock))
+            store = await self._open.enter_async_context(app.open_store(settings))
+        assert isinstance(store.ledger, SqliteLedger)
+        self.ledger, self.operations = store.ledger, store.operations
         limiter = MemoryRateLimiter(time)
         await app._refill_rates(limiter, store)
-        metrics = Metrics()
-        observer = RequestObserver(metrics, AccessLog("", database.path.parent, metrics), time)
+        observer = RequestObserver(metrics, AccessLog("", self.database.path.parent, metrics), time)
         self.upstream = OpenAICompatible("gpu-1", "http://gpu-1/v1", deadlines=DEADLINES)
-        settings = Settings(
-            server=Server(data_dir=database.path.parent),
-            limits=LimitSettings(
-                requests_per_minute=1000,
-                concurrent_requests=self._concurrent_requests,
-                failed_authentications_per_minute=1000,
-            ),
-            tiers={},
-            embedded=Embedded(),
-            upstreams=(),
-            models=(),
-        )
-        gateway = app._gateway(settings, store, {"gpu-1": self.upstream}, limiter, observer)
+        upstreams = {"gpu-1": self.upstream}
+        trust = (_Trusting if trusting else Trust)(time.monotonic, metrics.set_aside)
+        gateway = app._gateway(settings, store, upstreams, trust, limiter, observer)
         self.pipeline = gateway.pipeline
         self.concurrency = gateway.gate._concurrency
         self._door = SimulatedDoor(self.pipeline, time, life)
         self._checkpoints = self.loop.create_task(app._write_checkpoints(self.pipeline, store))
-        return recovered
+
+    def _take_database(self, *_: object, **__: object) -> SqliteDatabase:
+        return self.database
 
     def accept(self, client: Any) -> Transport:
         """A client's new connection; the gateway's end of it."""
@@ -264,12 +242,51 @@ class Process:
             for protocol in list(self.state.connections):
                 protocol.transport.abort()
             await asyncio.sleep(0.05)
-        await self.database.close()
+        await self._open.aclose()
 
 
-def an_offer(prices: tuple[int, int]) -> ModelOffer:
-    return ModelOffer(
-        MODEL, "t", *prices, 10_000, 400, 60, None, False, (Serving("gpu-1", "parrot"),)
+class _Trusting(Trust):
+    """So that an upstream may go on lying."""
+
+    def seconds_aside(self, upstream: str) -> float:
+        return 0.0
+
+
+class _NoLock:
+    """The dead of a schedule are in the process of the living."""
+
+    def __init__(self, data_dir: Path) -> None: ...
+
+    def acquire(self) -> None: ...
+
+    def release(self) -> None: ...
+
+
+def _settings(data_dir: Path, prices: tuple[int, int], concurrent_requests: int) -> Settings:
+    return Settings(
+        server=Server(data_dir=data_dir),
+        limits=Limits(
+            requests_per_minute=1000,
+            concurrent_requests=concurrent_requests,
+            failed_authentications_per_minute=1000,
+        ),
+        tiers={},
+        embedded=Embedded(),
+        upstreams=(),
+        models=(
+            Model(
+                id=MODEL,
+                tier="t",
+                prompt_rate=prices[0],
+                completion_rate=prices[1],
+                context_length=10_000,
+                max_output_tokens=400,
+                default_max_tokens=60,
+                supported_parameters=None,
+                confidential=False,
+                upstreams=(ServedBy("gpu-1", "parrot", 1),),
+            ),
+        ),
     )
 
 

@@ -70,6 +70,7 @@ class Schedule(Struct, frozen=True):
     concurrent_requests: int
     upstream_refuses: float
     upstream_drops_idle: float
+    trusting: bool
 
 
 class Verdict(Struct, frozen=True):
@@ -91,6 +92,7 @@ def schedule_of(seed: int) -> Schedule:
         dice.choice((2, 50, 50)),
         dice.choice((0.0, 0.0, 0.2)),
         dice.choice((0.0, 0.0, 0.5)),
+        dice.random() < 0.8,
     )
 
 
@@ -279,7 +281,9 @@ class _Run:
         self._tell(f"life {number} begins, prices {plan.prices}")
         asyncio.set_event_loop(loop)
         try:
-            loop.run_until_complete(process.start(number, plan.prices))
+            loop.run_until_complete(
+                process.start(number, plan.prices, trusting=self._schedule.trusting)
+            )
             if plan.kill_at_step is not None:
                 loop.kill_at_step = loop.steps + plan.kill_at_step
             loop.run_until_complete(self._act_out(number, plan, process, disk, life))
