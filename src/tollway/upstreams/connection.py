@@ -80,6 +80,7 @@ class ConnectionPool:
         self._idle: deque[Connection] = deque()
         self._busy: set[Connection] = set()
         self._sweep: asyncio.TimerHandle | None = None
+        self._sweep_due = 0.0
         self._sweep_seconds = min(
             1.0, *(d / 4 for d in (deadlines.first_byte, deadlines.between_chunks, deadlines.total))
         )
@@ -164,11 +165,16 @@ class ConnectionPool:
 
     def _schedule_sweep(self) -> None:
         loop = asyncio.get_running_loop()
+        self._sweep_due = loop.time() + self._sweep_seconds
         self._sweep = loop.call_later(self._sweep_seconds, self._look_at_deadlines)
 
     def _look_at_deadlines(self) -> None:
         self._sweep = None
         now = asyncio.get_running_loop().time()
+        if now - self._sweep_due > self._sweep_seconds:
+            # This process was stopped: what came meanwhile has not been read, and is not overdue.
+            self._schedule_sweep()
+            return
         for connection in list(self._busy):
             if (late := connection.overdue(now, self.deadlines)) is not None:
                 connection.fail(UpstreamTimeout(late))
