@@ -44,6 +44,7 @@ from tollway.gateway.pipeline import Pipeline
 from tollway.gateway.route import Router
 from tollway.gateway.settle import checkpoints_of
 from tollway.ledger.base import Liveness, genesis
+from tollway.ledger.signing import SigningKey
 from tollway.ledger.sqlite import SqliteLedger
 from tollway.metrics import Exposition, Metrics
 from tollway.rates.base import WINDOW_SECONDS
@@ -76,6 +77,7 @@ class Store:
     catalogue: Catalogue
     operations: Operations
     clock: Clock
+    signing_key: SigningKey
 
 
 def serve(settings: Settings, console: Console) -> None:
@@ -101,6 +103,7 @@ async def open_store(
     clock = SystemClock()
     data_dir = settings.server.data_dir
     with _own_data_directory(data_dir):
+        signing_key = SigningKey.load(data_dir)
         database = SqliteDatabase(data_dir / "tollway.db", on_commit=on_commit)
         database.open()
         try:
@@ -120,9 +123,12 @@ async def open_store(
                 database=database,
                 clock=clock,
                 genesis=genesis,
+                signing_key=signing_key,
                 starting_credits=settings.limits.starting_credits,
             )
-            yield Store(database, accounts, tokens, ledger, catalogue, operations, clock)
+            yield Store(
+                database, accounts, tokens, ledger, catalogue, operations, clock, signing_key
+            )
         finally:
             await database.close()
 
@@ -259,6 +265,7 @@ def _http_server(
                 },
                 database_fault=lambda: store.database.fault,
             ),
+            signing_key=store.signing_key,
             not_ready=not_ready,
             trusted_proxies=trusted,
             version=__version__,

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tollway import __version__
-from tollway.errors import StartError, TollwayError
+from tollway.errors import Refused, StartError, TollwayError
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     from tollway.settings import Settings
 
 Object = Mapping[str, Any]
@@ -46,12 +48,14 @@ app = _group(
 account = _group("Who pays: accounts own credits and tokens.")
 credit = _group("Add credits to an account, refund a request, correct by hand.")
 token = _group("The secrets that programs send: issue, list and revoke them.")
+receipt = _group("What a request used and cost, signed, and checked.")
 model = _group("The models on offer.")
 ledger = _group("The books.")
 for name, group in {
     "account": account,
     "credit": credit,
     "token": token,
+    "receipt": receipt,
     "model": model,
     "ledger": ledger,
 }.items():
@@ -77,6 +81,9 @@ DataDir = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 AccountName = Annotated[str, typer.Argument(metavar="NAME", help="The account's name or id.")]
+RequestId = Annotated[
+    str, typer.Argument(metavar="REQUEST_ID", help="The X-Request-Id of its reply: req_...")
+]
 AccountArgument = Annotated[str, typer.Argument(metavar="ACCOUNT", help="Its name or id.")]
 
 
@@ -303,9 +310,7 @@ def credit_top_up(
 
 @credit.command("refund")
 def credit_refund(
-    request_id: Annotated[
-        str, typer.Argument(metavar="REQUEST_ID", help="The X-Request-Id of its reply: req_...")
-    ],
+    request_id: RequestId,
     amount: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Credits [default: all that it was charged]"),
@@ -434,6 +439,82 @@ def token_revoke(
         typer.echo(f"Revoked {revoked['id']} ({revoked['name']}) of {revoked['account']}.")
 
 
+# --- receipts -------------------------------------------------------------------------------------
+
+
+@receipt.command("show")
+def receipt_show(
+    request_id: RequestId,
+    signed: Annotated[
+        bool, typer.Option("--signed", help="Sign it, for `tollway receipt verify`.")
+    ] = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Show a request's receipt. A signed one is always JSON, to be kept in a file."""
+    arguments = {"request_id": request_id, "signed": signed}
+    _print_receipt(_execute("receipt show", arguments, config, data_dir), as_json or signed)
+
+
+@receipt.command("verify")
+def receipt_verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The signed receipt, as JSON.")],
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The public key, as GET /receipts/public-key shows it, or in PEM "
+            "[default: the data directory's]",
+        ),
+    ] = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Check a signed receipt, without a server: is it as it was signed, and is the charge what the
+    usage costs at the rates? Each fault is printed."""
+    from tollway.api.receipts import faults_of
+    from tollway.wire.strict_json import parse_object
+
+    public_key = _public_key(key, config, data_dir)
+    document = parse_object(_read(file))
+    faults = faults_of(document, public_key)
+    if as_json:
+        _print_json({"data": faults})
+    elif not faults:
+        typer.echo("The receipt is as it was signed, and its charge is what the usage costs.")
+    for fault in faults:
+        typer.echo(fault, err=True)
+    if faults:
+        raise typer.Exit(1)
+
+
+def _public_key(
+    file: Path | None, config: Path | None, data_dir: Path | None
+) -> "Ed25519PublicKey":
+    from tollway.ledger.signing import SigningKey, read_public_key
+    from tollway.settings import load_settings
+
+    if file is not None:
+        try:
+            return read_public_key(_read(file))
+        except ValueError as error:
+            raise Refused(f"{file} is not a public key: {error}.") from None
+    folder = load_settings(config, data_dir=data_dir, for_serving=False).server.data_dir
+    key = SigningKey.existing(folder)
+    if key is None:
+        raise Refused(f"There is no signing key in {folder}. Give the public one with --key.")
+    return read_public_key(key.public_pem().encode())
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise Refused(f"{file} cannot be read: {error.strerror}.") from None
+
+
 # --- models, ledger -------------------------------------------------------------------------------
 
 
@@ -542,6 +623,30 @@ def _print_entry(entry: Object, as_json: bool) -> None:
     typer.echo(
         f"{entry['description']}: {entry['amount']:+} credits, balance {entry['balance']} "
         f"({entry['createdAt']})"
+    )
+
+
+def _print_receipt(receipt: Object, as_json: bool) -> None:
+    if as_json:
+        _print_json(receipt)
+        return
+    usage, rates, credits = receipt["usage"], receipt["rates"], receipt["credits"]
+    entry = receipt["ledger"]
+    _print_record(
+        {
+            "request": receipt["id"],
+            "account": receipt["accountId"],
+            "token": receipt["tokenId"],
+            "model": receipt["model"],
+            "upstream": receipt["upstream"] or "none",
+            "ended": f"{receipt['status']} {receipt['finishedAt']}",
+            "tokens": f"{usage['prompt_tokens']} + {usage['completion_tokens']} "
+            f"({usage['source']})",
+            "rates": f"{rates['prompt']} + {rates['completion']} ({receipt['priceId']})",
+            "credits": f"{credits['consumed']} of {credits['reserved']} reserved, "
+            f"{credits['shortfall']} short",
+            "ledger entry": "none" if entry is None else f"{entry['seq']} {entry['hash']}",
+        }
     )
 
 

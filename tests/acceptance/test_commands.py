@@ -40,6 +40,8 @@ COMMANDS: list[tuple[str, list[str]]] = [
     ),
     ("token list", []),
     ("token revoke", ["ID"]),
+    ("receipt show", ["REQUEST_ID", "--signed"]),
+    ("receipt verify", ["FILE", "--key"]),
     ("model list", []),
     ("ledger verify", []),
 ]

@@ -1,13 +1,16 @@
 """Every request that held credit has a receipt, written with its settlement, from which its charge
 can be computed again."""
 
+import contextlib
 import re
+import sqlite3
+from pathlib import Path
 
 import pytest
 from tests.support.answers import openai_error, reply, stream
 from tests.support.customer import Customer, a_customer
 from tests.support.fake_upstream import FakeUpstream
-from tests.support.server import TollwayServer
+from tests.support.server import TollwayServer, run_tollway
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -97,3 +100,79 @@ def test_a_receipt_is_its_accounts_alone(
     unknown = stranger.get("/receipts/req_00000000000000000000000000000000")
     assert theirs.status == unknown.status == 404
     assert theirs.json()["error"]["code"] == "not_found"
+
+
+def test_a_receipt_names_its_price_and_its_entry_in_the_ledger(
+    server: TollwayServer, upstream: FakeUpstream, customer: Customer
+) -> None:
+    upstream.answer(reply("a", input_tokens=9, output_tokens=3))
+    charged = customer.receipt_of(customer.chat())
+    upstream.answer(openai_error(500, "No."))
+    free = customer.receipt_of(customer.chat())
+
+    with contextlib.closing(sqlite3.connect(server.data_dir / "tollway.db")) as books:
+        row = books.execute(
+            "SELECT ledger.seq, ledger.hash, holds.price_id FROM ledger JOIN holds"
+            " ON holds.id = ledger.ref WHERE ledger.ref = ?",
+            (charged["id"],),
+        ).fetchone()
+    assert (charged["ledger"]["seq"], charged["ledger"]["hash"]) == (row[0], row[1].hex())
+    assert charged["priceId"] == free["priceId"] == row[2]
+    assert free["ledger"] is None
+
+
+def test_a_signed_receipt_can_be_checked_by_whoever_has_the_public_key(
+    server: TollwayServer, customer: Customer, tmp_path: Path
+) -> None:
+    request_id = customer.chat().header("x-request-id")
+    receipt, key = tmp_path / "receipt.json", tmp_path / "key.json"
+    receipt.write_bytes(customer.get(f"/receipts/{request_id}?signed=true").body)
+    with customer.client() as client:
+        client.request("GET", "/api/v1/receipts/public-key", None)
+        key.write_bytes(client.read_reply().body)
+
+    right = run_tollway("receipt", "verify", str(receipt), "--key", str(key))
+    receipt.write_text(receipt.read_text().replace('"consumed":', '"consumed":1'))
+    wrong = run_tollway("receipt", "verify", str(receipt), "--key", str(key))
+
+    assert (right.status, right.stderr) == (0, "")
+    assert right.stdout.startswith("The receipt is as it was signed")
+    assert wrong.status == 1
+    assert "something in it was changed" in wrong.stderr
+    assert "credits at its rates" in wrong.stderr
+    assert wrong.stdout == ""
+
+
+def test_an_operator_shows_a_receipt_and_checks_it_with_the_key_of_the_data_directory(
+    server: TollwayServer, customer: Customer, tmp_path: Path
+) -> None:
+    request_id = customer.chat().header("x-request-id") or ""
+    file = tmp_path / "receipt.json"
+
+    shown = server.command("receipt", "show", request_id)
+    as_json = server.command("receipt", "show", request_id, "--json")
+    file.write_text(server.command("receipt", "show", request_id, "--signed").stdout)
+
+    assert f"request:             {request_id}\n" in shown.stdout
+    assert as_json.json() == customer.receipt(request_id)
+    assert server.command("receipt", "verify", str(file)).status == 0
+    unsigned = tmp_path / "unsigned.json"
+    unsigned.write_text(as_json.stdout)
+    told = server.command("receipt", "verify", str(unsigned), "--json")
+    assert (told.status, len(told.json()["data"])) == (1, 1)
+
+
+def test_what_cannot_be_checked_is_refused_with_why(tmp_path: Path) -> None:
+    nothing, file = tmp_path / "none.json", tmp_path / "receipt.json"
+    file.write_text("{}")
+    where = ("--data-dir", str(tmp_path / "data"))
+
+    no_key = run_tollway("receipt", "verify", str(file), *where)
+    bad_key = run_tollway("receipt", "verify", str(file), "--key", str(file))
+    no_file = run_tollway("receipt", "verify", str(file), "--key", str(nothing))
+
+    assert [done.status for done in (no_key, bad_key, no_file)] == [1, 1, 1]
+    assert "There is no signing key in" in no_key.stderr
+    assert "is not a public key" in bad_key.stderr
+    assert "cannot be read" in no_file.stderr
+    assert not (tmp_path / "data").exists()

@@ -5,7 +5,9 @@ async with an_api(tmp_path) as api:
     assert reply.status == 200
 """
 
+import contextlib
 import json
+import sqlite3
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -28,6 +30,7 @@ from tollway.database.sqlite import SqliteDatabase
 from tollway.gateway.admit import Gate, Limits
 from tollway.gateway.authenticate import Authenticator
 from tollway.ledger.base import Attempt, Hold, HoldAsk, Outcome, Settlement, genesis
+from tollway.ledger.signing import SigningKey
 from tollway.ledger.sqlite import SqliteLedger
 from tollway.metrics import Exposition, Metrics
 from tollway.rates.concurrency import Concurrency
@@ -147,6 +150,13 @@ class Api:
         }
         return hold.request_id, await self.ledger.settle(hold, Outcome(**fields))
 
+    def hash_of_entry(self, seq: int) -> str:
+        with contextlib.closing(sqlite3.connect(self.database_path)) as connection:
+            (hash_,) = connection.execute(
+                "SELECT hash FROM ledger WHERE account_id = ? AND seq = ?", (self.account.id, seq)
+            ).fetchone()
+        return hash_.hex()
+
     def break_database(self) -> None:
         """From here on its disk gives back nothing but zeros."""
         for path in (self.database_path, self.database_path.with_name("tollway.db-wal")):
@@ -204,6 +214,7 @@ async def an_api(
                 upstreams_ready={"gpu-1": lambda: True},
                 database_fault=lambda: database.fault,
             ),
+            signing_key=SigningKey.load(folder),
             not_ready=lambda: not_ready,
             trusted_proxies=trusted_proxies,
             version="1.2.3",

@@ -1,4 +1,4 @@
-"""What an account may see and change of its own: its credit, its receipts and its tokens.
+"""What an account may see and change of its own: its credit and its tokens.
 
 A token that issues another never gives more than it has itself: no scope, model or lifetime beyond
 its own. Limits that count (a spend cap, requests a minute) would count anew for each token issued,
@@ -13,10 +13,10 @@ from msgspec import Meta, Struct
 
 from tollway.api.operation import Answer, Asked
 from tollway.clock import iso
-from tollway.errors import InvalidRequest, NotFound, PermissionDenied
+from tollway.errors import InvalidRequest, PermissionDenied
 from tollway.gateway.authenticate import require_active_account
 from tollway.gateway.types import Caller
-from tollway.ledger.base import Attempt, Entry, EntryKind, Receipt, Status
+from tollway.ledger.base import Entry, EntryKind
 from tollway.tokens import NAME_CHARACTERS_MAX, Token
 from tollway.wire.requests import explain_invalid
 from tollway.wire.strict_json import parse_object
@@ -71,7 +71,7 @@ async def show_account(asked: Asked) -> Answer:
             name=account.name,
             credit_balance=asked.parts.ledger.available(account.id) + held,
             credits_held=held,
-            created_at=_time(account.created_at),
+            created_at=iso_time(account.created_at),
             limits=limits,
         )
     )
@@ -128,7 +128,7 @@ def transaction_object(entry: Entry) -> TransactionObject:
         type=entry.kind,
         description=entry.description,
         request_id=entry.ref if of_request else None,
-        created_at=_time(entry.created_at),
+        created_at=iso_time(entry.created_at),
     )
 
 
@@ -142,99 +142,6 @@ def _whole_number(asked: Asked, name: str, *, default: int, most: int) -> int:
     if len(values) > 1 or not _DIGITS.fullmatch(values[0]) or not 1 <= int(values[0]) <= most:
         raise InvalidRequest(f"{name} must be one whole number from 1 to {most}.", param=name)
     return int(values[0])
-
-
-# --- its receipts ---------------------------------------------------------------------------------
-
-
-class ReceiptUsage(Struct, frozen=True):
-    """`source`: upstream (it reported them), counted (Tollway did), checkpoint (a crash left only
-    that)."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    source: str
-
-
-class ReceiptRates(Struct, frozen=True):
-    """Whole credits per million tokens, as they were when the request began."""
-
-    prompt: int
-    completion: int
-
-
-class ReceiptCredits(Struct, frozen=True):
-    reserved: int
-    consumed: int
-    shortfall: int
-    remaining: int
-
-
-class ReceiptTimings(Struct, frozen=True, rename="camel"):
-    first_token_ms: int | None
-    total_ms: int
-
-
-class ReceiptObject(Struct, frozen=True, rename="camel"):
-    """All that is needed to check a charge."""
-
-    id: str
-    object: Literal["receipt"]
-    account_id: str
-    token_id: str
-    model: str
-    upstream: str | None
-    upstream_id: str | None
-    client_request_id: str | None
-    status: Status
-    created_at: str
-    finished_at: str
-    usage: ReceiptUsage
-    rates: ReceiptRates
-    credits: ReceiptCredits
-    timings: ReceiptTimings
-    attempts: tuple[Attempt, ...]
-
-
-async def show_receipt(asked: Asked) -> Answer:
-    await asked.take_place()
-    request_id = asked.path["request_id"]
-    receipt = await asked.parts.ledger.receipt(request_id)
-    if receipt is None or receipt.account_id != asked.caller.account.id:
-        raise NotFound(
-            f"There is no receipt {request_id!r:.100}. A request has one, under its X-Request-Id, "
-            "from its settlement on; one that was refused has none."
-        )
-    return Answer(receipt_object(receipt))
-
-
-def receipt_object(receipt: Receipt) -> ReceiptObject:
-    return ReceiptObject(
-        id=receipt.request_id,
-        object="receipt",
-        account_id=receipt.account_id,
-        token_id=receipt.token_id,
-        model=receipt.model,
-        upstream=receipt.upstream,
-        upstream_id=receipt.upstream_id,
-        client_request_id=receipt.client_request_id,
-        status=receipt.status,
-        created_at=_time(receipt.created_at),
-        finished_at=_time(receipt.created_at + receipt.total_ms / 1000),
-        usage=ReceiptUsage(
-            receipt.input_tokens,
-            receipt.output_tokens,
-            receipt.input_tokens + receipt.output_tokens,
-            receipt.source,
-        ),
-        rates=ReceiptRates(receipt.input_credits_per_million, receipt.output_credits_per_million),
-        credits=ReceiptCredits(
-            receipt.reserved, receipt.charged, receipt.shortfall, receipt.remaining
-        ),
-        timings=ReceiptTimings(receipt.first_token_ms, receipt.total_ms),
-        attempts=receipt.attempts,
-    )
 
 
 # --- its tokens -----------------------------------------------------------------------------------
@@ -340,7 +247,7 @@ def token_object(token: Token) -> TokenObject:
         requests_per_minute=token.requests_per_minute,
         spend_cap=token.spend_cap,
         strict=token.strict,
-        created_at=_time(token.created_at),
+        created_at=iso_time(token.created_at),
         expires_at=iso(token.expires_at),
         revoked_at=iso(token.revoked_at),
     )
@@ -382,7 +289,7 @@ def _lifetime(caller: Caller, ask: TokenAsk, now: float) -> int | None:
     return left if ask.expires_in is None else ask.expires_in
 
 
-def _time(seconds: float) -> str:
+def iso_time(seconds: float) -> str:
     text = iso(seconds)
     assert text is not None
     return text

@@ -18,7 +18,6 @@ from tollway.api.accounts import (
     PAGE_MAX,
     AccountObject,
     IssuedToken,
-    ReceiptObject,
     TokenAsk,
     TokenList,
     TokenObject,
@@ -27,6 +26,7 @@ from tollway.api.accounts import (
 from tollway.api.health import Health
 from tollway.api.models import ModelList, ModelObject
 from tollway.api.quote import Quote
+from tollway.api.receipts import ReceiptKey, ReceiptObject
 from tollway.errors import CreditsWhy, RateWhy
 from tollway.metrics import CONTENT_TYPE
 from tollway.wire.chat import (
@@ -245,7 +245,17 @@ _OPERATIONS = (
         200,
         ReceiptObject,
         (404,),
-        parameters=(_path_parameter("request_id", "`req_` and 32 hexadecimal digits."),),
+        parameters=(
+            _path_parameter("request_id", "`req_` and 32 hexadecimal digits."),
+            {
+                "name": "signed",
+                "in": "query",
+                "required": False,
+                "schema": {"type": "boolean", "default": False},
+                "description": "Sign it, so that `tollway receipt verify` or anybody with the "
+                "public key can check it without the server.",
+            },
+        ),
     ),
     _Described(
         "/auth/pat",
@@ -458,6 +468,13 @@ def _pages() -> dict[str, Json]:
     health = {"application/json": {"schema": _ref(Health)}}
     media_type = CONTENT_TYPE.partition(";")[0]
     return {
+        f"{BASE}/receipts/public-key": {
+            "get": _page(
+                "receiptKey",
+                "The public key that signed receipts are checked with",
+                {200: {"application/json": {"schema": _ref(ReceiptKey)}}},
+            )
+        },
         "/healthz": {"get": _page("health", "Does the server run?", {200: health})},
         "/readyz": {
             "get": _page("readiness", "Can it serve requests now?", {200: health, 503: health})
@@ -536,7 +553,7 @@ def _schemas() -> Json:
     structs = {operation.reply for operation in _OPERATIONS} | {
         operation.body for operation in _OPERATIONS if operation.body is not None
     }
-    structs |= {Chunk, Health, ErrorBody, CreditsWhy, RateWhy, CompletionUsage}
+    structs |= {Chunk, Health, ReceiptKey, ErrorBody, CreditsWhy, RateWhy, CompletionUsage}
     in_order = sorted(structs, key=lambda struct: struct.__name__)
     _, schemas = msgspec.json.schema_components(
         in_order, ref_template="#/components/schemas/{name}"

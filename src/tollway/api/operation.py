@@ -40,6 +40,7 @@ from tollway.gateway.admit import Gate, Limits
 from tollway.gateway.authenticate import Authenticator, require_scope
 from tollway.gateway.types import Call, Caller, Standing
 from tollway.ledger.base import Ledger
+from tollway.ledger.signing import SigningKey
 from tollway.metrics import Exposition
 from tollway.rates.base import RateLimiter, RateState, Take
 from tollway.tokens import Tokens
@@ -79,6 +80,7 @@ class ApiParts:
     clock: Clock
     observer: Answers
     exposition: Exposition
+    signing_key: SigningKey
     not_ready: Callable[[], list[str]]
     trusted_proxies: Sequence[Network]
     version: str

@@ -5,7 +5,7 @@ from functools import partial
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
-from tollway.api import accounts, health, models, openapi, quote
+from tollway.api import accounts, health, models, openapi, quote, receipts
 from tollway.api.operation import ApiParts, Metered, Operation, Page, Resource, Unknown
 from tollway.metrics import CONTENT_TYPE
 
@@ -24,6 +24,7 @@ def create_app(parts: ApiParts) -> ASGIApp:
 
 
 def _resources(parts: ApiParts) -> dict[str, ASGIApp]:
+    public_key = receipts.receipt_key(parts.signing_key)
     return {
         "/chat/completions": Metered(parts),
         "/chat/completions/quote": Resource(parts, POST=Operation("quote", "llm-all", quote.quote)),
@@ -36,8 +37,10 @@ def _resources(parts: ApiParts) -> dict[str, ASGIApp]:
         "/credit-transactions": Resource(
             parts, GET=Operation("transactions", None, accounts.list_transactions)
         ),
+        # Before the receipts: no request's id is this, they all begin with `req_`.
+        "/receipts/public-key": Page(parts, lambda: (200, public_key), b"application/json"),
         "/receipts/{request_id}": Resource(
-            parts, GET=Operation("receipt", None, accounts.show_receipt)
+            parts, GET=Operation("receipt", None, receipts.show_receipt)
         ),
         "/auth/pat": Resource(
             parts,

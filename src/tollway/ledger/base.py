@@ -147,8 +147,16 @@ class Entry(Struct, frozen=True):
     created_at: float
 
 
+class ChargeEntry(Struct, frozen=True):
+    """Where a charge is in its account's chain of entries."""
+
+    seq: int
+    hash: bytes
+
+
 class Receipt(Struct, frozen=True):
-    """All that is needed to recompute a charge. `remaining` is what the reply said."""
+    """All that is needed to recompute a charge and to find it in the ledger. `remaining` is what
+    the reply said; `entry` None: nothing was charged."""
 
     request_id: str
     account_id: str
@@ -158,6 +166,7 @@ class Receipt(Struct, frozen=True):
     source: str
     input_tokens: int
     output_tokens: int
+    price_id: str
     input_credits_per_million: int
     output_credits_per_million: int
     reserved: int
@@ -171,6 +180,7 @@ class Receipt(Struct, frozen=True):
     created_at: float
     first_token_ms: int | None
     total_ms: int
+    entry: ChargeEntry | None
 
 
 class IdempotencyKeys(Protocol):

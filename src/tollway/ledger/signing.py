@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from tollway.errors import StartError
 
-ALGORITHM = "Ed25519"
+ALGORITHM: Literal["Ed25519"] = "Ed25519"
 _FILE = "signing.key"
 
 Document = dict[str, Any]
@@ -37,6 +37,12 @@ class _Jwk(msgspec.Struct):
     x: str
 
 
+class _Published(msgspec.Struct):
+    """What the route of the public key shows."""
+
+    jwk: _Jwk
+
+
 class SigningKey:
     def __init__(self, private_key: Ed25519PrivateKey) -> None:
         self._private_key = private_key
@@ -46,15 +52,25 @@ class SigningKey:
     def load(cls, data_dir: Path) -> "SigningKey":
         """Makes the key at the first use. Raises `StartError` where the file is not such a key."""
         path = data_dir / _FILE
-        if not path.exists():
-            _make(path)
         try:
+            if not path.exists():
+                _make(path)
             key = serialization.load_pem_private_key(path.read_bytes(), password=None)
         except (OSError, ValueError) as error:
             raise StartError(f"The signing key {path} cannot be read: {error}.") from error
         if not isinstance(key, Ed25519PrivateKey):
             raise StartError(f"The signing key {path} is not an Ed25519 key. Move it away.")
         return cls(key)
+
+    @classmethod
+    def existing(cls, data_dir: Path) -> "SigningKey | None":
+        """As `load`, but makes none."""
+        return cls.load(data_dir) if (data_dir / _FILE).exists() else None
+
+    @classmethod
+    def new(cls) -> "SigningKey":
+        """One that is kept nowhere."""
+        return cls(Ed25519PrivateKey.generate())
 
     def sign(self, document: Document) -> Document:
         """The document with its `signature`; one that it had is replaced."""
@@ -102,9 +118,15 @@ def verify_signature(document: Document, public_key: Ed25519PublicKey) -> bool:
 
 
 def read_public_key(pem_or_jwk: bytes) -> Ed25519PublicKey:
-    """Raises `ValueError` for anything but an Ed25519 public key in PEM or as a JWK."""
+    """Or as `GET /receipts/public-key` shows it. Raises `ValueError` for anything but an Ed25519
+    public key."""
     if pem_or_jwk.lstrip().startswith(b"{"):
-        x = msgspec.json.decode(pem_or_jwk, type=_Jwk).x
+        is_published = "jwk" in msgspec.json.decode(pem_or_jwk, type=dict[str, object])
+        x = (
+            msgspec.json.decode(pem_or_jwk, type=_Published).jwk.x
+            if is_published
+            else msgspec.json.decode(pem_or_jwk, type=_Jwk).x
+        )
         return Ed25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(x + "=" * (-len(x) % 4)))
     key = serialization.load_pem_public_key(pem_or_jwk)
     if not isinstance(key, Ed25519PublicKey):

@@ -20,7 +20,7 @@ import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import msgspec
@@ -32,6 +32,7 @@ from tollway.database.sqlite import SqliteDatabase
 from tollway.errors import CreditsWhy, Refused, Unavailable
 from tollway.ledger.base import (
     Attempt,
+    ChargeEntry,
     Checkpoint,
     Entry,
     EntryKind,
@@ -362,7 +363,7 @@ class _Chains:
 
     def store(self, connection: sqlite3.Connection) -> None:
         rows = [(account_id, *self._tips[account_id]) for account_id in self._changed]
-        for some in _in_powers_of_two(rows):
+        for some in _in_statements(rows):
             connection.execute(_store_sql(len(some)), [value for row in some for value in row])
         self._changed.clear()
 
@@ -601,24 +602,19 @@ _ROWS_PER_STATEMENT = 64
 def insert_rows(
     connection: sqlite3.Connection, table: str, rows: Sequence[tuple[Any, ...]]
 ) -> None:
-    for some in _in_powers_of_two(rows):
+    for some in _in_statements(rows):
         values = [value for row in some for value in row]
         connection.execute(_insert_sql(table, len(some[0]), len(some)), values)
 
 
-def _in_powers_of_two(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
+def _in_statements(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
     """One statement for up to 64 rows: sqlite3 gives the interpreter lock away at each, and must
-    win it back. Powers of two, so that there are few statements to prepare."""
-    done = 0
-    size = _ROWS_PER_STATEMENT
-    while done < len(rows):
-        while size > len(rows) - done:
-            size //= 2
-        yield rows[done : done + size]
-        done += size
+    win it back. A statement for each number of rows is prepared once and kept."""
+    for done in range(0, len(rows), _ROWS_PER_STATEMENT):
+        yield rows[done : done + _ROWS_PER_STATEMENT]
 
 
-@lru_cache
+@cache
 def _store_sql(rows: int) -> str:
     values = ", ".join(["(?, ?, ?, ?)"] * rows)
     return (
@@ -628,7 +624,7 @@ def _store_sql(rows: int) -> str:
     )
 
 
-@lru_cache
+@cache
 def _insert_sql(table: str, columns: int, rows: int) -> str:
     one = "(" + ", ".join("?" * columns) + ")"
     return f"INSERT INTO {table} VALUES " + ", ".join([one] * rows)  # noqa: S608 (the table's name is ours)
@@ -725,11 +721,13 @@ SELECT checkpoints.hold_id, checkpoints.account_id, checkpoints.token_id, checkp
 
 _RECEIPT = """
 SELECT usage.request_id, usage.account_id, usage.token_id, usage.model, usage.status, usage.source,
-       usage.prompt_tokens, usage.completion_tokens, prices.prompt_rate, prices.completion_rate,
-       holds.amount, holds.charged + holds.late, holds.shortfall, usage.remaining, usage.upstream,
-       usage.upstream_id, usage.attempts, usage.client_request_id, usage.created_at,
-       usage.first_token_ms, usage.total_ms
+       usage.prompt_tokens, usage.completion_tokens, prices.id, prices.prompt_rate,
+       prices.completion_rate, holds.amount, holds.charged + holds.late, holds.shortfall,
+       usage.remaining, usage.upstream, usage.upstream_id, usage.attempts,
+       usage.client_request_id, usage.created_at, usage.first_token_ms, usage.total_ms,
+       ledger.seq, ledger.hash
   FROM usage JOIN holds ON holds.id = usage.request_id JOIN prices ON prices.id = holds.price_id
+  LEFT JOIN ledger ON ledger.ref = holds.id AND ledger.kind = 'charge'
  WHERE usage.request_id = ?"""
 
 
@@ -752,6 +750,22 @@ def _entry(row: tuple[Any, ...]) -> Entry:
 
 
 def _receipt(row: tuple[Any, ...]) -> Receipt:
-    attempts = msgspec.convert(json.loads(row[16]), tuple[Attempt, ...])
-    values: tuple[Any, ...] = (*row[:16], attempts, row[17], row[18] / 1000, *row[19:])
-    return Receipt(*values)
+    (
+        *of_request,
+        attempts,
+        client_request_id,
+        created_at_ms,
+        first_token_ms,
+        total_ms,
+        seq,
+        hash_,
+    ) = row
+    return Receipt(
+        *of_request,
+        attempts=msgspec.convert(json.loads(attempts), tuple[Attempt, ...]),
+        client_request_id=client_request_id,
+        created_at=created_at_ms / 1000,
+        first_token_ms=first_token_ms,
+        total_ms=total_ms,
+        entry=None if seq is None else ChargeEntry(seq, hash_),
+    )

@@ -138,8 +138,10 @@ async def test_a_receipt_has_all_that_a_charge_can_be_checked_with(api: Api) -> 
             "total_tokens": 20,
             "source": "upstream",
         },
+        "priceId": api.model().price.id,
         "rates": {"prompt": 1_000_000, "completion": 2_000_000},
         "credits": {"reserved": 100, "consumed": 30, "shortfall": 0, "remaining": 99_970},
+        "ledger": {"seq": 2, "hash": api.hash_of_entry(2)},
         "timings": {"firstTokenMs": 180, "totalMs": 940},
         "attempts": [{"upstream": "gpu-1", "status": 200}],
     }

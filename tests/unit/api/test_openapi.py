@@ -9,10 +9,11 @@ from starlette.routing import Route, Router
 from tests.support.api import MODEL, Api, ApiReply
 from tests.support.builders import chat_body
 
-from tollway.api.accounts import AccountObject, IssuedToken, ReceiptObject, TransactionList
+from tollway.api.accounts import AccountObject, IssuedToken, TransactionList
 from tollway.api.models import ModelList
 from tollway.api.openapi import ErrorBody, document
 from tollway.api.quote import Quote
+from tollway.api.receipts import ReceiptKey, ReceiptObject
 from tollway.wire.chat import ChatRequest
 
 DOCUMENT = document("1.2.3")
@@ -78,6 +79,8 @@ async def test_what_is_answered_has_the_described_shape(api: Api) -> None:
         (await api.get("/v1/accounts/me", api.secret), AccountObject),
         (await api.get("/v1/credit-transactions", api.secret), TransactionList),
         (await api.get(f"/v1/receipts/{request_id}", api.secret), ReceiptObject),
+        (await api.get(f"/v1/receipts/{request_id}?signed=true", api.secret), ReceiptObject),
+        (await api.get("/v1/receipts/public-key"), ReceiptKey),
         (await api.post("/v1/auth/pat", api.secret, token), IssuedToken),
         (
             await api.post("/v1/chat/completions/quote", api.secret, chat_body(model=MODEL)),

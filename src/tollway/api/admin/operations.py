@@ -19,11 +19,13 @@ from msgspec import Meta
 from tollway.accounts import Account, Accounts
 from tollway.api.accounts import token_object, transaction_object
 from tollway.api.models import model_object
+from tollway.api.receipts import receipt_object, signed_receipt
 from tollway.catalogue import Catalogue
 from tollway.clock import Clock, iso, new_id
 from tollway.database.base import Database, Statement
 from tollway.errors import Refused
-from tollway.ledger.base import Ledger
+from tollway.ledger.base import Ledger, Receipt
+from tollway.ledger.signing import SigningKey
 from tollway.ledger.verify import verify
 from tollway.tokens import Token, Tokens
 
@@ -59,6 +61,7 @@ class Operations:
         database: Books,
         clock: Clock,
         genesis: Callable[[str], bytes],
+        signing_key: SigningKey,
         starting_credits: int,
     ) -> None:
         self._accounts = accounts
@@ -68,6 +71,7 @@ class Operations:
         self._database = database
         self._clock = clock
         self._genesis = genesis
+        self._signing_key = signing_key
         self._starting_credits = starting_credits
         self._operations: Mapping[str, Operation] = {
             "account create": self.account_create,
@@ -82,6 +86,7 @@ class Operations:
             "token issue": self.token_issue,
             "token list": self.token_list,
             "token revoke": self.token_revoke,
+            "receipt show": self.receipt_show,
             "model list": self.model_list,
             "ledger verify": self.ledger_verify,
         }
@@ -186,12 +191,7 @@ class Operations:
         reason: Text | None = None,
         actor: str,
     ) -> Object:
-        receipt = await self._ledger.receipt(request_id)
-        if receipt is None:
-            raise Refused(
-                f"There is no receipt of a request {request_id!r:.80}. Its X-Request-Id is meant, "
-                "and a request that still runs has none yet."
-            )
+        receipt = await self._receipt(request_id)
         if receipt.charged == 0:
             raise Refused(f"The request {request_id} cost nothing, so there is nothing to refund.")
         refunded = receipt.charged if amount is None else amount
@@ -234,7 +234,7 @@ class Operations:
         )
         return _as_object(transaction_object(entry))
 
-    # --- tokens, models, ledger -------------------------------------------------------------------
+    # --- tokens, receipts, models, ledger ---------------------------------------------------------
 
     async def token_issue(
         self,
@@ -276,6 +276,12 @@ class Operations:
         audit = self._audit(actor, "token revoke", token_id)
         return self._token(await self._tokens.revoke(token_id, audit))
 
+    async def receipt_show(self, *, request_id: str, signed: bool = False) -> Object:
+        receipt = await self._receipt(request_id)
+        if signed:
+            return signed_receipt(receipt, self._signing_key)
+        return _as_object(receipt_object(receipt))
+
     async def model_list(self) -> Object:
         return {"data": [_as_object(model_object(model)) for model in self._catalogue.list(None)]}
 
@@ -289,6 +295,15 @@ class Operations:
 
     def _find(self, name: str) -> Account | None:
         return next((account for account in self._accounts.list() if account.name == name), None)
+
+    async def _receipt(self, request_id: str) -> Receipt:
+        receipt = await self._ledger.receipt(request_id)
+        if receipt is None:
+            raise Refused(
+                f"There is no receipt of a request {request_id!r:.80}. Its X-Request-Id is meant, "
+                "and a request that still runs has none yet."
+            )
+        return receipt
 
     async def _grant(self, account: Account, credits: int) -> None:
         if credits > 0:

@@ -12,6 +12,7 @@ from tollway.api.admin.operations import Operations
 from tollway.catalogue import Catalogue, ModelOffer, Serving
 from tollway.database.sqlite import SqliteDatabase
 from tollway.ledger.base import HoldAsk, Outcome, genesis
+from tollway.ledger.signing import SigningKey
 from tollway.ledger.sqlite import SqliteLedger
 from tollway.tokens import Tokens
 
@@ -92,6 +93,7 @@ async def open_office(path: Path) -> Office:
         database=database,
         clock=clock,
         genesis=genesis,
+        signing_key=SigningKey.new(),
         starting_credits=STARTING_CREDITS,
     )
     return Office(operations, accounts, tokens, ledger, catalogue, database)

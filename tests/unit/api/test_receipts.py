@@ -1,0 +1,115 @@
+"""A receipt can be signed, and whoever has the public key can check it without us."""
+
+import json
+from typing import Any
+
+import pytest
+from tests.support.api import Api
+
+from tollway.api.receipts import faults_of
+from tollway.ledger.signing import SigningKey, read_public_key
+
+
+async def signed(api: Api, cost: int = 30, **outcome: Any) -> dict[str, Any]:
+    request_id, _ = await api.charged_request(cost, **outcome)
+    return (await api.get(f"/v1/receipts/{request_id}?signed=true", api.secret)).json()
+
+
+async def public_key(api: Api) -> Any:
+    return read_public_key((await api.get("/v1/receipts/public-key")).body)
+
+
+async def test_a_signed_receipt_is_the_receipt_and_its_signature(api: Api) -> None:
+    request_id, _ = await api.charged_request()
+    plain = (await api.get(f"/v1/receipts/{request_id}?signed=false", api.secret)).json()
+    document = (await api.get(f"/v1/receipts/{request_id}?signed=true", api.secret)).json()
+
+    signature = document.pop("signature")
+
+    assert document == plain
+    assert signature["algorithm"] == "Ed25519"
+    assert signature["keyId"] == (await api.get("/v1/receipts/public-key")).json()["id"]
+
+
+@pytest.mark.parametrize("base", ["/api/v1", "/v1"])
+async def test_the_public_key_is_shown_without_a_token_in_both_forms(api: Api, base: str) -> None:
+    reply = await api.get(f"{base}/receipts/public-key")
+
+    shown = reply.json()
+    assert reply.status == 200
+    keys = [shown["pem"].encode(), json.dumps(shown["jwk"]).encode(), reply.body]
+    document = await signed(api)
+    assert [faults_of(document, read_public_key(key)) for key in keys] == [[], [], []]
+
+
+@pytest.mark.parametrize("query", ["signed=1", "signed=", "signed=true&signed=true"])
+async def test_signed_is_true_or_false(api: Api, query: str) -> None:
+    reply = await api.get(f"/v1/receipts/req_1?{query}", api.secret)
+    assert (reply.status, reply.param) == (400, "signed")
+
+
+@pytest.mark.parametrize(
+    ("cost", "outcome"),
+    [
+        (30, {}),
+        (0, {"input_tokens": 0, "output_tokens": 0, "status": "failed"}),
+        (1010, {"output_tokens": 500}),
+    ],
+    ids=["charged", "of nothing", "short"],
+)
+async def test_a_receipt_of_ours_has_no_faults(
+    api: Api, cost: int, outcome: dict[str, Any]
+) -> None:
+    document = await signed(api, cost, **outcome)
+    assert faults_of(document, await public_key(api)) == []
+    assert (document["ledger"] is None) == (cost == 0)
+
+
+CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "fewer tokens": ({"usage": {"completion_tokens": 9}}, "do not add up"),
+    "another rate": ({"rates": {"prompt": 5}}, "costs 21 credits at its rates, and it says 30"),
+    "a lower charge": ({"credits": {"consumed": 29}}, "it says 29 consumed and 0 short"),
+    "more than reserved": ({"credits": {"reserved": 29}}, "more than the 29 reserved"),
+    "no entry": ({"ledger": None}, "A charge has one entry"),
+    "no number": ({"credits": {"consumed": "30"}}, "It is not a receipt"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_what_was_changed_is_found(api: Api, change: str) -> None:
+    changes, fault = CHANGES[change]
+    document = await signed(api)
+    for name, value in changes.items():
+        document[name] = value if value is None else {**document[name], **value}
+
+    faults = faults_of(document, await public_key(api))
+
+    assert "Its signature does not fit" in faults[0]
+    assert any(fault in told for told in faults)
+
+
+async def test_a_wrong_sum_is_found_under_a_right_signature(api: Api) -> None:
+    key = SigningKey.new()
+    document = await signed(api)
+    document["credits"]["consumed"] = 31
+
+    faults = faults_of(key.sign(document), read_public_key(key.public_pem().encode()))
+
+    assert faults == [
+        "Its usage costs 30 credits at its rates, and it says 31 consumed and 0 short."
+    ]
+
+
+async def test_another_key_is_told_by_its_id(api: Api) -> None:
+    other = SigningKey.new()
+    faults = faults_of(await signed(api), read_public_key(other.public_pem().encode()))
+    assert len(faults) == 1
+    assert f"the key given is {other.id}" in faults[0]
+
+
+async def test_without_a_signature_there_is_nothing_to_believe(api: Api) -> None:
+    document = await signed(api)
+    del document["signature"]
+    assert "It has no signature" in faults_of(document, await public_key(api))[0]
+    document["signature"] = "yes"
+    assert "cannot be read" in faults_of(document, await public_key(api))[0]
