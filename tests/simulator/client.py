@@ -34,6 +34,11 @@ class Plan(Struct, frozen=True):
     pipelined: bool
     retries: int
 
+    @property
+    def keyed(self) -> bool:
+        """Whether its tries share an Idempotency-Key: a third of the clients."""
+        return int(self.at * 1_000_000) % 3 == 0
+
     def body(self) -> bytes:
         fields: dict[str, Any] = {
             "model": "acme/m1",
@@ -116,6 +121,8 @@ class HostileClient(asyncio.Protocol):
         ]
         if self._plan.trailers:
             lines.append("te: trailers")
+        if self._plan.keyed:
+            lines.append(f"idempotency-key: {key_of(tag)}")
         if self._plan.credits_max is not None:
             lines.append(f"x-credits-max: {self._plan.credits_max}")
         return "\r\n".join([*lines, "", ""]).encode() + body
@@ -171,6 +178,12 @@ class HostileClient(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.received += data
         self._stirred.set()
+
+
+def key_of(tag: str) -> str:
+    """`c1.2.0.5` is the first try of the sixth request of client 2 in life 1."""
+    client, _, number = tag.rsplit(".", 2)
+    return f"{client}.{number}"
 
 
 class Response(Struct):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard, cast
 
 from msgspec import Struct
-from tests.simulator.client import Response, Talk, responses
+from tests.simulator.client import Response, Talk, key_of, responses
 from tests.simulator.upstream import Served
 
 TOKENS_BELIEVED_MAX = 2**40
@@ -55,6 +55,7 @@ class Figures(Struct):
     charges: int = 0
     kills: int = 0
     recovered: int = 0
+    replayed: int = 0
     lost: int = 0
     double: int = 0
     overspent: int = 0
@@ -93,12 +94,14 @@ class Judge:
         for one in served:
             self._served.setdefault(one.request_id, []).append(one)
 
-    def judge(self, talks: Sequence[Talk], lives: Sequence[Life]) -> None:
+    def judge(self, talks: Sequence[Talk], lives: Sequence[Life], *, clock_stepped: bool) -> None:
         for talk in talks:
             replies = responses(talk.gateways.written)
             for number, tag in enumerate(talk.tags):
                 reply = replies[number] if number < len(replies) else None
                 self._judge_request(tag, number, reply, talk, lives[talk.life])
+        if not clock_stepped:  # a key lives for a day by the wall clock
+            self._judge_keys(talks)
         self.figures.lost = sum("lost:" in complaint for complaint in self.complaints)
         self.figures.double = sum("double:" in complaint for complaint in self.complaints)
         self.figures.overspent = sum("overspent:" in complaint for complaint in self.complaints)
@@ -129,6 +132,24 @@ class Judge:
         if life.killed_at is None:
             self._judge_cancelling(tag, row, served, talk)
 
+    def _judge_keys(self, talks: Sequence[Talk]) -> None:
+        """However often it is tried, a request with an Idempotency-Key is paid for once."""
+        paid: dict[str, list[str]] = {}
+        for tag in (tag for talk in talks if talk.plan.keyed for tag in talk.tags):
+            for row in self._rows.get(tag, []):
+                if row.charged > 0 or row.status == "completed":
+                    paid.setdefault(key_of(tag), []).append(tag)
+        for key, tags in paid.items():
+            if len(tags) > 1:
+                self._complain(key, f"double: its tries {tags} were all paid for")
+
+    def _judge_replay(self, tag: str, reply: Response) -> None:
+        id_, told = reply.headers.get("x-request-id"), reply.headers.get("x-credits-consumed")
+        rows = [row for of_tag in self._rows.values() for row in of_tag if row.request_id == id_]
+        if [str(row.charged) for row in rows] != [told]:
+            self._complain(tag, f"wrong: was told {told} of an earlier try, which is {rows}")
+        self.figures.replayed += 1
+
     def _complain(self, tag: str, complaint: str) -> None:
         self.complaints.append(f"{tag}: {complaint}")
 
@@ -138,6 +159,9 @@ class Judge:
         self, tag: str, number: int, reply: Response | None, talk: Talk, life: Life
     ) -> None:
         if reply is None:
+            return
+        if "idempotent-replayed" in reply.headers:
+            self._judge_replay(tag, reply)
             return
         if reply.status == 200 and (reply.done or (reply.complete and not talk.plan.streams)):
             self._complain(tag, "lost: the client saw it finished, and nothing was charged")

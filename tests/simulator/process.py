@@ -264,7 +264,7 @@ class _NoLock:
 
 def _settings(data_dir: Path, prices: tuple[int, int], concurrent_requests: int) -> Settings:
     return Settings(
-        server=Server(data_dir=data_dir),
+        server=Server(data_dir=data_dir, store_replies=True),
         limits=Limits(
             requests_per_minute=1000,
             concurrent_requests=concurrent_requests,

@@ -227,6 +227,7 @@ def a_stage() -> Generator[Stage]:
         with tempfile.TemporaryDirectory(dir=scratch_directory()) as name:
             yield Stage(Path(name))
     finally:
+        gc.collect()  # what a kill left suspended may still complain
         gc.enable()
         logging.disable(logging.NOTSET)
 
@@ -258,7 +259,7 @@ class _Run:
         with closing(connect(self._path)) as connection:
             self._complaints += [f"verify: {violation}" for violation in verify(connection)]
             judge = Judge(rows_by_tag(connection), self._upstream.served)
-            judge.judge(self._talks, self._lives)
+            judge.judge(self._talks, self._lives, clock_stepped=self._clock_stepped)
             self._judge_deeds(connection)
         judge.figures.kills = sum(life.killed_at is not None for life in self._lives)
         complaints = self._complaints + judge.complaints
@@ -344,7 +345,8 @@ class _Run:
             replies = responses(client.received)
             statuses = [(r.status, "whole" if r.complete else "broken") for r in replies]
             self._tell(f"{tag} ended: {statuses}")
-            if replies and replies[-1].complete and replies[-1].status < 500:
+            whole = bool(replies) and replies[-1].complete and replies[-1].status < 500
+            if whole and not plan.keyed:  # with a key it tries again all the same
                 return
             await asyncio.sleep(0.05)
 

@@ -23,7 +23,7 @@ def test_no_schedule_loses_a_charge_makes_one_twice_or_overspends(
     # What it looked at, so that it cannot pass by looking at nothing.
     assert figures.schedules == SCHEDULES
     assert min(figures.charges, figures.interrupted, figures.counted) > 500
-    assert min(figures.kills, figures.recovered, figures.shortfall) > 20
+    assert min(figures.kills, figures.recovered, figures.replayed) > 20
 
 
 def test_a_seed_tells_the_same_story_each_time() -> None:
