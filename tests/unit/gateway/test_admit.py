@@ -254,7 +254,9 @@ async def test_x_credits_max_caps_what_is_held(
     assert admission.hold.amount == held
 
 
-@pytest.mark.parametrize(("header", "fields"), [(b"131", {}), (b"199", {"max_tokens": 50})])
+@pytest.mark.parametrize(
+    ("header", "fields"), [(b"0", {}), (b"131", {}), (b"199", {"max_tokens": 50})]
+)
 async def test_x_credits_max_refuses_what_costs_more(
     door: Door, header: bytes, fields: dict[str, Any]
 ) -> None:
@@ -269,6 +271,11 @@ async def test_x_credits_max_refuses_what_costs_more(
 @pytest.mark.parametrize("header", [b"", b"-1", b"1.5", b"many", b"1" * 16, b"\xb2"])
 async def test_x_credits_max_is_a_whole_number(door: Door, header: bytes) -> None:
     assert isinstance(await door.refusal(credits_max=header), InvalidRequest)
+    assert await has_taken_nothing(door)
+
+
+async def test_a_spend_cap_of_zero_is_a_cap(door: Door) -> None:
+    assert isinstance(await door.refusal(a_caller(spend_cap=0)), InsufficientCredits)
     assert await has_taken_nothing(door)
 
 

@@ -1,0 +1,335 @@
+"""Puts one money bug after another into a copy of the source, and shows that the tests catch each.
+
+    python -m tests.money_bugs             all of them; exit status 1 where one survives
+    python -m tests.money_bugs NAME ...    these
+
+A bug is a few characters that a tired person could get wrong. The tests that can catch it run in
+the order of their cost, until one fails.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+AT_A_TIME = 2
+SECONDS_MAX = 400
+
+GATEWAY = ("-m", "pytest", "-q", "-x", "tests/unit/gateway", "tests/unit/test_pricing.py")
+WIRE = ("-m", "pytest", "-q", "-x", "tests/unit/wire", "tests/unit/api/admin")
+LEDGER = ("-m", "pytest", "-q", "-x", "tests/unit/ledger", "tests/unit/database")
+SIMULATOR = ("-m", "tests.simulator", "--schedules", "1500", "--stop-at", "1")
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    name: str
+    file: str
+    right: str
+    wrong: str
+
+    @property
+    def suites(self) -> tuple[tuple[str, ...], ...]:
+        if self.file.startswith(("ledger", "database")):
+            return LEDGER, GATEWAY, SIMULATOR
+        return GATEWAY, WIRE, SIMULATOR
+
+
+BUGS = (
+    # --- pricing
+    Bug(
+        "a charge is rounded down",
+        "pricing.py",
+        "return -(-exact // TOKENS_PER_PRICE_UNIT)",
+        "return exact // TOKENS_PER_PRICE_UNIT",
+    ),
+    Bug(
+        "a ceil that is off by one",
+        "pricing.py",
+        "return -(-exact // TOKENS_PER_PRICE_UNIT)",
+        "return exact // TOKENS_PER_PRICE_UNIT + 1",
+    ),
+    Bug(
+        "what is affordable is rounded up",
+        "pricing.py",
+        "return left // (price.output_credits_per_million * choices)",
+        "return -(-left // (price.output_credits_per_million * choices))",
+    ),
+    Bug(
+        "the bound forgets what NFKC makes longer",
+        "pricing.py",
+        'return max(len(text.encode()), len(unicodedata.normalize("NFKC", text).encode()))',
+        "return len(text.encode())",
+    ),
+    # --- admit
+    Bug(
+        "truth for `is None`: X-Credits-Max: 0 allows everything",
+        "gateway/admit.py",
+        "if ceiling is not None and credits_max > ceiling:",
+        "if ceiling and credits_max > ceiling:",
+    ),
+    Bug(
+        "truth for `is None`: a spend cap of 0 is none",
+        "ledger/sqlite.py",
+        "if ask.token_spend_cap is not None:\n            amount",
+        "if ask.token_spend_cap:\n            amount",
+    ),
+    Bug(
+        "the hold forgets that there are several choices",
+        "gateway/admit.py",
+        "credits = charge(model.price, input_tokens, choices * output_tokens)",
+        "credits = charge(model.price, input_tokens, output_tokens)",
+    ),
+    Bug(
+        "a smaller hold does not lower the cap",
+        "gateway/admit.py",
+        "if hold.amount == cost.credits_max:",
+        "if hold.amount <= cost.credits_max:",
+    ),
+    Bug(
+        "a refused request keeps its place",
+        "gateway/admit.py",
+        "            self._concurrency.leave(caller.account.id)\n            for key",
+        "            for key",
+    ),
+    Bug(
+        "X-Credits-Max is not kept to",
+        "gateway/admit.py",
+        "            credits_max = ceiling\n",
+        "            pass\n",
+    ),
+    # --- route and upstream
+    Bug(
+        "a stream's cap is not sent to the upstream",
+        "upstreams/openai.py",
+        '"max_tokens": ask.output_tokens_max,\n                "stream": True,',
+        '"stream": True,',
+    ),
+    Bug(
+        "asked again although it had answered",
+        "upstreams/connection.py",
+        "elif self._used and not self._answered:",
+        "elif self._used:",
+    ),
+    # --- relay
+    Bug(
+        "an upstream is cut one token too late",
+        "gateway/relay.py",
+        "if meter.output_pieces > self._output_tokens_max:",
+        "if meter.output_pieces > self._output_tokens_max + 1:",
+    ),
+    Bug(
+        "usage of what was cut off is charged",
+        "gateway/relay.py",
+        "if report is not None and not self.cut_off:",
+        "if report is not None:",
+    ),
+    Bug(
+        "each event counts, with output or not",
+        "gateway/relay.py",
+        "pieces += choice.delta.carries_output()",
+        "pieces += 1",
+    ),
+    Bug(
+        "the short way forgets to count",
+        "gateway/relay.py",
+        "            self._count_pieces(1)\n",
+        "",
+    ),
+    Bug(
+        "what comes after the client has left is counted",
+        "api/edge.py",
+        "self.press(True)  # nothing more",
+        "pass  # nothing more",
+    ),
+    # --- settle
+    Bug(
+        "a report from before the last output is believed",
+        "gateway/settle.py",
+        'return meter.status == "completed" or meter.reported_pieces == meter.output_pieces',
+        "return True",
+    ),
+    Bug(
+        "a usage of zero is believed",
+        "gateway/settle.py",
+        "if report.input_tokens == 0 or (received and report.output_tokens == 0):",
+        "if report.input_tokens < 0:",
+    ),
+    Bug(
+        "a whole reply that broke is charged",
+        "gateway/settle.py",
+        'if meter.status != "completed" and not admission.parsed.wants_stream:',
+        'if meter.status == "interrupted" and not admission.parsed.wants_stream:',
+    ),
+    Bug(
+        "a blank reply is charged",
+        "gateway/settle.py",
+        'if not received and not (meter.status == "completed" and meter.finished):',
+        'if not received and meter.status != "completed":',
+    ),
+    Bug(
+        "a checkpoint is ahead of what was delivered",
+        "gateway/settle.py",
+        "                usage.output_tokens,\n                admission.call",
+        "                usage.output_tokens + 1,\n                admission.call",
+    ),
+    Bug(
+        "negative usage is believed",
+        "wire/usage.py",
+        "type(value) is int and 0 <= value <= TOKENS_BELIEVED_MAX",
+        "type(value) is int and value <= TOKENS_BELIEVED_MAX",
+    ),
+    # --- pipeline
+    Bug(
+        "a place in flight is not given back",
+        "gateway/pipeline.py",
+        "            self._gate.leave(admission)\n",
+        "            pass\n",
+    ),
+    # --- ledger
+    Bug(
+        "a charge is not held to its hold",
+        "ledger/sqlite.py",
+        "charged = min(outcome.cost, hold.amount)",
+        "charged = outcome.cost",
+    ),
+    Bug(
+        "what others hold may be held again",
+        "ledger/sqlite.py",
+        "available = purse.balance - purse.held\n        if available < ask.amount_min:",
+        "available = purse.balance\n        if available < ask.amount_min:",
+    ),
+    Bug(
+        "only what was charged is released",
+        "ledger/sqlite.py",
+        "        purse.held -= hold.amount\n        purse.take(charged)",
+        "        purse.held -= charged\n        purse.take(charged)",
+    ),
+    Bug(
+        "a dropped WHERE",
+        "ledger/sqlite.py",
+        '"UPDATE tokens SET spent = spent + ? WHERE id = ? AND spend_cap IS NOT NULL"',
+        '"UPDATE tokens SET spent = spent + ? WHERE ? IS NOT NULL AND spend_cap IS NOT NULL"',
+    ),
+    Bug(
+        "the client is told before the charge is on disk",
+        "ledger/sqlite.py",
+        "        self._database.submit(_Settle(self._chains, future, charge))\n",
+        "        self._database.submit(_Settle(self._chains, future, charge))\n"
+        "        future.set_result(settlement)\n",
+    ),
+    Bug(
+        "the journal is applied twice",
+        "ledger/sqlite.py",
+        "missing = _not_written(connection, [work.charge for work in batch])",
+        "missing = [work.charge for work in batch]",
+    ),
+    Bug(
+        "recovery charges more than the hold",
+        "ledger/sqlite.py",
+        "charged = min(cost, amount, balance)",
+        "charged = cost",
+    ),
+    Bug(
+        "what is taken back may be what is held",
+        "ledger/sqlite.py",
+        "if purse.balance - purse.held + amount < 0:",
+        "if purse.balance + amount < 0:",
+    ),
+    Bug(
+        "the same top-up counts twice",
+        "ledger/sqlite.py",
+        "written = error is None and done.result()[1]",
+        "written = error is None",
+    ),
+    Bug(
+        "a commit does not wait for the disk",
+        "database/sqlite.py",
+        "PRAGMA synchronous = FULL",
+        "PRAGMA synchronous = OFF",
+    ),
+    # --- operations
+    Bug(
+        "a refund is bounded by the hold, not the charge",
+        "api/admin/operations.py",
+        "if refunded > receipt.charged:",
+        "if refunded > receipt.reserved:",
+    ),
+)
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(prog="python -m tests.money_bugs", description=__doc__)
+    options.add_argument("names", nargs="*", help="those whose name has one of these in it")
+    names: list[str] = options.parse_args().names
+    bugs = [bug for bug in BUGS if not names or any(name in bug.name for name in names)]
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        if not all(pool.map(_passes_here, (GATEWAY, WIRE, LEDGER, SIMULATOR))):
+            _say("The tests fail without a bug: nothing is shown by their failing with one.")
+            return 2
+        killed = list(pool.map(_is_killed, bugs))
+    _say(f"{sum(killed)} of {len(bugs)} killed")
+    return not all(killed)
+
+
+def _is_killed(bug: Bug) -> bool:
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name)
+        _copy_tree(copy)
+        _apply(bug, copy)
+        killer = next((suite for suite in bug.suites if not _passes(copy, suite)), None)
+    seconds = time.monotonic() - began
+    by = "" if killer is None else f", by {' '.join(word for word in killer if 'tests' in word)}"
+    _say(f"{'SURVIVED' if killer is None else 'killed':9} {bug.name} ({seconds:.0f} s{by})")
+    return killer is not None
+
+
+def _passes_here(suite: Sequence[str]) -> bool:
+    with tempfile.TemporaryDirectory() as name:
+        _copy_tree(Path(name))
+        return _passes(Path(name), suite)
+
+
+def _copy_tree(copy: Path) -> None:
+    unwanted = shutil.ignore_patterns("__pycache__", "node_modules")
+    for directory in ("src", "tests"):
+        shutil.copytree(ROOT / directory, copy / directory, ignore=unwanted)
+    shutil.copy(ROOT / "pyproject.toml", copy)
+
+
+def _apply(bug: Bug, copy: Path) -> None:
+    path = copy / "src" / "tollway" / bug.file
+    source = path.read_text()
+    count = source.count(bug.right)
+    assert count == 1, f"{bug.name}: its text is {count} times in {bug.file}; put it up to date"
+    path.write_text(source.replace(bug.right, bug.wrong))
+
+
+def _passes(copy: Path, suite: Sequence[str]) -> bool:
+    environment = {**os.environ, "PYTHONPATH": str(copy / "src")}
+    done = subprocess.run(
+        [sys.executable, *suite],
+        cwd=copy,
+        env=environment,
+        capture_output=True,
+        timeout=SECONDS_MAX,
+    )
+    return done.returncode == 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
