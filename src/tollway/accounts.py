@@ -4,7 +4,7 @@ All accounts are in memory: a request looks its own up without a query. Every ch
 before it takes effect, except a freeze, which refuses at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Literal
 
 import msgspec
@@ -55,9 +55,16 @@ class Accounts:
     def list(self) -> list[Account]:
         return list(self._by_id.values())
 
-    async def create(self, name: str, *, chain_head: Callable[[str], bytes]) -> Account:
-        """`chain_head(id)` is where the ledger begins the account's chain of entries. Raises
-        `Refused` for a name that is taken."""
+    async def create(
+        self,
+        name: str,
+        *,
+        chain_head: Callable[[str], bytes],
+        write: Callable[[Account, Statement], Awaitable[object]] | None = None,
+    ) -> Account:
+        """`chain_head(id)` is where the ledger begins the account's chain of entries. `write` puts
+        the account's row on disk, together with what must not be there without it or it without.
+        Raises `Refused` for a name that is taken."""
         if not 1 <= len(name) <= NAME_CHARACTERS_MAX or not name.isprintable():
             raise Refused(
                 f"An account's name has 1 to {NAME_CHARACTERS_MAX} printable characters; "
@@ -67,13 +74,15 @@ class Accounts:
             raise Refused(f"There is an account {name!r} already. Choose another name.")
         now = self._clock.now()
         account = Account(new_id("acc", now), name, "active", None, None, now)
-        await self._database.execute(
-            (
-                "INSERT INTO accounts (id, name, status, chain_head, created_at)"
-                " VALUES (?, ?, ?, ?, ?)",
-                (account.id, name, account.status, chain_head(account.id), int(now * 1000)),
-            )
+        row: Statement = (
+            "INSERT INTO accounts (id, name, status, chain_head, created_at)"
+            " VALUES (?, ?, ?, ?, ?)",
+            (account.id, name, account.status, chain_head(account.id), int(now * 1000)),
         )
+        if write is None:
+            await self._database.execute(row)
+        else:
+            await write(account, row)
         self._remember(account)
         return account
 
@@ -94,11 +103,11 @@ class Accounts:
     async def set_limits(
         self,
         name: str,
-        *,
+        *audit: Statement,
         requests_per_minute: int | None = None,
         concurrent_requests: int | None = None,
     ) -> Account:
-        """None leaves a limit as it is."""
+        """None leaves a limit as it is. `audit` is written with it."""
         account = self.named(name)
         changed = msgspec.structs.replace(
             account,
@@ -106,10 +115,11 @@ class Accounts:
             concurrent_requests=_or(concurrent_requests, account.concurrent_requests),
         )
         await self._database.execute(
+            *audit,
             (
                 "UPDATE accounts SET requests_per_minute = ?, concurrent_requests = ? WHERE id = ?",
                 (changed.requests_per_minute, changed.concurrent_requests, changed.id),
-            )
+            ),
         )
         self._remember(changed)
         return changed

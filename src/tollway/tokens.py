@@ -11,7 +11,7 @@ import json
 import re
 import secrets
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import msgspec
@@ -113,9 +113,10 @@ class Tokens:
         requests_per_minute: int | None = None,
         spend_cap: int | None = None,
         strict: bool = False,
+        audit: Callable[[Token], Statement] | None = None,
     ) -> tuple[Token, str]:
-        """The token and its secret, which is not kept and cannot be shown again. Raises
-        `InvalidRequest`."""
+        """The token and its secret, which is not kept and cannot be shown again. What `audit` makes
+        is written with it. Raises `InvalidRequest`."""
         granted = frozenset(scopes)
         if not granted or not granted <= frozenset(SCOPES):
             raise InvalidRequest(
@@ -143,6 +144,7 @@ class Tokens:
         digest = _digest(secret)
         assert digest is not None
         await self._database.execute(
+            *(() if audit is None else (audit(token),)),
             (
                 "INSERT INTO tokens (id, account_id, name, digest, scopes, models,"
                 " requests_per_minute, spend_cap, strict, created_at, expires_at)"
@@ -160,7 +162,7 @@ class Tokens:
                     int(now * 1000),
                     None if token.expires_at is None else int(token.expires_at * 1000),
                 ),
-            )
+            ),
         )
         self._remember(digest, token)
         return token, secret

@@ -248,10 +248,12 @@ class Ledger(Protocol):
         ref: str,
         description: str,
         audit: Statement | None = None,
+        opening: Statement | None = None,
     ) -> tuple[Entry, bool]:
         """Adds an entry that is no charge, on disk when it returns. The same kind and ref adds
-        once: the bool says whether this call did. `audit` is written with it, in its transaction.
-        Raises `Refused` where it would take more than is available."""
+        once: the bool says whether this call did. `audit` is written with it, in its transaction,
+        and so is `opening`, before it: the row of an account that begins with this entry. Raises
+        `Refused` where it would take more than is available."""
         ...
 
     async def entries(self, account_id: str, *, page: int, limit: int) -> tuple[list[Entry], int]:

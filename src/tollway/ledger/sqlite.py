@@ -221,6 +221,7 @@ class SqliteLedger:
         ref: str,
         description: str,
         audit: Statement | None = None,
+        opening: Statement | None = None,
     ) -> tuple[Entry, bool]:
         purse = self._purses[account_id]
         if amount < 0:
@@ -235,7 +236,7 @@ class SqliteLedger:
         future: asyncio.Future[tuple[Entry, bool]] = asyncio.get_running_loop().create_future()
         entry = Entry(account_id, 0, kind, amount, 0, ref, description, self._clock.now())
         future.add_done_callback(lambda done: self._added(account_id, amount, done))
-        self._database.submit(_Add(self._chains, future, entry, audit))
+        self._database.submit(_Add(self._chains, future, entry, audit, opening))
         return await asyncio.shield(future)  # a waiter that leaves does not undo it
 
     def _added(
@@ -520,7 +521,7 @@ def _recovered(charge: _Charge, origin: Literal["journal", "checkpoint"]) -> Rec
 
 
 class _Add:
-    __slots__ = ("audit", "chains", "entry", "future")
+    __slots__ = ("audit", "chains", "entry", "future", "opening")
 
     def __init__(
         self,
@@ -528,7 +529,9 @@ class _Add:
         future: asyncio.Future[tuple[Entry, bool]],
         entry: Entry,
         audit: Statement | None,
+        opening: Statement | None,
     ) -> None:
+        self.opening = opening
         self.chains = chains
         self.future = future
         self.entry = entry
@@ -544,6 +547,8 @@ class _Add:
             if before is not None:
                 results.append((_entry(before), False))
                 continue
+            if work.opening is not None:
+                connection.execute(*work.opening)
             placed, hash_ = work.chains.append(connection, work.entry)
             insert_rows(connection, "ledger", [_entry_row(placed, hash_)])
             if work.audit is not None:
@@ -584,9 +589,11 @@ class _AskBalance(Struct, gc=False):
 
     @staticmethod
     def apply(connection: sqlite3.Connection, batch: Sequence["_AskBalance"]) -> list[int]:
+        """0 for an account whose first entry, and so its row, did not come to be."""
         return [
             connection.execute(
-                "SELECT balance FROM accounts WHERE id = ?", (work.account_id,)
+                "SELECT COALESCE((SELECT balance FROM accounts WHERE id = ?), 0)",
+                (work.account_id,),
             ).fetchone()[0]
             for work in batch
         ]

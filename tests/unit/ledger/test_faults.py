@@ -10,8 +10,9 @@ import pytest
 from tests.unit.ledger.books import MODEL, Books, a_checkpoint, an_outcome
 from tests.unit.ledger.faults import BALLAST_BYTES, FAILURES, Disk, Failure, mended
 
+from tollway.database.base import Statement
 from tollway.errors import Unavailable
-from tollway.ledger.base import Earlier, Recovered, Settlement
+from tollway.ledger.base import Earlier, Recovered, Settlement, genesis
 
 BODY = b"\x01" * 32
 
@@ -303,6 +304,29 @@ async def test_an_addition_that_failed_may_be_tried_again(
     await books.top_up("acc_1", 30, ref="a")
 
     assert (await books.balance("acc_1"), books.ledger.available("acc_1")) == (130, 130)
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_an_account_whose_opening_failed_is_there_with_its_credit_or_not_at_all(
+    books: Books, disk: Disk, failure: Failure
+) -> None:
+    row: Statement = (
+        "INSERT INTO accounts (id, name, chain_head, created_at) VALUES (?, ?, ?, 0)",
+        ("acc_2", "acc_2", genesis("acc_2")),
+    )
+    disk.failure = failure
+    with pytest.raises(Unavailable):
+        await books.ledger.add(
+            "acc_2", 50, kind="grant", ref="grant:acc_2", description="first", opening=row
+        )
+    disk.mend()
+    await mended(books.database)
+    await books.charge("acc_1", 1, cost=1)  # comes after the question for the balance
+
+    rows = await books.database.fetch("SELECT balance FROM accounts WHERE id = 'acc_2'")
+    assert rows == ([(50,)] if failure.startswith("commit landed") else [])
+    assert books.ledger.available("acc_2") == sum(balance for (balance,) in rows)
+    assert books.verify() == []
 
 
 # --- keys and caps through the journal ------------------------------------------------------------

@@ -3,8 +3,8 @@ socket.
 
 Each operation is a method whose signature says what it takes; `execute` finds it by the command's
 words and checks the arguments against that signature. What is returned has the shapes of the API.
-An operation that moves credit or takes access away writes who did it and why into the audit, in the
-same transaction.
+An operation that changes something writes who did it and why into the audit, in the same
+transaction.
 """
 
 import inspect
@@ -105,17 +105,18 @@ class Operations:
         """Makes the first start's account, with the starting credits and a token: the token's
         secret if it was issued now.
 
-        The token comes last, so a start that died before it does the rest again; the grant adds
-        once.
+        The token comes last, so a start that died before it is made good by the next.
         """
         account = self._find(DEFAULT_ACCOUNT)
         if account is None:
-            account = await self._accounts.create(DEFAULT_ACCOUNT, chain_head=self._genesis)
+            account = await self._open(DEFAULT_ACCOUNT, self._starting_credits, actor="tollway")
         elif self._tokens.list(account.id):
             return None
-        await self._grant(account, self._starting_credits)
         _, secret = await self._tokens.issue(
-            account.id, name="first", scopes=("llm-all", "account")
+            account.id,
+            name="first",
+            scopes=("llm-all", "account"),
+            audit=lambda token: self._audit("tollway", "token issue", token.id),
         )
         return secret
 
@@ -126,10 +127,10 @@ class Operations:
         *,
         name: str,
         credits: Annotated[int, Meta(ge=0, le=_CREDITS_MAX)] | None = None,
+        actor: str,
     ) -> Object:
-        account = await self._accounts.create(name, chain_head=self._genesis)
-        await self._grant(account, self._starting_credits if credits is None else credits)
-        return self._account(account)
+        credits = self._starting_credits if credits is None else credits
+        return self._account(await self._open(name, credits, actor=actor))
 
     async def account_list(self) -> Object:
         return {"data": [self._account(account) for account in self._accounts.list()]}
@@ -151,9 +152,18 @@ class Operations:
         name: str,
         requests_per_minute: Limit | None = None,
         concurrent_requests: Limit | None = None,
+        actor: str,
     ) -> Object:
+        audit = self._audit(
+            actor,
+            "account set",
+            self._accounts.named(name).id,
+            requests_per_minute=requests_per_minute,
+            concurrent_requests=concurrent_requests,
+        )
         account = await self._accounts.set_limits(
             name,
+            audit,
             requests_per_minute=requests_per_minute,
             concurrent_requests=concurrent_requests,
         )
@@ -247,6 +257,7 @@ class Operations:
         requests_per_minute: Limit | None = None,
         spend_cap: Amount | None = None,
         strict: bool = False,
+        actor: str,
     ) -> Object:
         owner = self._accounts.named(account)
         for model in models or ():
@@ -262,6 +273,9 @@ class Operations:
             requests_per_minute=requests_per_minute,
             spend_cap=spend_cap,
             strict=strict,
+            audit=lambda token: self._audit(
+                actor, "token issue", token.id, account=owner.id, scopes=sorted(token.scopes)
+            ),
         )
         return {
             **self._token(token),
@@ -305,15 +319,25 @@ class Operations:
             )
         return receipt
 
-    async def _grant(self, account: Account, credits: int) -> None:
-        if credits > 0:
+    async def _open(self, name: str, credits: int, *, actor: str) -> Account:
+        """The account and its first credits come to be together or not at all."""
+
+        async def write(account: Account, row: Statement) -> None:
+            audit = self._audit(actor, "account create", account.id, credits=credits)
+            if credits == 0:
+                await self._database.execute(row, audit)
+                return
             await self._ledger.add(
                 account.id,
                 credits,
                 kind="grant",
                 ref=f"grant:{account.id}",
                 description="starting credits",
+                audit=audit,
+                opening=row,
             )
+
+        return await self._accounts.create(name, chain_head=self._genesis, write=write)
 
     def _audit(
         self, actor: str, action: str, subject: str, reason: str = "", **details: object

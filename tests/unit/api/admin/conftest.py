@@ -58,8 +58,15 @@ class Office:
         return request_id
 
     async def audit(self) -> list[tuple[object, ...]]:
+        """Without how the accounts and tokens of the test came to be."""
         return await self.database.fetch(
-            "SELECT actor, action, subject, reason FROM audit ORDER BY action, reason"
+            "SELECT actor, action, subject, reason FROM audit"
+            " WHERE action NOT IN ('account create', 'token issue') ORDER BY action, reason"
+        )
+
+    async def audit_of(self, action: str) -> list[tuple[object, ...]]:
+        return await self.database.fetch(
+            "SELECT actor, subject, details FROM audit WHERE action = ? ORDER BY id", (action,)
         )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from tests.unit.api.admin.conftest import STARTING_CREDITS, Office, open_office
@@ -69,6 +70,51 @@ async def test_freezing_and_unfreezing_leave_a_trace_of_who_did_it(
         ("alice", "account freeze", acme.id, ""),
         ("alice", "account unfreeze", acme.id, ""),
     ]
+
+
+async def test_making_an_account_and_setting_its_limits_leave_a_trace(
+    office: Office, acme: Account
+) -> None:
+    await office.do("account set", name="acme", requests_per_minute=7)
+
+    made = f'{{"credits": {STARTING_CREDITS}}}'
+    assert await office.audit_of("account create") == [("alice", acme.id, made)]
+    limits = '{"requests_per_minute": 7, "concurrent_requests": null}'
+    assert await office.audit_of("account set") == [("alice", acme.id, limits)]
+
+
+async def test_issuing_a_token_leaves_a_trace_without_its_secret(
+    office: Office, acme: Account
+) -> None:
+    issued = await office.do("token issue", account="acme")
+
+    details = f'{{"account": "{acme.id}", "scopes": ["llm-all"]}}'
+    assert await office.audit_of("token issue") == [("alice", issued["id"], details)]
+
+
+async def test_an_account_and_its_first_credits_come_together_or_not_at_all(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The same transaction: where the entry cannot be written, there is no account either.
+    def torn(*_: object) -> NoReturn:
+        raise Refused("torn")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tollway.ledger.sqlite.insert_rows", torn)
+        with pytest.raises(Refused, match="torn"):
+            await office.do("account create", name="new")
+
+    assert await office.database.fetch("SELECT name FROM accounts WHERE name = 'new'") == []
+    assert await office.audit_of("account create") == []
+    again = await office.do("account create", name="new")
+    assert again["creditBalance"] == STARTING_CREDITS
+
+
+async def test_an_account_may_begin_with_nothing(office: Office) -> None:
+    account = await office.do("account create", name="poor", credits=0)
+
+    assert account["creditBalance"] == 0
+    assert len(await office.audit_of("account create")) == 1
 
 
 # --- credit ---------------------------------------------------------------------------------------
