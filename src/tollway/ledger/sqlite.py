@@ -234,7 +234,9 @@ class SqliteLedger:
                 )
             purse.take(-amount)
         future: asyncio.Future[tuple[Entry, bool]] = asyncio.get_running_loop().create_future()
-        entry = Entry(account_id, 0, kind, amount, 0, ref, description, self._clock.now())
+        # As the file keeps it, so that it reads the same when it comes from there.
+        created_at = _milliseconds(self._clock.now()) / 1000
+        entry = Entry(account_id, 0, kind, amount, 0, ref, description, created_at)
         future.add_done_callback(lambda done: self._added(account_id, amount, done))
         self._database.submit(_Add(self._chains, future, entry, audit, opening))
         return await asyncio.shield(future)  # a waiter that leaves does not undo it

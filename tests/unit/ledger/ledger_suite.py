@@ -103,6 +103,15 @@ class LedgerSuite:
         with pytest.raises(NotEnough):
             await books.hold(account, 1)
 
+    async def test_an_entry_reads_the_same_when_it_comes_from_the_file(self, books: Books) -> None:
+        account = await books.account(100)
+        books.clock.advance(0.1827)
+
+        added, _ = await books.ledger.add(account, 5, kind="top_up", ref="a", description="prepaid")
+
+        entries, _ = await books.ledger.entries(account, page=1, limit=1)
+        assert entries == [added]
+
     # --- spend caps -----------------------------------------------------------------------------
 
     async def test_a_spend_cap_counts_what_is_spent_and_what_is_held(self, books: Books) -> None:
