@@ -67,11 +67,6 @@ class SigningKey:
         """As `load`, but makes none."""
         return cls.load(data_dir) if (data_dir / _FILE).exists() else None
 
-    @classmethod
-    def new(cls) -> "SigningKey":
-        """One that is kept nowhere."""
-        return cls(Ed25519PrivateKey.generate())
-
     def sign(self, document: Document) -> Document:
         """The document with its `signature`; one that it had is replaced."""
         value = self._private_key.sign(canonical(document))

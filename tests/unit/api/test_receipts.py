@@ -1,6 +1,7 @@
 """A receipt can be signed, and whoever has the public key can check it without us."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,11 @@ async def signed(api: Api, cost: int = 30, **outcome: Any) -> dict[str, Any]:
 
 async def public_key(api: Api) -> Any:
     return read_public_key((await api.get("/v1/receipts/public-key")).body)
+
+
+def another_key(folder: Path) -> SigningKey:
+    (folder / "other").mkdir()
+    return SigningKey.load(folder / "other")
 
 
 async def test_a_signed_receipt_is_the_receipt_and_its_signature(api: Api) -> None:
@@ -88,8 +94,8 @@ async def test_what_was_changed_is_found(api: Api, change: str) -> None:
     assert any(fault in told for told in faults)
 
 
-async def test_a_wrong_sum_is_found_under_a_right_signature(api: Api) -> None:
-    key = SigningKey.new()
+async def test_a_wrong_sum_is_found_under_a_right_signature(api: Api, tmp_path: Path) -> None:
+    key = another_key(tmp_path)
     document = await signed(api)
     document["credits"]["consumed"] = 31
 
@@ -100,8 +106,8 @@ async def test_a_wrong_sum_is_found_under_a_right_signature(api: Api) -> None:
     ]
 
 
-async def test_another_key_is_told_by_its_id(api: Api) -> None:
-    other = SigningKey.new()
+async def test_another_key_is_told_by_its_id(api: Api, tmp_path: Path) -> None:
+    other = another_key(tmp_path)
     faults = faults_of(await signed(api), read_public_key(other.public_pem().encode()))
     assert len(faults) == 1
     assert f"the key given is {other.id}" in faults[0]

@@ -100,7 +100,7 @@ async def open_office(path: Path) -> Office:
         database=database,
         clock=clock,
         genesis=genesis,
-        signing_key=SigningKey.new(),
+        signing_key=SigningKey.load(path.parent),
         starting_credits=STARTING_CREDITS,
     )
     return Office(operations, accounts, tokens, ledger, catalogue, database)
