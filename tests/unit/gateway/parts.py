@@ -8,7 +8,7 @@ from tests.support.builders import chat_bytes
 from tollway.accounts import Account
 from tollway.catalogue import Model, Price, Serving
 from tollway.errors import RequestError
-from tollway.gateway.types import Admission, Call, Caller, Cost, Meter, Standing
+from tollway.gateway.types import Admission, Call, Caller, Cost, Meter, Standing, StoredReply
 from tollway.ledger.base import Hold, Settlement
 from tollway.rates.base import RateState
 from tollway.tokens import Token
@@ -139,6 +139,9 @@ class ReplyLog:
 
     def complete(self, admission: Admission, settlement: Settlement, body: bytes) -> None:
         self.body = body
+
+    def repeat(self, request_id: str, reply: StoredReply, standing: Standing) -> None:
+        raise AssertionError("nothing here has an Idempotency-Key")
 
     def refuse(
         self, call: Call, error: RequestError, standing: Standing | None, *, charged: int = 0
