@@ -156,11 +156,10 @@ class Gate:
     ) -> tuple[Hold, Cost]:
         """Where the client named no length, what is available is enough if it buys 16 tokens: the
         length follows it."""
-        least = cost.output_tokens_max
+        credits_max = credits_min = cost.credits_max
         if parsed.request.output_tokens_wanted is None:
-            least = min(least, OUTPUT_TOKENS_WORTH_STARTING)
-        credits_min = charge(model.price, cost.input_tokens_max, cost.choices * least)
-        credits_max = cost.credits_max
+            least = min(cost.output_tokens_max, OUTPUT_TOKENS_WORTH_STARTING)
+            credits_min = charge(model.price, cost.input_tokens_max, cost.choices * least)
         if ceiling is not None and credits_max > ceiling:
             if credits_min > ceiling:
                 why = CreditsWhy("credits_max", ceiling, 0, ceiling)
