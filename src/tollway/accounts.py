@@ -89,9 +89,15 @@ class Accounts:
     async def freeze(self, name: str, *audit: Statement) -> Account:
         """Its next request is refused; those in flight end as they would. `audit` is written with
         it."""
-        frozen = msgspec.structs.replace(self.named(name), status="frozen")
+        before = self.named(name)
+        frozen = msgspec.structs.replace(before, status="frozen")
         self._remember(frozen)
-        await self._store_status(frozen, audit)
+        try:
+            await self._store_status(frozen, audit)
+        except BaseException:
+            # Told as refused, and a restart would find it active: it is.
+            self._remember(before)
+            raise
         return frozen
 
     async def unfreeze(self, name: str, *audit: Statement) -> Account:

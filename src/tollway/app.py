@@ -58,7 +58,7 @@ from tollway.upstreams.embedded.upstream import EmbeddedSettings, EmbeddedUpstre
 from tollway.upstreams.openai import OpenAICompatible
 from tollway.upstreams.trust import Trust
 
-CHECKPOINT_SECONDS = 2.0
+CHECKPOINT_SECONDS = 1.0
 KEY_SWEEP_SECONDS = 60.0
 STOP_SECONDS_MAX = 10.0
 EMBEDDED = "embedded"

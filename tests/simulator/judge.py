@@ -12,9 +12,9 @@ from tests.simulator.upstream import Served
 
 TOKENS_BELIEVED_MAX = 2**40
 CANCELLED_WITHIN_SECONDS = 1.0
-# A stream of up to 3.9 s may not have had its first checkpoint (it is written once the stream is
-# older than 2 s, at the next tick of 2 s), and the slowest write of a schedule takes 0.4 s.
-LOST_SECONDS_MAX = 4.5
+# A stream of up to 2 s may not have had its first checkpoint (it is written once the stream is
+# older than a second, at the next tick of one), and the slowest write of a schedule takes 0.4 s.
+LOST_SECONDS_MAX = 2.5
 
 
 class Row(Struct, frozen=True):
