@@ -37,7 +37,13 @@ from tollway.catalogue import Catalogue, ModelOffer, Serving
 from tollway.clock import Clock, SystemClock
 from tollway.console import Console, Welcome
 from tollway.database.sqlite import DataDirectoryLock, SqliteDatabase
-from tollway.errors import AuthenticationFailed, PermissionDenied, RequestError, StartError
+from tollway.errors import (
+    AuthenticationFailed,
+    PermissionDenied,
+    Refused,
+    RequestError,
+    StartError,
+)
 from tollway.gateway.admit import Gate, Limits
 from tollway.gateway.authenticate import Authenticator
 from tollway.gateway.pipeline import Pipeline
@@ -47,6 +53,7 @@ from tollway.ledger.base import Liveness, genesis
 from tollway.ledger.signing import SigningKey
 from tollway.ledger.sqlite import SqliteLedger
 from tollway.metrics import Exposition, Metrics
+from tollway.outbox import Outbox
 from tollway.rates.base import WINDOW_SECONDS
 from tollway.rates.concurrency import Concurrency
 from tollway.rates.memory import MemoryRateLimiter
@@ -62,6 +69,7 @@ CHECKPOINT_SECONDS = 1.0
 KEY_SWEEP_SECONDS = 60.0
 STOP_SECONDS_MAX = 10.0
 EMBEDDED = "embedded"
+DATABASE_FILE = "tollway.db"
 
 log = logging.getLogger("tollway")
 
@@ -83,15 +91,24 @@ class Store:
 def serve(settings: Settings, console: Console) -> None:
     """Runs until SIGTERM or Ctrl-C. Raises `StartError` and `ConfigurationError`."""
     _configure_logging()
-    # Before there is an event loop: a fetch that is interrupted cleans up after itself.
-    model_file = _find_model(settings, console)
-    uvloop.run(_serve(settings, console, model_file))
+    with contextlib.closing(_bind(settings)) as listener:
+        # Before there is an event loop: a fetch that is interrupted cleans up after itself.
+        model_file = _find_model(settings, console)
+        uvloop.run(_serve(settings, console, listener, model_file))
 
 
 @asynccontextmanager
-async def open_operations(settings: Settings) -> AsyncGenerator[Operations]:
-    """For commands while no server runs. Raises `StartError` where the data directory is in use."""
+async def open_operations(
+    settings: Settings, *, may_create: bool = False
+) -> AsyncGenerator[Operations]:
+    """For commands while no server runs. Raises `StartError` where the data directory is in use,
+    and `Refused` where there is none and `may_create` is not said: it is then a typing error."""
     _configure_logging()
+    data_dir = settings.server.data_dir
+    if not may_create and not (data_dir / DATABASE_FILE).exists():
+        raise Refused(
+            f"There is no Tollway in {data_dir}. Check --data-dir, or start with `tollway serve`."
+        )
     async with open_store(settings) as store:
         yield store.operations
 
@@ -104,7 +121,7 @@ async def open_store(
     data_dir = settings.server.data_dir
     with _own_data_directory(data_dir):
         signing_key = SigningKey.load(data_dir)
-        database = SqliteDatabase(data_dir / "tollway.db", on_commit=on_commit)
+        database = SqliteDatabase(data_dir / DATABASE_FILE, on_commit=on_commit)
         database.open()
         try:
             accounts, tokens = Accounts(database, clock), Tokens(database, clock)
@@ -133,12 +150,13 @@ async def open_store(
             await database.close()
 
 
-async def _serve(settings: Settings, console: Console, model_file: Path | None) -> None:
+async def _serve(
+    settings: Settings, console: Console, listener: socket.socket, model_file: Path | None
+) -> None:
     stopping = _stop_on_signals()
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         store = await stack.enter_async_context(open_store(settings, metrics.committed))
-        listener = stack.enter_context(contextlib.closing(_listen(settings)))
         new_secret = await store.operations.ensure_default_account()
         upstreams = _upstreams(settings, model_file)
         for upstream in upstreams.values():
@@ -169,6 +187,7 @@ async def _serve(settings: Settings, console: Console, model_file: Path | None) 
             if not stopping.is_set():
                 console.welcome(_welcome(settings, listener, new_secret))
             await _first_of(serving, stopping)
+            console.stopping(len(gateway.pipeline.running), settings.server.drain_seconds)
         finally:
             server.should_exit = True
 
@@ -274,7 +293,7 @@ def _http_server(
     door = ChatDoor(gateway.pipeline, store.clock, trusted)
     config = uvicorn.Config(
         app,
-        http=functools.partial(EdgeProtocol, door=door),  # pyright: ignore[reportArgumentType]
+        http=functools.partial(EdgeProtocol, door=door, outbox=Outbox()),  # pyright: ignore[reportArgumentType]
         ws="none",
         lifespan="off",
         log_config=None,
@@ -386,16 +405,20 @@ def _unusable(data_dir: Path, error: OSError) -> StartError:
     )
 
 
-def _listen(settings: Settings) -> socket.socket:
+def _bind(settings: Settings) -> socket.socket:
+    """Has the port, and does not listen yet: first of all, so that nothing is fetched in vain."""
     host, port = settings.server.host, settings.server.port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        return socket.create_server((host, port), family=family, backlog=4096)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
     except OSError as error:
+        listener.close()
         raise StartError(
             f"Cannot listen on {host} port {port}: {error.strerror}. "
             "Choose another with --host and --port."
         ) from error
+    return listener
 
 
 async def _start_upstreams(

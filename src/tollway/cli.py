@@ -588,7 +588,8 @@ def _execute_here(
     from tollway.app import open_operations
 
     async def run() -> dict[str, Any]:
-        async with open_operations(settings) as operations:
+        may_create = command == "account create"
+        async with open_operations(settings, may_create=may_create) as operations:
             return await operations.execute(command, arguments, actor=user_name(os.getuid()))
 
     return asyncio.run(run())

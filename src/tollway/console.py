@@ -40,6 +40,8 @@ class Console(Protocol):
 
     def welcome(self, welcome: Welcome) -> None: ...
 
+    def stopping(self, running: int, drain_seconds: float) -> None: ...
+
 
 _SHOWN_BEFORE = (
     "The token was shown at the first start; `tollway token issue --account default` makes another."
@@ -60,6 +62,9 @@ class PlainConsole:
             welcome.curl,
         ]
         print("\n".join(lines), flush=True)  # noqa: T201 (this is the command's output)
+
+    def stopping(self, running: int, drain_seconds: float) -> None:
+        print(_stopping(running, drain_seconds), flush=True)  # noqa: T201 (as above)
 
 
 class TerminalConsole:
@@ -87,3 +92,15 @@ class TerminalConsole:
             Syntax(welcome.curl, "bash", background_color="default"), soft_wrap=True
         )
         self._console.print("[dim]Ctrl-C stops it.[/]")
+
+    def stopping(self, running: int, drain_seconds: float) -> None:
+        self._console.print(f"[dim]{_stopping(running, drain_seconds)}[/]")
+
+
+def _stopping(running: int, drain_seconds: float) -> str:
+    if not running:
+        return "Stopping: no request runs."
+    return (
+        f"Stopping: {running} requests may run on for up to {drain_seconds:g} s. "
+        "Ctrl-C again stops at once."
+    )

@@ -215,7 +215,17 @@ def test_commands_need_no_secret_of_an_upstream(tmp_path: Path) -> None:
     )
     stopped = TollwayServer(tmp_path / "data", config)
 
-    assert stopped.command("account", "list").status == 0
+    assert stopped.command("account", "create", "acme").status == 0
+
+
+def test_a_mistyped_data_directory_is_refused_and_not_made(tmp_path: Path) -> None:
+    server = TollwayServer(tmp_path / "mistyped")
+
+    refused = server.command("ledger", "verify")
+
+    assert refused.status == 1
+    assert "There is no Tollway in" in refused.stderr
+    assert not (tmp_path / "mistyped").exists()
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ from tollway.errors import (
     RequestError,
 )
 from tollway.gateway.types import Call
+from tollway.outbox import Outbox
 
 HEAD_SECONDS_MAX = 10.0
 BODY_SECONDS_MAX = 30.0
@@ -144,12 +145,20 @@ class Exchange:
         )
 
     def write(self, data: bytes) -> None:
-        if self.disconnected:
-            return
-        if self._head:
-            data = self._head + data
-            self._head = b""
-        self._protocol.transport.write(data)
+        """Goes out at the end of the event loop's turn, together with what else was written."""
+        if not self.disconnected:
+            self._protocol.send(self._with_head(data))
+
+    def write_now(self, data: bytes) -> None:
+        """For a stream: what is counted as delivered must not wait while its client leaves."""
+        if not self.disconnected:
+            self._protocol.send_now(self._with_head(data))
+
+    def _with_head(self, data: bytes) -> bytes:
+        if not self._head:
+            return data
+        data, self._head = self._head + data, b""
+        return data
 
     def close_after(self) -> None:
         self.keep_alive = False
@@ -221,9 +230,11 @@ class EdgeProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         door: Door,
+        outbox: Outbox | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._door = door
+        self._outbox = outbox or Outbox()
         self._receiving = False  # between the first byte of a request and its last
         self._in_head = False
         self._head_bytes = 0  # of the lines that are complete
@@ -296,6 +307,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """A graceful stop: what runs may end, then the connection closes."""
+        self._outbox.flush()
         if self._serving is None:
             super().shutdown()
         else:
@@ -383,7 +395,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _invite_body(self, exchange: Exchange) -> None:
         if exchange.http_1_1 and exchange.headers.get(b"expect", b"").lower() == b"100-continue":
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _refuse_early(self, exchange: Exchange) -> None:
         """The body is too large to wait for its end: the answer goes out now, and the connection
@@ -424,9 +436,20 @@ class EdgeProtocol(HttpToolsProtocol):
         if exchange.keep_alive:
             self.on_response_complete()
         elif exchange.body_complete and not self._deaf:
-            self.transport.close()
+            self._close()
         else:
             self._linger()
+
+    def send(self, data: bytes) -> None:
+        self._outbox.write(self.loop, self.transport, data)
+
+    def send_now(self, data: bytes) -> None:
+        self._outbox.flush()
+        self.transport.write(data)
+
+    def _close(self) -> None:
+        self._outbox.flush()
+        self.transport.close()
 
     def date_line(self) -> bytes:
         """uvicorn renews it once a second."""
@@ -502,7 +525,7 @@ class EdgeProtocol(HttpToolsProtocol):
                 self.body_seconds_max - self.head_seconds_max, self._too_slow, False
             )
         elif self._serving is None:
-            self.transport.close()
+            self._close()
         else:
             self._stop_listening()
 
@@ -521,7 +544,7 @@ class EdgeProtocol(HttpToolsProtocol):
         elif self.transport.is_closing() or self.transport.get_write_buffer_size():
             self.transport.abort()  # closing would wait for a client that does not read
         else:
-            self.transport.close()
+            self._close()
 
     # --- a client that does not read --------------------------------------------------------------
 
@@ -572,7 +595,7 @@ class EdgeProtocol(HttpToolsProtocol):
             self._stop_listening()  # what is wrong comes behind a request that is sound
             return
         if in_body_of is not None and in_body_of.response_complete:
-            self.transport.close()
+            self._close()
             return
         if running is not None:
             if running.response_started:
@@ -596,7 +619,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         answering = self._serving or self._running
         if answering is None:
-            self.transport.close()
+            self._close()
         else:
             answering.keep_alive = False
 
@@ -604,6 +627,7 @@ class EdgeProtocol(HttpToolsProtocol):
         """Closing with unread bytes would reset the connection and could take the reply with it."""
         self._deaf = True
         self._stop_receive_timer()
+        self._outbox.flush()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._receive_timer = self.loop.call_later(self.linger_seconds, self.transport.abort)

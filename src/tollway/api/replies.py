@@ -218,7 +218,9 @@ class ChatReply:
         self._exchange.send_head(200, head.encode())
 
     def write(self, events: bytes) -> None:
-        self._exchange.write(b"%x\r\n%b\r\n" % (len(events), events) if self._chunked else events)
+        self._exchange.write_now(
+            b"%x\r\n%b\r\n" % (len(events), events) if self._chunked else events
+        )
 
     def end_stream(self, settlement: Settlement, usage_event: bytes) -> None:
         credits = usage_event or _credits_comment(settlement)
@@ -240,12 +242,12 @@ class ChatReply:
 
     def _end(self, settlement: Settlement) -> None:
         if self._trailers:
-            self._exchange.write(
+            self._exchange.write_now(
                 b"0\r\nX-Credits-Consumed: %d\r\nX-Credits-Remaining: %d\r\n\r\n"
                 % (settlement.charged, settlement.available)
             )
         elif self._chunked:
-            self._exchange.write(b"0\r\n\r\n")
+            self._exchange.write_now(b"0\r\n\r\n")
         else:
             self._exchange.close_after()
         self._exchange.end()

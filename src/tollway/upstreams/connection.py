@@ -25,6 +25,7 @@ from tollway.errors import (
     UpstreamFailed,
     UpstreamTimeout,
 )
+from tollway.outbox import Outbox
 
 HEAD_BYTES_MAX = 64 * 1024
 IDLE_CONNECTIONS_MAX = 256
@@ -77,6 +78,7 @@ class ConnectionPool:
         self.path = parts.path.rstrip("/")
         self.deadlines = deadlines
         self.host_header = parts.netloc
+        self._outbox = Outbox()
         self._idle: deque[Connection] = deque()
         self._busy: set[Connection] = set()
         self._sweep: asyncio.TimerHandle | None = None
@@ -132,7 +134,7 @@ class ConnectionPool:
         try:
             async with asyncio.timeout(self.deadlines.connect):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(loop), self.host, self.port, ssl=self._tls
+                    lambda: Connection(loop, self._outbox), self.host, self.port, ssl=self._tls
                 )
         except TimeoutError:
             raise UpstreamTimeout(
@@ -198,6 +200,7 @@ class Connection(asyncio.Protocol):
         "_framed",
         "_head_bytes",
         "_loop",
+        "_outbox",
         "_parser",
         "_paused_at",
         "_receiver",
@@ -209,8 +212,9 @@ class Connection(asyncio.Protocol):
         "idle_since",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox) -> None:
         self._loop = loop
+        self._outbox = outbox
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._receiver: Receiver | None = None
@@ -230,7 +234,7 @@ class Connection(asyncio.Protocol):
         self._content_type = b""
         self._retry_after: bytes | None = None
         self._sent_at = self.heard_at = self._loop.time()
-        self._transport.write(request)
+        self._outbox.write(self._loop, self._transport, request)
         return self._done
 
     def is_usable(self) -> bool:
