@@ -166,6 +166,12 @@ _CHAT = _Described(
             {"type": "string", "pattern": "^[0-9]{1,15}$"},
         ),
         _header_parameter(
+            "Idempotency-Key",
+            "The same key and body within a day do not pay again: 409 while the first runs, then its "
+            "reply (with `Idempotent-Replayed: true`) where replies are stored, else 409.",
+            {"type": "string", "minLength": 1, "maxLength": 255},
+        ),
+        _header_parameter(
             "X-Request-Id",
             "Kept on the receipt as `clientRequestId`; the request's own id is always Tollway's.",
             {"type": "string"},
@@ -310,10 +316,16 @@ _REFUSALS: Mapping[int, tuple[str, tuple[str, ...]]] = {
     402: ("The account's available credits do not cover the most this could cost.", ()),
     403: ("insufficient_scope, or account_frozen.", ()),
     404: ("model_not_found or not_found.", ()),
-    409: ("The Idempotency-Key is in use or was used.", ("X-Should-Retry",)),
-    413: ("The body is larger than 4 MiB.", ()),
-    415: ("The body is not JSON, or is compressed.", ()),
-    422: ("The Idempotency-Key was used with another body.", ("X-Should-Retry",)),
+    409: (
+        "idempotency_in_progress (try again after `Retry-After`) or idempotency_completed.",
+        ("X-Should-Retry",),
+    ),
+    413: ("payload_too_large: the body is larger than 4 MiB.", ()),
+    415: ("unsupported_media_type: the body is not JSON, or is compressed.", ()),
+    422: (
+        "idempotency_key_reused: the Idempotency-Key was used with another body.",
+        ("X-Should-Retry",),
+    ),
     429: (
         "rate_limit_exceeded or concurrency_limit_exceeded. For a request without a usable token: "
         "too many of them came from its address.",

@@ -52,7 +52,10 @@ class SqliteIdempotencyKeys:
 
     def __init__(self, submit: Callable[[Work], None], clock: Clock) -> None:
         self._submit = submit
-        self._clock = clock
+        self._monotonic = clock.monotonic
+        # Ages are measured with a clock that does not step: one set a day ahead must not end a key
+        # early, for its retry would pay again.
+        self._epoch = clock.now() - clock.monotonic()
         self._running: dict[tuple[str, str], bytes] = {}
         self._name_by_request: dict[str, tuple[str, str]] = {}
 
@@ -74,7 +77,7 @@ class SqliteIdempotencyKeys:
             name,
             body_digest,
             request_id,
-            round(self._clock.now() * 1000),
+            round(self._now() * 1000),
         )
         self._submit(work)
         try:
@@ -88,6 +91,9 @@ class SqliteIdempotencyKeys:
         earlier_digest, earlier_id, reply = earlier
         _require_same_body(earlier_digest, body_digest)
         return Earlier(earlier_id, reply)
+
+    def _now(self) -> float:
+        return self._epoch + self._monotonic()
 
     def free(self, request_id: str) -> None:
         name = self._forget(request_id)
@@ -104,7 +110,7 @@ class SqliteIdempotencyKeys:
         return request_id in self._name_by_request
 
     async def sweep(self) -> None:
-        oldest = round((self._clock.now() - KEY_SECONDS) * 1000)
+        oldest = round((self._now() - KEY_SECONDS) * 1000)
         work = _Sweep(asyncio.get_running_loop().create_future(), oldest)
         self._submit(work)
         await work.future
