@@ -167,8 +167,8 @@ _CHAT = _Described(
         ),
         _header_parameter(
             "Idempotency-Key",
-            "The same key and body within a day do not pay again: 409 while the first runs, then its "
-            "reply (with `Idempotent-Replayed: true`) where replies are stored, else 409.",
+            "The same key and body within a day do not pay again: 409 while the first runs, then "
+            "its reply (with `Idempotent-Replayed: true`) where replies are stored, else 409.",
             {"type": "string", "minLength": 1, "maxLength": 255},
         ),
         _header_parameter(
