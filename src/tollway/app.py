@@ -548,7 +548,7 @@ def _welcome(settings: Settings, listener: socket.socket, new_secret: str | None
 
 def _calm_the_collector() -> None:
     """What is there by now stays, so the garbage collector need not walk it again and again; and a
-    request leaves few cycles behind. Saves 7 us a request."""
+    request leaves few cycles behind. A profile showed 5 % of a request's CPU in it."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
