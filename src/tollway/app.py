@@ -91,6 +91,8 @@ class Store:
 def serve(settings: Settings, console: Console) -> None:
     """Runs until SIGTERM or Ctrl-C. Raises `StartError` and `ConfigurationError`."""
     _configure_logging()
+    for warning in settings.warnings:
+        log.warning("%s", warning)
     with contextlib.closing(_bind(settings)) as listener:
         # Before there is an event loop: a fetch that is interrupted cleans up after itself.
         model_file = _find_model(settings, console)
@@ -508,6 +510,7 @@ def _upstreams(settings: Settings, model_file: Path | None) -> dict[str, Upstrea
                 server.between_chunks_seconds,
                 server.total_seconds,
             ),
+            allow_link_local=server.allow_link_local,
         )
     if model_file is not None:
         connect = functools.partial(OpenAICompatible, EMBEDDED)

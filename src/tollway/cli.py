@@ -145,6 +145,8 @@ def check(config: Config = None, data_dir: DataDir = None, as_json: Json = False
     from tollway.settings import load_settings
 
     settings = load_settings(config, data_dir=data_dir)
+    for warning in settings.warnings:
+        typer.echo(warning, err=True)
     if as_json:
         _print_json(_served(settings))
         return

@@ -13,6 +13,7 @@ import difflib
 import ipaddress
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from tollway.errors import ConfigurationError
+from tollway.reach import refusal_of_host
 
 EMBEDDED = "embedded"
 """The upstream that is always there without being declared: the model that Tollway runs itself."""
@@ -215,6 +217,13 @@ class Upstream(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             "Default: no key is sent."
         ),
     ] = None
+    allow_link_local: Annotated[
+        bool,
+        Meta(
+            description="Whether it may be at a link-local address (`169.254.0.0/16`, "
+            "`fe80::/10`). A cloud's metadata service is refused even so."
+        ),
+    ] = False
     connect_seconds: Annotated[Seconds, Meta(description="The longest wait for a connection.")] = (
         3.0
     )
@@ -326,12 +335,17 @@ class Model(Struct, frozen=True):
 
 
 class Settings(Struct, frozen=True):
+    """`key_files` are those that an `api_key` was read from; `warnings` say what may be meant and
+    had better not be."""
+
     server: Server
     limits: Limits
     tiers: Mapping[str, Tier]
     embedded: Embedded
     upstreams: tuple[Upstream, ...]
     models: tuple[Model, ...]
+    key_files: tuple[Path, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def serves_embedded(self) -> bool:
@@ -397,9 +411,10 @@ class _Reader:
     def __init__(self, folder: Path, for_serving: bool) -> None:
         self._folder = folder
         self._for_serving = for_serving
+        self._key_files: list[Path] = []
 
     def settings(self, document: Mapping[str, Any]) -> Settings:
-        sections = Settings.__struct_fields__
+        sections = [name for name in SECTIONS if "." not in name]
         for key in document:
             if key not in sections:
                 raise _unknown(key, key, sections)
@@ -425,6 +440,13 @@ class _Reader:
             models=tuple(
                 _model(f"models[{index}]", table, tiers, names, embedded)
                 for index, table in enumerate(tables or [_embedded_model(embedded)])
+            ),
+            key_files=tuple(dict.fromkeys(self._key_files)),
+            warnings=tuple(
+                f"The key in {path} can be read by every user of this machine. "
+                f"Take that away: chmod 600 {path}"
+                for path in dict.fromkeys(self._key_files)
+                if _is_open_to_all(path)
             ),
         )
 
@@ -474,13 +496,19 @@ class _Reader:
             )
         if not self._for_serving:
             return Secret("")  # not kept: `settings` takes them all out
-        secret = _from_environment(where) if scheme == "env" else _from_file(self._path(where))
+        secret = _from_environment(where) if scheme == "env" else self._from_file(where)
         if not (secret.isascii() and secret.isprintable()):
             raise ValueError(
                 f"What {reference} holds has characters that no header may have: line breaks or "
                 "other than ASCII. Keep only the key there"
             )
         return Secret(secret)
+
+    def _from_file(self, where: str) -> str:
+        path = self._path(where)
+        secret = _from_file(path)
+        self._key_files.append(path)
+        return secret
 
 
 def _from_environment(name: str) -> str:
@@ -498,6 +526,13 @@ def _from_file(path: Path) -> str:
     if not secret:
         raise ValueError(f"The file {path} is empty. Put the key there")
     return secret
+
+
+def _is_open_to_all(path: Path) -> bool:
+    try:
+        return bool(path.stat().st_mode & stat.S_IROTH)
+    except OSError:  # it was there a moment ago
+        return False
 
 
 def _check_server(server: Server) -> None:
@@ -532,7 +567,12 @@ def _check_upstreams(upstreams: list[Upstream]) -> None:
                 "`embedded` is the model that Tollway runs itself, and needs no declaration. "
                 "Choose another name, or set what you want to change in [embedded]",
             )
-        _check_base_url(f"upstreams[{index}].base_url", upstream.base_url)
+        path = f"upstreams[{index}].base_url"
+        _check_base_url(path, upstream.base_url)
+        host = urlsplit(upstream.base_url).hostname or ""
+        why = refusal_of_host(host, allow_link_local=upstream.allow_link_local)
+        if why is not None:
+            raise _wrong(path, f"no upstream may be at {host}: {why}. Give its own address")
 
 
 def _check_base_url(path: str, base_url: str) -> None:

@@ -154,6 +154,7 @@ def test_a_model_with_its_own_rates_has_the_tier_custom(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("[servr]", "servr: there is no such setting. Did you mean `server`?"),
+        ("warnings = 1", "warnings: there is no such setting."),
         ("[server]\nprot = 1", "server.prot: there is no such setting. Did you mean `port`?"),
         ('[server]\nport = "80"', "server.port: expected a whole number, got text in quotes."),
         ("[server]\nport = true", "server.port: expected a whole number, got true or false."),
@@ -181,6 +182,14 @@ def test_a_model_with_its_own_rates_has_the_tier_custom(tmp_path: Path) -> None:
         (
             '[[upstreams]]\nname = "a"\nbase_url = "gpu-1:80"',
             "upstreams[0].base_url: it must start with http:// or https://",
+        ),
+        (
+            '[[upstreams]]\nname = "a"\nbase_url = "http://169.254.169.254/v1"',
+            "upstreams[0].base_url: no upstream may be at 169.254.169.254: it is a cloud's",
+        ),
+        (
+            '[[upstreams]]\nname = "a"\nbase_url = "http://[fe80::1]:8000/v1"',
+            "upstreams[0].base_url: no upstream may be at fe80::1: it is a link-local address",
         ),
         (
             '[[upstreams]]\nname = "embedded"\nbase_url = "http://x"',
@@ -247,6 +256,13 @@ def test_what_cannot_be_used_is_refused_by_the_path_of_its_key(
     assert says in refusal_of(tmp_path, text)
 
 
+def test_an_upstream_may_be_link_local_where_its_setting_says_so(tmp_path: Path) -> None:
+    table = '[[upstreams]]\nname = "a"\nbase_url = "http://169.254.7.7/v1"\n'
+
+    assert settings_of(tmp_path, table + "allow_link_local = true\n").upstreams[0].allow_link_local
+    assert "allow_link_local" in refusal_of(tmp_path, table)
+
+
 def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"none\.toml cannot be read: No such file"):
         load_settings(tmp_path / "none.toml")
@@ -298,6 +314,27 @@ def test_a_secret_is_read_from_a_file_beside_the_configuration(tmp_path: Path) -
 
     assert settings.upstreams[0].api_key is not None
     assert settings.upstreams[0].api_key.reveal() == "key-2"
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, False), (0o644, True)])
+def test_a_key_that_everybody_can_read_is_warned_of(
+    tmp_path: Path, mode: int, warned: bool
+) -> None:
+    key = tmp_path / "gpu.key"
+    key.write_text("key-2")
+    key.chmod(mode)
+
+    settings = settings_of(tmp_path, UPSTREAM + 'api_key = "file:gpu.key"')
+
+    assert settings.key_files == (key,)
+    assert settings.warnings == (
+        (
+            f"The key in {key} can be read by every user of this machine. "
+            f"Take that away: chmod 600 {key}",
+        )
+        if warned
+        else ()
+    )
 
 
 def test_a_secret_never_shows_in_a_repr(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ its own.
 """
 
 import asyncio
+import logging
+import socket
 import ssl
 from collections import deque
 from typing import Protocol, cast
@@ -26,10 +28,13 @@ from tollway.errors import (
     UpstreamTimeout,
 )
 from tollway.outbox import Outbox
+from tollway.reach import refusal, refusal_of_host
 
 HEAD_BYTES_MAX = 64 * 1024
 IDLE_CONNECTIONS_MAX = 256
 IDLE_SECONDS_MAX = 60.0
+
+log = logging.getLogger("tollway.upstreams")
 
 
 class Deadlines(Struct, frozen=True):
@@ -62,9 +67,15 @@ class Receiver(Protocol):
 
 class ConnectionPool:
     """Connections to one base URL. Raises `ConfigurationError` for one that is not http:// or
-    https://."""
+    https://, or is at an address that nothing may be sent to (`tollway.reach`)."""
 
-    def __init__(self, base_url: str, deadlines: Deadlines = Deadlines()) -> None:  # noqa: B008 (frozen)
+    def __init__(
+        self,
+        base_url: str,
+        deadlines: Deadlines = Deadlines(),  # noqa: B008 (frozen)
+        *,
+        allow_link_local: bool = False,
+    ) -> None:
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigurationError(f"base_url {base_url!r} must start with http:// or https://.")
@@ -72,6 +83,9 @@ class ConnectionPool:
             raise ConfigurationError(
                 f"base_url of {parts.hostname} must have no user, password, query or fragment."
             )
+        if (why := refusal_of_host(parts.hostname, allow_link_local=allow_link_local)) is not None:
+            raise ConfigurationError(f"base_url may not be at {parts.hostname}: {why}.")
+        self._allow_link_local = allow_link_local
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self.host = parts.hostname
         self.port = parts.port or (443 if self._tls else 80)
@@ -130,23 +144,56 @@ class ConnectionPool:
         return None
 
     async def _connect(self) -> "Connection":
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.deadlines.connect):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(loop, self._outbox), self.host, self.port, ssl=self._tls
-                )
+                return await self._connect_to_any(await self._addresses())
         except TimeoutError:
             raise UpstreamTimeout(
                 "The model's server did not accept a connection within "
                 f"{self.deadlines.connect:g} s. Try again."
             ) from None
-        except OSError:
+        except (OSError, UnicodeError):  # the latter for a name that cannot be one
             raise Unavailable(
                 "The model's server cannot be reached. Try again in a moment.",
                 retry_after_seconds=5,
             ) from None
-        return connection
+
+    async def _addresses(self) -> list[str]:
+        """What the host's name means now. Each is judged before anything is connected to, and one
+        that is refused spoils them all: a name for a model's server has no business there."""
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
+        for address in addresses:
+            why = refusal(address, allow_link_local=self._allow_link_local)
+            if why is not None:
+                log.error(
+                    "the upstream's host %s is at %s: %s. Nothing is sent there",
+                    self.host,
+                    address,
+                    why,
+                )
+                raise Unavailable("The model is not available: its operator has been told.")
+        return addresses
+
+    async def _connect_to_any(self, addresses: list[str]) -> "Connection":
+        """By address and not by name, which might be another's by now."""
+        loop = asyncio.get_running_loop()
+        for address in addresses:
+            try:
+                _, connection = await loop.create_connection(
+                    lambda: Connection(loop, self._outbox),
+                    address,
+                    self.port,
+                    ssl=self._tls,
+                    server_hostname=None if self._tls is None else self.host,
+                )
+            except OSError:
+                if address == addresses[-1]:
+                    raise
+            else:
+                return connection
+        raise OSError(f"{self.host} has no address")
 
     async def _exchange(self, connection: "Connection", request: bytes, receiver: Receiver) -> None:
         self._busy.add(connection)

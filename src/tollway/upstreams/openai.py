@@ -42,9 +42,10 @@ class OpenAICompatible:
         api_key: str | None = None,
         *,
         deadlines: Deadlines = Deadlines(),  # noqa: B008 (frozen)
+        allow_link_local: bool = False,
     ) -> None:
         self.name = name
-        self._pool = ConnectionPool(base_url, deadlines)
+        self._pool = ConnectionPool(base_url, deadlines, allow_link_local=allow_link_local)
         self._head = self._request_head(api_key)
 
     async def start(self) -> None:

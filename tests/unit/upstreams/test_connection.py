@@ -3,6 +3,7 @@ takes its time."""
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -386,6 +387,87 @@ async def test_a_server_that_is_not_there_is_unavailable(server: Server) -> None
     with pytest.raises(Unavailable) as refused:
         await ask(pool)
     assert refused.value.retry_after_seconds is not None
+
+
+# --- where it connects to ---------------------------------------------------------------------
+
+
+class Names:
+    """A resolver: each look-up of `gpu.example` gives the next of what it was told, the last for
+    ever."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: str) -> None:
+        self.looked_up = 0
+        self._answers = [answer.split() for answer in answers]
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", self._look_up)
+
+    async def _look_up(self, host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        assert host == "gpu.example", "an address was looked up again"
+        self.looked_up += 1
+        addresses = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        return [
+            (socket.AF_INET6 if ":" in address else socket.AF_INET, 1, 6, "", (address, port))
+            for address in addresses
+        ]
+
+
+async def test_a_name_is_looked_up_once_for_a_connection_and_that_address_connected_to(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = Names(monkeypatch, "127.0.0.1", "169.254.169.254")
+    pool = ConnectionPool(f"http://gpu.example:{server.port}/v1")
+    for _ in range(3):
+        assert (await ask(pool)).data == b"hello"
+    assert (server.connections, names.looked_up) == (1, 1)
+    await pool.close()
+
+
+async def test_a_name_that_turns_to_a_metadata_service_is_not_connected_to(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    Names(monkeypatch, "127.0.0.1", "169.254.169.254")
+    pool = ConnectionPool(f"http://gpu.example:{server.port}/v1")
+    await ask(pool)
+    server.close_all()
+    await asyncio.sleep(0.02)
+    with pytest.raises(Unavailable, match="its operator has been told"):
+        await ask(pool)
+    assert "gpu.example is at 169.254.169.254: it is a cloud's metadata service" in caplog.text
+    await pool.close()
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    ["127.0.0.1 169.254.169.254", "::ffff:169.254.169.254", "fe80::1", "fd00:ec2::254 127.0.0.1"],
+)
+async def test_one_address_that_is_refused_spoils_the_name(
+    server: Server, monkeypatch: pytest.MonkeyPatch, addresses: str
+) -> None:
+    Names(monkeypatch, addresses)
+    pool = ConnectionPool(f"http://gpu.example:{server.port}/v1")
+    with pytest.raises(Unavailable, match="its operator has been told"):
+        await ask(pool)
+    assert server.connections == 0
+
+
+async def test_the_next_address_of_a_name_is_tried_where_one_does_not_answer(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Names(monkeypatch, "127.0.0.9 127.0.0.1")  # the server listens on the second alone
+    pool = ConnectionPool(f"http://gpu.example:{server.port}/v1")
+    assert (await ask(pool)).data == b"hello"
+    await pool.close()
+
+
+@pytest.mark.parametrize("host", ["169.254.169.254", "[fe80::1]", "2852039166", "metadata"])
+def test_a_pool_to_where_nothing_may_be_sent_cannot_be_made(host: str) -> None:
+    with pytest.raises(ConfigurationError, match="may not be at"):
+        ConnectionPool(f"http://{host}/v1")
+
+
+async def test_a_name_that_no_resolver_takes_is_unavailable() -> None:
+    with pytest.raises(Unavailable):
+        await ask(ConnectionPool(f"http://{'a' * 64}.example/v1"))
 
 
 async def test_closing_the_pool_ends_what_runs(server: Server, pool: ConnectionPool) -> None:

@@ -317,6 +317,22 @@ async def test_an_upstreams_error_is_told_in_our_words(
     assert KEY not in refused.message + str(refused.param) + caplog.text
 
 
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_redirect_has_failed_and_is_not_followed(
+    server: FakeUpstream, upstream: OpenAICompatible, status: int, streamed: bool
+) -> None:
+    with FakeUpstream() as elsewhere:
+        location = f"{elsewhere.base_url}/chat/completions"
+        server.answer(error(status, "", ("Location", location)))
+        refused = await refusal(upstream, streamed=streamed)
+
+        assert isinstance(refused, UpstreamFailed)
+        assert refused.upstream_status == status
+        assert len(server.exchanges) == 1
+        assert elsewhere.connections_opened == 0
+
+
 @pytest.mark.parametrize(
     "facts",
     [
