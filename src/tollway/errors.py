@@ -20,6 +20,7 @@
         ├── Unavailable             Tollway or every upstream cannot take the request now
         ├── UpstreamFailed          an upstream answered wrongly, or stopped in the middle
         ├── UpstreamTimeout         an upstream took too long
+        │   └── DeadlinePassed      longer than the client itself allowed
         └── InternalFault           a fault of Tollway itself
 
 A message says what was wrong and what to do, with the numbers. None of them ever holds a secret
@@ -199,6 +200,10 @@ class UpstreamFailed(RequestError):
 class UpstreamTimeout(RequestError):
     def __init__(self, message: str) -> None:
         super().__init__(message, code="upstream_timeout")
+
+
+class DeadlinePassed(UpstreamTimeout):
+    pass
 
 
 class InternalFault(RequestError):

@@ -285,6 +285,7 @@ def test_a_call_has_what_the_gateway_asks_for(edge: EdgeServer) -> None:
                 "X-Request-Id: mine",
                 "X-Credits-Max: 5",
                 "Idempotency-Key: k",
+                "X-Tollway-Timeout-Ms: 900",
             )
         )
         client.read_reply()
@@ -293,6 +294,7 @@ def test_a_call_has_what_the_gateway_asks_for(edge: EdgeServer) -> None:
     assert call.authorization == b"Bearer tw_x"
     assert call.client_request_id == "mine"
     assert (call.credits_max, call.idempotency_key) == (b"5", b"k")
+    assert call.timeout_ms == b"900"
     assert call.address == "127.0.0.1"
     assert call.body == a_body()
     assert call.request_id.startswith("req_")

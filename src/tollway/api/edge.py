@@ -423,6 +423,7 @@ class EdgeProtocol(HttpToolsProtocol):
             None if client_request_id is None else client_request_id.decode("latin-1")[:255],
             headers.get(b"x-credits-max"),
             headers.get(b"idempotency-key"),
+            headers.get(b"x-tollway-timeout-ms"),
         )
         self._serving = exchange
         task = self.loop.create_task(self._door.serve(call, exchange))

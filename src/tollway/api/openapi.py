@@ -172,6 +172,14 @@ _CHAT = _Described(
             {"type": "string", "minLength": 1, "maxLength": 255},
         ),
         _header_parameter(
+            "X-Tollway-Timeout-Ms",
+            "Milliseconds from the request's arrival within which the reply must be there, all "
+            "attempts included; shortens the upstream's deadlines and never lengthens them. When "
+            "they are over: 504 before the first byte, else an error event at the end of the "
+            "stream.",
+            {"type": "string", "pattern": "^0*[1-9][0-9]*$", "maxLength": 15},
+        ),
+        _header_parameter(
             "X-Request-Id",
             "Kept on the receipt as `clientRequestId`; the request's own id is always Tollway's.",
             {"type": "string"},
@@ -335,7 +343,10 @@ _REFUSALS: Mapping[int, tuple[str, tuple[str, ...]]] = {
     500: ("A fault of Tollway's own.", ()),
     502: ("The model's server failed.", ()),
     503: ("overloaded (try again after `Retry-After`) or unavailable.", ()),
-    504: ("The model's server took too long.", ()),
+    504: (
+        "The model's server took too long, or longer than `X-Tollway-Timeout-Ms` allows.",
+        (),
+    ),
 }
 
 _HEADERS: Mapping[str, tuple[str, Json]] = {

@@ -38,6 +38,7 @@ _STATUSES: Mapping[type[RequestError], tuple[int, str]] = {
     errors.UpstreamFailed: (502, "api_error"),
     errors.Unavailable: (503, "api_error"),
     errors.UpstreamTimeout: (504, "api_error"),
+    errors.DeadlinePassed: (504, "api_error"),
 }
 
 
@@ -92,7 +93,7 @@ def error_reply(
             headers.append((b"x-should-retry", b"true" if error.retry else b"false"))
             if error.retry:
                 headers += _retry_headers(1.0)
-        case errors.IdempotencyMismatch():
+        case errors.IdempotencyMismatch() | errors.DeadlinePassed():  # its time is over
             headers.append((b"x-should-retry", b"false"))
         case _:
             pass

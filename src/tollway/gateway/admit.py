@@ -67,6 +67,7 @@ class Gate:
         model = self._catalogue.find(parsed.request.model, caller.token.models)
         ignored = ignored_fields(caller, model, parsed)
         ceiling = _credits_max(call.credits_max)
+        deadline = None if call.timeout_ms is None else call.began + _seconds(call.timeout_ms)
         self._enter(caller)
         taken: list[tuple[str, float]] = []
         try:
@@ -78,7 +79,7 @@ class Gate:
             for key, admitted_at in taken:
                 await self._limiter.give_back(key, admitted_at)
             raise
-        return Admission(call, caller, model, parsed, cost, hold, rate, ignored)
+        return Admission(call, caller, model, parsed, cost, hold, rate, ignored, deadline)
 
     def leave(self, admission: Admission) -> None:
         self._concurrency.leave(admission.caller.account.id)
@@ -213,6 +214,15 @@ def _credits_max(header: bytes | None) -> int | None:
             "The header X-Credits-Max must be a whole number of credits, for example 250."
         )
     return int(header)
+
+
+def _seconds(header: bytes) -> float:
+    if not (header.isdigit() and len(header) <= 15 and int(header)):
+        raise InvalidRequest(
+            "The header X-Tollway-Timeout-Ms must be a whole number of milliseconds, at least 1, "
+            "for example 30000."
+        )
+    return int(header) / 1000
 
 
 def _too_many(whose: str, limit: RateLimit, state: RateState) -> RateLimited:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tollway.clock import Clock
-from tollway.errors import InternalFault, RequestError, Unavailable
+from tollway.errors import DeadlinePassed, InternalFault, RequestError, Unavailable
 from tollway.gateway.admit import Gate
 from tollway.gateway.authenticate import Authenticator, require_active_account, require_scope
 from tollway.gateway.relay import Answer, WholeAnswer, relay
@@ -102,7 +102,10 @@ class Pipeline:
         answer: Answer | None = None
         self.running[admission.call.request_id] = (admission, meter)
         try:
-            answer = await relay(self._router.route(admission), admission, reply, meter)
+            if admission.deadline is None:
+                answer = await relay(self._router.route(admission), admission, reply, meter)
+            else:
+                answer = await self._relay_in_time(admission, admission.deadline, reply, meter)
         except RequestError as error:
             meter.error = error
         except asyncio.CancelledError:
@@ -124,6 +127,24 @@ class Pipeline:
             answer.finish(reply, outcome, settlement)
         elif meter.error is not None:
             await self._tell(admission, meter.error, settlement, reply)
+
+    async def _relay_in_time(
+        self, admission: Admission, deadline: float, reply: Reply, meter: Meter
+    ) -> Answer:
+        """The client's own deadline, over all attempts. When it passes, the relay is cancelled as
+        by a client that leaves: the upstream is told at once, and nothing is held against it."""
+        seconds_left = deadline - self._monotonic()
+        if seconds_left > 0:
+            try:
+                async with asyncio.timeout(seconds_left):
+                    return await relay(self._router.route(admission), admission, reply, meter)
+            except TimeoutError:
+                pass
+        seconds = deadline - admission.call.began
+        raise DeadlinePassed(
+            f"The reply was not there within the {seconds * 1000:.0f} ms that X-Tollway-Timeout-Ms "
+            "allows. Allow more, or ask for less with max_tokens."
+        )
 
     def _stored_reply(
         self, admission: Admission, answer: Answer | None, outcome: Outcome

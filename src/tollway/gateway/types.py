@@ -35,6 +35,7 @@ class Call(Struct, frozen=True):
     client_request_id: str | None = None
     credits_max: bytes | None = None
     idempotency_key: bytes | None = None
+    timeout_ms: bytes | None = None
 
     @property
     def completion_id(self) -> str:
@@ -62,7 +63,7 @@ class Cost(Struct, frozen=True, gc=False):
 
 class Admission(Struct, frozen=True):
     """A request that may run: its credit is held, its places in the rate and among those in flight
-    are taken."""
+    are taken. `deadline` is the client's own, where it set one, by the monotonic clock."""
 
     call: Call
     caller: Caller
@@ -72,6 +73,7 @@ class Admission(Struct, frozen=True):
     hold: Hold
     rate: RateState
     ignored: tuple[str, ...]
+    deadline: float | None = None
 
 
 class Route(Struct, frozen=True, gc=False):

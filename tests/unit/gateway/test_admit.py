@@ -61,11 +61,20 @@ class Door:
         return self.counted
 
     async def admit(
-        self, caller: Caller | None = None, credits_max: bytes | None = None, **fields: Any
+        self,
+        caller: Caller | None = None,
+        credits_max: bytes | None = None,
+        timeout_ms: bytes | None = None,
+        **fields: Any,
     ) -> Admission:
         self._calls += 1
         body = chat_bytes(**fields)
-        call = a_call(body, request_id=f"req_{self._calls:032x}", credits_max=credits_max)
+        call = a_call(
+            body,
+            request_id=f"req_{self._calls:032x}",
+            credits_max=credits_max,
+            timeout_ms=timeout_ms,
+        )
         return await self.gate.admit(caller or a_caller(), call, parse_chat_request(body))
 
     async def refusal(self, caller: Caller | None = None, **fields: Any) -> RequestError:
@@ -271,6 +280,17 @@ async def test_x_credits_max_refuses_what_costs_more(
 @pytest.mark.parametrize("header", [b"", b"-1", b"1.5", b"many", b"1" * 16, b"\xb2"])
 async def test_x_credits_max_is_a_whole_number(door: Door, header: bytes) -> None:
     assert isinstance(await door.refusal(credits_max=header), InvalidRequest)
+    assert await has_taken_nothing(door)
+
+
+async def test_the_clients_deadline_counts_from_the_requests_arrival(door: Door) -> None:
+    assert (await door.admit(timeout_ms=b"1500")).deadline == 1001.5  # it came at 1000
+    assert (await door.admit()).deadline is None
+
+
+@pytest.mark.parametrize("header", [b"", b"0", b"-1", b"1.5", b"30s", b"1" * 16, b"\xb2"])
+async def test_a_deadline_is_a_whole_number_of_milliseconds(door: Door, header: bytes) -> None:
+    assert isinstance(await door.refusal(timeout_ms=header), InvalidRequest)
     assert await has_taken_nothing(door)
 
 
