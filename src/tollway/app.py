@@ -19,6 +19,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import uvicorn
 import uvloop
@@ -36,6 +37,8 @@ from tollway.api.routes import create_app
 from tollway.catalogue import Catalogue, ModelOffer, Serving
 from tollway.clock import Clock, SystemClock
 from tollway.console import Console, Welcome
+from tollway.database.postgres import PostgresDatabase
+from tollway.database.rights import Migrated, complaints, migrate, shown
 from tollway.database.sqlite import DataDirectoryLock, SqliteDatabase
 from tollway.errors import (
     AuthenticationFailed,
@@ -57,7 +60,7 @@ from tollway.outbox import Outbox
 from tollway.rates.base import WINDOW_SECONDS
 from tollway.rates.concurrency import Concurrency
 from tollway.rates.memory import MemoryRateLimiter
-from tollway.settings import Settings
+from tollway.settings import Settings, StoreAddress
 from tollway.tokens import Tokens
 from tollway.upstreams.base import Upstream
 from tollway.upstreams.connection import Deadlines
@@ -99,6 +102,36 @@ def serve(settings: Settings, console: Console) -> None:
         uvloop.run(_serve(settings, console, listener, model_file))
 
 
+def migrate_database(
+    settings: Settings, address: StoreAddress | None, serving_role: str | None
+) -> Migrated:
+    """`address` is the migrating role's, None: the one that serves. The role of the settings' own
+    address is the one that gets the rights where none is named. Raises `StartError`."""
+    server = settings.server
+    if address is None:
+        address = server.database
+    if not address.scheme:
+        raise Refused(
+            "There is nothing to migrate: a SQLite file is migrated by each start. Give server."
+            "database, or --database."
+        )
+    if serving_role is None and server.database.scheme:
+        serving_role = urlsplit(server.database.reveal()).username
+    return migrate(address.reveal(), serving_role)
+
+
+async def check_database(settings: Settings) -> tuple[str | None, list[str]]:
+    """Why the configured database could not be served from (None: it could), and what its role
+    could do that it need not. Raises `StartError` where it cannot be reached."""
+    database = PostgresDatabase(settings.server.database.reveal())
+    await database.open()
+    try:
+        lacks, beyond = await complaints(database)
+    finally:
+        await database.close()
+    return next(shown(lacks, []), None), list(shown([], beyond))
+
+
 @asynccontextmanager
 async def open_operations(
     settings: Settings, *, may_create: bool = False
@@ -119,6 +152,8 @@ async def open_operations(
 async def open_store(
     settings: Settings, on_commit: Callable[[int, float], None] | None = None
 ) -> AsyncGenerator[Store]:
+    if settings.server.database.scheme:
+        raise StartError("This version cannot yet serve from Postgres.")
     clock = SystemClock()
     data_dir = settings.server.data_dir
     with _own_data_directory(data_dir):

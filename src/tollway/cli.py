@@ -141,12 +141,14 @@ def serve(
 
 @app.command()
 def check(config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
-    """Read the configuration, secrets included, and say what would be served. Starts nothing."""
+    """Read the configuration, secrets included, and say what would be served. Starts nothing. A
+    database server is connected to, and the rights of the role there are looked at."""
     from tollway.settings import load_settings
 
     settings = load_settings(config, data_dir=data_dir)
     for warning in settings.warnings:
         typer.echo(warning, err=True)
+    excess = _check_database(settings)
     if as_json:
         _print_json(_served(settings))
         return
@@ -156,8 +158,11 @@ def check(config: Config = None, data_dir: DataDir = None, as_json: Json = False
             "configuration": config or "none: the defaults",
             "listens on": f"http://{_in_url(server.host)}:{server.port}/api/v1",
             "data directory": server.data_dir,
+            "database": server.database,
         }
     )
+    for line in excess:
+        typer.echo(f"warning: {line}", err=True)
     for upstream in settings.upstreams:
         key = "without a key" if upstream.api_key is None else "with its key"
         _print_record({f"upstream {upstream.name}": f"{upstream.base_url} {key}"})
@@ -179,12 +184,27 @@ def check(config: Config = None, data_dir: DataDir = None, as_json: Json = False
     )
 
 
+def _check_database(settings: "Settings") -> list[str]:
+    """What the role there could do that it need not. Raises `Refused` where it could not serve."""
+    if not settings.server.database.scheme:
+        return []
+    import asyncio
+
+    from tollway.app import check_database
+
+    why_not, excess = asyncio.run(check_database(settings))
+    if why_not is not None:
+        raise Refused(f"{why_not[0].upper()}{why_not[1:]}.")
+    return excess
+
+
 def _served(settings: "Settings") -> Object:
     server = settings.server
     return {
         "host": server.host,
         "port": server.port,
         "dataDir": str(server.data_dir),
+        "database": str(server.database),
         "upstreams": [{"name": u.name, "baseUrl": u.base_url} for u in settings.upstreams],
         "models": [
             {
@@ -202,6 +222,53 @@ def _served(settings: "Settings") -> Object:
 
 def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+@app.command()
+def migrate(
+    database: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="TOLLWAY_MIGRATE_DATABASE",
+            help="The database with the role that owns its tables: postgresql://..., env:NAME or "
+            "file:PATH [default: server.database]",
+        ),
+    ] = None,
+    serving_role: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Who gets the rights to serve, and no others [default: the role of "
+            "server.database]",
+        ),
+    ] = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Bring the tables in Postgres up to this version, and give the serving role its rights.
+
+    It may run while servers do. A database that a newer version has migrated is refused.
+    """
+    from tollway.app import migrate_database
+    from tollway.settings import load_settings, resolve_address
+
+    settings = load_settings(config, data_dir=data_dir, for_serving=False)
+    try:
+        address = None if database is None else resolve_address(database, Path.cwd())
+    except ValueError as error:
+        raise Refused(f"--database: {error}.") from None
+    done = migrate_database(settings, address, serving_role)
+    if as_json:
+        _print_json(
+            {"database": done.database, "applied": done.applied, "servingRole": done.serving_role}
+        )
+        return
+    applied = ", ".join(done.applied) or "nothing: it was up to date"
+    typer.echo(f"Applied to {done.database}: {applied}.")
+    if done.serving_role is not None:
+        typer.echo(f"The role {done.serving_role} may serve from it.")
 
 
 # --- accounts -------------------------------------------------------------------------------------

@@ -85,6 +85,42 @@ class Secret:
         return "Secret(...)"
 
 
+class StoreAddress:
+    """Where something is kept: `sqlite` or `memory` here, or the URL of a server. `str` and `repr`
+    leave its password out; `reveal` is for the one place that connects."""
+
+    __slots__ = ("_address",)
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def reveal(self) -> str:
+        return self._address
+
+    @property
+    def scheme(self) -> str:
+        """`postgresql`, `valkey` ...; empty where it is not a URL."""
+        scheme, separator, _ = self._address.partition("://")
+        return scheme if separator else ""
+
+    def __str__(self) -> str:
+        if not self.scheme:
+            return self._address
+        parts = urlsplit(self._address)
+        user = f"{parts.username}@" if parts.username else ""
+        port = "" if parts.port is None else f":{parts.port}"
+        return f"{self.scheme}://{user}{parts.hostname or ''}{port}{parts.path}"
+
+    def __repr__(self) -> str:
+        return f"StoreAddress({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StoreAddress) and self._address == other._address
+
+    def __hash__(self) -> int:
+        return hash(self._address)
+
+
 # --- the tables of the file -----------------------------------------------------------------------
 
 
@@ -105,8 +141,13 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         ),
     ] = msgspec.field(default_factory=lambda: _default_data_dir())
     database: Annotated[
-        str, Meta(description='Where money is kept. This version has `"sqlite"`, in the data_dir.')
-    ] = "sqlite"
+        StoreAddress,
+        Meta(
+            description='Where money is kept: `"sqlite"`, the default, is a file in the data_dir, '
+            "for one process; `postgresql://user:password@host/name` is for any number. `env:NAME` "
+            "or `file:PATH` says where that is written, so that the password is not here."
+        ),
+    ] = msgspec.field(default_factory=lambda: StoreAddress("sqlite"))
     rate_store: Annotated[
         str, Meta(description='Where rates are counted. This version has `"memory"`.')
     ] = "memory"
@@ -480,11 +521,18 @@ class _Reader:
             raise ValueError(f"Expected `str`, got `{_type_name(value)}`")
         if type_ is Path:
             return self._path(value)
+        if type_ is StoreAddress:
+            return self._store_address(value)
         assert type_ is Secret
         return self._secret(value)
 
     def _path(self, value: str) -> Path:
         return self._folder / Path(value).expanduser()
+
+    def _store_address(self, value: str) -> StoreAddress:
+        if value.startswith("file:"):
+            self._key_files.append(self._path(value.removeprefix("file:")))
+        return resolve_address(value, self._folder)
 
     def _secret(self, reference: str) -> Secret:
         scheme, _, where = reference.partition(":")
@@ -509,6 +557,24 @@ class _Reader:
         secret = _from_file(path)
         self._key_files.append(path)
         return secret
+
+
+def resolve_address(value: str, folder: Path) -> StoreAddress:
+    """A store's address, or what `env:NAME` or `file:PATH` refers to. Raises `ValueError`, which
+    never says the address: it may have a password."""
+    address = _resolved(value, folder) if value.startswith(("env:", "file:")) else value
+    try:
+        urlsplit(address).port  # noqa: B018 (read for what it raises)
+    except ValueError:
+        raise ValueError("This is no URL. Write it like postgresql://user@host/name") from None
+    return StoreAddress(address)
+
+
+def _resolved(reference: str, folder: Path) -> str:
+    scheme, _, where = reference.partition(":")
+    if scheme == "env":
+        return _from_environment(where)
+    return _from_file(folder / Path(where).expanduser())
 
 
 def _from_environment(name: str) -> str:
@@ -536,11 +602,12 @@ def _is_open_to_all(path: Path) -> bool:
 
 
 def _check_server(server: Server) -> None:
-    if server.database != "sqlite":
+    address = server.database
+    if address != StoreAddress("sqlite") and address.scheme not in ("postgresql", "postgres"):
         raise _wrong(
             "server.database",
-            'this version has no other database than "sqlite": Postgres is not yet available. '
-            "Leave the key out",
+            'it is neither "sqlite" nor begins with postgresql://. Write it like '
+            "postgresql://user:password@host/name, or refer to it with env:NAME or file:PATH",
         )
     if server.rate_store != "memory":
         raise _wrong(

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tollway import cli, metrics
 from tollway.api.openapi import document
-from tollway.settings import SECTIONS, Secret
+from tollway.settings import SECTIONS, Secret, StoreAddress
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 HELP_COLUMNS = 100
@@ -126,7 +126,7 @@ _TYPES = {
 
 
 def _of_a_custom_type(type_: type) -> dict[str, Any]:
-    assert issubclass(type_, Path | Secret)
+    assert issubclass(type_, Path | Secret | StoreAddress)
     return {"type": "string"}
 
 

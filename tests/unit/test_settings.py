@@ -160,7 +160,9 @@ def test_a_model_with_its_own_rates_has_the_tier_custom(tmp_path: Path) -> None:
         ("[server]\nport = true", "server.port: expected a whole number, got true or false."),
         ("[server]\nport = 65536", "server.port: expected a whole number <= 65535."),
         ("server = 1", "server: expected a table, got a whole number."),
-        ('[server]\ndatabase = "postgresql://x/y"', "server.database: this version has no other"),
+        ('[server]\ndatabase = "oracle://x/y"', "server.database: it is neither"),
+        ('[server]\ndatabase = "env:NOT_SET"', "server.database: the environment variable NOT_SET"),
+        ('[server]\ndatabase = "postgresql://x:y/z"', "server.database: this is no URL."),
         ('[server]\nrate_store = "valkey://x"', "server.rate_store: this version has no other"),
         ('[server]\ntrusted_proxies = ["::1", "x"]', "server.trusted_proxies[1]: 'x' does not"),
         ("[limits]\nrequests_per_minute = 0", "limits.requests_per_minute: expected"),
@@ -366,3 +368,21 @@ def test_every_setting_says_what_it_means() -> None:
         if not any(getattr(meta, "description", None) for meta in annotation.__metadata__)
     ]
     assert undescribed == []
+
+
+@pytest.mark.parametrize("reference", ["env:TOLLWAY_DB", "file:database-url"])
+def test_a_database_is_referred_to_and_its_password_never_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str
+) -> None:
+    url = "postgresql://server:s3cret@db.example:5433/tollway?sslmode=require"
+    monkeypatch.setenv("TOLLWAY_DB", url)
+    (tmp_path / "database-url").write_text(url + "\n")
+    file = tmp_path / "tollway.toml"
+    file.write_text(f'[server]\ndatabase = "{reference}"\n')
+
+    for for_serving in (True, False):
+        database = load_settings(file, for_serving=for_serving).server.database
+
+        assert (database.reveal(), database.scheme) == (url, "postgresql")
+        assert str(database) == "postgresql://server@db.example:5433/tollway"
+        assert "s3cret" not in repr(database)

@@ -1,8 +1,8 @@
 """Brings a database's schema up to this program's, forwards only; yoyo does the work and keeps the
 record.
 
-The caller holds the lock of the data directory, so yoyo's own lock, which a killed process leaves
-behind, is not taken.
+Whoever migrates a SQLite file holds the lock of its data directory; Postgres is locked with an
+advisory lock. So yoyo's own lock, which a killed process leaves behind, is not taken.
 """
 # yoyo has no types:
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -13,6 +13,7 @@ from contextlib import closing
 from functools import lru_cache
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from yoyo import get_backend, read_migrations
@@ -20,6 +21,7 @@ from yoyo import get_backend, read_migrations
 from tollway.errors import StartError
 
 _MIGRATIONS = files("tollway.database") / "migrations" / "sqlite"
+_POSTGRES_MIGRATIONS = files("tollway.database") / "migrations" / "postgres"
 
 
 def migrate_sqlite(path: Path) -> None:
@@ -30,15 +32,7 @@ def migrate_sqlite(path: Path) -> None:
         backend = get_backend(f"sqlite:///{quote(str(path))}")
         try:
             known = {migration.id for migration in migrations}
-            applied = {
-                row[0]
-                for row in backend.execute(
-                    "SELECT migration_id FROM _yoyo_migration"
-                    if "_yoyo_migration" in backend.list_tables()
-                    else "SELECT 1 WHERE 0"
-                ).fetchall()
-            }
-            if newer := sorted(applied - known):
+            if newer := sorted(_applied(backend) - known):
                 raise StartError(
                     f"The database {path} was written by a newer Tollway (it has "
                     f"{', '.join(newer)}). Install that version or a later one, or use another "
@@ -47,6 +41,46 @@ def migrate_sqlite(path: Path) -> None:
             backend.apply_migrations(backend.to_apply(migrations))
         finally:
             backend.connection.close()
+
+
+def apply_postgres(url: str) -> list[str]:
+    """Applies what is missing, and returns its names. The caller holds the advisory lock. Raises
+    `StartError` where the database was written by a newer Tollway."""
+    with as_file(_POSTGRES_MIGRATIONS) as folder:
+        migrations = read_migrations(str(folder))
+        backend = get_backend("postgresql+psycopg://" + url.partition("://")[2])
+        try:
+            known = {migration.id for migration in migrations}
+            if newer := sorted(_applied(backend) - known):
+                raise StartError(
+                    f"The database was written by a newer Tollway (it has {', '.join(newer)}). "
+                    "Install that version or a later one."
+                )
+            missing = backend.to_apply(migrations)
+            names = [migration.id for migration in missing]
+            backend.apply_migrations(missing)
+        finally:
+            backend.connection.close()
+    return names
+
+
+@lru_cache(maxsize=1)
+def postgres_migrations() -> tuple[str, ...]:
+    """The names of this version's migrations, in their order."""
+    return tuple(
+        sorted(
+            file.name.removesuffix(".sql")
+            for file in _POSTGRES_MIGRATIONS.iterdir()
+            if file.name.endswith(".sql")
+        )
+    )
+
+
+def _applied(backend: Any) -> set[str]:
+    """Any: yoyo has no types."""
+    if "_yoyo_migration" not in backend.list_tables():
+        return set()
+    return {row[0] for row in backend.execute("SELECT migration_id FROM _yoyo_migration")}
 
 
 @lru_cache(maxsize=1)

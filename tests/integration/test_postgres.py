@@ -1,0 +1,270 @@
+"""The database of many replicas: what it promises, who may do what in it, how it is migrated."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+
+import asyncpg  # pyright: ignore[reportMissingTypeStubs]
+import psycopg
+import pytest
+from tests.support.postgres import MIGRATOR, PASSWORD, SERVER, PostgresServer
+
+from tollway.database.migrate import postgres_migrations
+from tollway.database.postgres import PostgresDatabase, dollars
+from tollway.database.rights import ONLY_GROWING, complaints, migrate
+from tollway.errors import Refused, StartError, Unavailable
+
+INSERT = "INSERT INTO prices VALUES (?, 'm1', 1, 1, 0)"
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[PostgresDatabase]:
+    database = PostgresDatabase(database_url)
+    await database.open()
+    yield database
+    await database.close()
+
+
+async def _prices(database: PostgresDatabase) -> list[str]:
+    return [id_ for (id_,) in await database.fetch("SELECT id FROM prices ORDER BY id")]
+
+
+# --- what is asked of a database ------------------------------------------------------------------
+
+
+async def test_what_was_executed_is_read(database: PostgresDatabase) -> None:
+    changed = await database.execute((INSERT, ("a",)), (INSERT, ("b",)))
+
+    assert changed == 1
+    assert await _prices(database) == ["a", "b"]
+
+
+async def test_statements_together_are_written_together_or_not_at_all(
+    database: PostgresDatabase,
+) -> None:
+    with pytest.raises(Refused):
+        await database.execute((INSERT, ("a",)), (INSERT, ("a",)))
+
+    assert await _prices(database) == []
+
+
+async def test_what_is_refused_does_not_take_its_neighbours_along(
+    database: PostgresDatabase,
+) -> None:
+    answers = await asyncio.gather(
+        *(database.execute((INSERT, (id_,))) for id_ in "abacb"), return_exceptions=True
+    )
+
+    assert sum(isinstance(answer, Refused) for answer in answers) == 2
+    assert await _prices(database) == ["a", "b", "c"]
+
+
+async def test_a_fault_of_the_program_is_no_fault_of_the_database(
+    database: PostgresDatabase,
+) -> None:
+    with pytest.raises(asyncpg.UndefinedTableError):
+        await database.execute(("INSERT INTO nothing VALUES (1)", ()))
+    with pytest.raises(asyncpg.UndefinedTableError):
+        await database.fetch("SELECT 1 FROM nothing")
+
+
+@pytest.mark.parametrize(
+    ("sql", "translated"),
+    [
+        ("SELECT 1", "SELECT 1"),
+        ("SELECT ? WHERE a = ? AND b = '?' AND \"c?\" = ?",
+         "SELECT $1 WHERE a = $2 AND b = '?' AND \"c?\" = $3"),
+        ("SELECT 'it''s ?', ?", "SELECT 'it''s ?', $1"),
+    ],
+)  # fmt: skip
+def test_a_question_mark_is_a_parameter_outside_of_quotes(sql: str, translated: str) -> None:
+    assert dollars(sql) == translated
+
+
+async def test_a_killed_backend_is_replaced_at_the_next_use(
+    database: PostgresDatabase, postgres: PostgresServer, database_url: str
+) -> None:
+    await database.execute((INSERT, ("a",)))
+    _kill_backends(postgres, database_url)
+
+    assert await _prices(database) == ["a"]
+    assert await database.execute((INSERT, ("b",))) == 1
+
+
+async def test_a_backend_killed_in_the_middle_of_a_write_is_told_as_unavailable(
+    database: PostgresDatabase, postgres: PostgresServer, database_url: str
+) -> None:
+    with pytest.raises(Unavailable):
+        await database.execute(
+            (INSERT, ("a",)), ("SELECT pg_terminate_backend(pg_backend_pid())", ())
+        )
+
+    assert await _prices(database) == []
+
+
+async def test_nobody_listens_there(postgres: PostgresServer) -> None:
+    url = f"postgresql://someone:{PASSWORD.replace('/', '%2F')}@127.0.0.1:1/tollway"
+
+    with pytest.raises(StartError, match=r"127\.0\.0\.1:1/tollway cannot be used") as refusal:
+        await PostgresDatabase(url).open()
+
+    assert PASSWORD not in refusal.value.message
+    assert "someone" not in refusal.value.message
+
+
+async def test_a_wrong_password_is_told_without_the_password(
+    postgres: PostgresServer, database_url: str
+) -> None:
+    wrong = database_url.replace("s3cret", "wr0ng")
+
+    with pytest.raises(StartError, match="password authentication failed") as refusal:
+        await PostgresDatabase(wrong).open()
+
+    assert "wr0ng" not in refusal.value.message
+
+
+# --- who may do what ------------------------------------------------------------------------------
+
+
+async def test_the_serving_role_has_what_it_needs_and_no_more(database: PostgresDatabase) -> None:
+    assert await complaints(database) == ([], [])
+
+
+_ROWS = {
+    "ledger": "'acc_1', 1, 'grant', 1, 1, 'r', '', 0, ''",
+    "audit": "'audit_1', '', '', '', '', '', 0",
+    "prices": "'price_1', 'm1', 1, 1, 0",
+}
+
+
+@pytest.mark.parametrize("table", ONLY_GROWING)
+@pytest.mark.parametrize("verb", ["UPDATE {} SET created_at = 1", "DELETE FROM {}", "TRUNCATE {}"])
+async def test_what_only_grows_is_changed_by_no_role(
+    postgres: PostgresServer, database_url: str, table: str, verb: str
+) -> None:
+    name = database_url.rpartition("/")[2]
+    with psycopg.connect(postgres.url(name, MIGRATOR), autocommit=True) as owner:
+        owner.execute(f"INSERT INTO {table} VALUES ({_ROWS[table]})".encode())  # noqa: S608
+        with pytest.raises(psycopg.errors.RestrictViolation):
+            owner.execute(verb.format(table).encode())
+    with (
+        psycopg.connect(database_url, autocommit=True) as server,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        server.execute(verb.format(table).encode())
+
+
+@pytest.mark.parametrize(
+    "ddl",
+    ["CREATE TABLE mine (a INT)", "ALTER TABLE ledger DISABLE TRIGGER ALL", "DROP TABLE audit"],
+)
+async def test_the_serving_role_makes_and_changes_no_tables(
+    database: PostgresDatabase, ddl: str
+) -> None:
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await database.execute((ddl, ()))
+
+
+async def test_what_a_role_lacks_and_has_too_much_of_is_named(
+    postgres: PostgresServer, database_url: str
+) -> None:
+    name = database_url.rpartition("/")[2]
+    with psycopg.connect(postgres.url(name, MIGRATOR), autocommit=True) as owner:
+        owner.execute(f"REVOKE INSERT ON ledger FROM {SERVER}".encode())
+        owner.execute(f"GRANT DELETE ON audit TO {SERVER}".encode())
+    database = PostgresDatabase(database_url)
+    await database.open()
+
+    lacks, beyond = await complaints(database)
+
+    await database.close()
+    assert (lacks, beyond) == (["no INSERT on ledger"], ["it may DELETE audit"])
+
+
+async def test_the_owner_can_do_more_than_serving_needs(
+    postgres: PostgresServer, database_url: str
+) -> None:
+    database = PostgresDatabase(postgres.url(database_url.rpartition("/")[2], MIGRATOR))
+    await database.open()
+
+    lacks, beyond = await complaints(database)
+
+    await database.close()
+    assert lacks == []
+    assert "it owns the table ledger" in beyond
+
+
+# --- migrating ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def empty_url(postgres: PostgresServer) -> str:
+    return postgres.url(postgres.new_database(empty=True), MIGRATOR)
+
+
+async def test_a_database_without_tables_is_refused_and_says_what_to_do(empty_url: str) -> None:
+    with pytest.raises(StartError, match="Run `tollway migrate`"):
+        await PostgresDatabase(empty_url).open()
+
+
+async def test_migrating_applies_what_is_missing_once(empty_url: str) -> None:
+    first = migrate(empty_url, SERVER)
+    again = migrate(empty_url, SERVER)
+
+    assert first.applied == list(postgres_migrations())
+    assert again.applied == []
+
+
+async def test_of_many_that_migrate_at_once_one_does(empty_url: str) -> None:
+    applied: list[list[str]] = []
+    threads = [
+        threading.Thread(target=lambda: applied.append(migrate(empty_url, SERVER).applied))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(map(bool, applied)) == [False, False, False, True]
+
+
+async def test_a_newer_schema_is_refused_by_migrating_and_by_serving(
+    postgres: PostgresServer, database_url: str
+) -> None:
+    owner_url = postgres.url(database_url.rpartition("/")[2], MIGRATOR)
+    with psycopg.connect(owner_url, autocommit=True) as owner:
+        owner.execute(
+            "INSERT INTO _yoyo_migration (migration_hash, migration_id, applied_at_utc)"
+            " VALUES ('x', '9999_later', now())"
+        )
+
+    with pytest.raises(StartError, match=r"newer Tollway.*9999_later"):
+        migrate(owner_url, SERVER)
+    with pytest.raises(StartError, match=r"newer Tollway.*9999_later"):
+        await PostgresDatabase(database_url).open()
+
+
+async def test_an_older_schema_is_refused_by_serving(
+    postgres: PostgresServer, database_url: str
+) -> None:
+    last = postgres_migrations()[-1]
+    owner_url = postgres.url(database_url.rpartition("/")[2], MIGRATOR)
+    with psycopg.connect(owner_url, autocommit=True) as owner:
+        owner.execute("DELETE FROM _yoyo_migration WHERE migration_id = %s", (last,))
+
+    with pytest.raises(StartError, match=rf"lacks {last}.*tollway migrate"):
+        await PostgresDatabase(database_url).open()
+
+
+async def test_a_serving_role_that_is_not_there_is_refused(empty_url: str) -> None:
+    with pytest.raises(StartError, match="There is no role 'nobody_here'"):
+        migrate(empty_url, "nobody_here")
+
+
+def _kill_backends(postgres: PostgresServer, url: str) -> None:
+    with postgres.connect() as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+            (url.rpartition("/")[2],),
+        )
