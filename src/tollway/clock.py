@@ -29,7 +29,30 @@ def new_id(prefix: str, now: float) -> str:
     The time comes first so that new rows land at the end of every index, however large the table
     has grown.
     """
-    return f"{prefix}_{int(now * 1000):012x}{os.urandom(10).hex()}"
+    return f"{prefix}_{int(now * 1000):012x}{_random_bytes.take().hex()}"
+
+
+class _RandomBytes:
+    """The system's random bytes, 10 at a time, fetched 4,000 at a time: each call of the system
+    costs 2 us. A forked child must not hand out its parent's, so it begins anew."""
+
+    def __init__(self) -> None:
+        self._bytes = b""
+        self._used = 0
+        os.register_at_fork(after_in_child=self._forget)
+
+    def take(self) -> bytes:
+        used = self._used
+        if used == len(self._bytes):
+            self._bytes, used = os.urandom(4000), 0
+        self._used = used + 10
+        return self._bytes[used : used + 10]
+
+    def _forget(self) -> None:
+        self._used = len(self._bytes)
+
+
+_random_bytes = _RandomBytes()
 
 
 def first_id_since(prefix: str, then: float) -> str:

@@ -87,37 +87,35 @@ class Door:
                 _reply(exchange, b"waited")
             case "stream":
                 exchange.send_head(200, b"transfer-encoding: chunked\r\n")
-                exchange.write(b"5\r\nfirst\r\n")
+                exchange.write_now(b"5\r\nfirst\r\n")
                 await self.release.wait()
-                exchange.write(b"4\r\nlast\r\n0\r\n\r\n")
+                exchange.write_now(b"4\r\nlast\r\n0\r\n\r\n")
                 exchange.end()
             case "flood":
                 exchange.on_pressure(self.pressures.append)
                 exchange.send_head(200, b"transfer-encoding: chunked\r\n")
                 for _ in range(what["chunks"]):
-                    exchange.write(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+                    exchange.write_now(b"10000\r\n" + b"x" * 65536 + b"\r\n")
                 await self.release.wait()
-                exchange.write(b"0\r\n\r\n")
+                exchange.write_now(b"0\r\n\r\n")
                 exchange.end()
             case "fill":  # the kernel takes no more, and less is left than would press
                 exchange.send_head(200, b"transfer-encoding: chunked\r\n")
                 (connection,) = self.connections
                 while connection.transport.get_write_buffer_size() == 0:
-                    exchange.write(b"4000\r\n" + b"x" * 16384 + b"\r\n")
+                    exchange.write_now(b"4000\r\n" + b"x" * 16384 + b"\r\n")
                     await asyncio.sleep(0)
-                exchange.write(b"0\r\n\r\n")
+                exchange.write_now(b"0\r\n\r\n")
                 exchange.end()
             case "cut":
                 exchange.send_head(200, b"transfer-encoding: chunked\r\n")
-                exchange.write(b"5\r\nfirst\r\n")
+                exchange.write_now(b"5\r\nfirst\r\n")
             case _:
                 _reply(exchange, b"%d" % len(call.body))
 
 
 def _reply(exchange: Exchange, body: bytes) -> None:
-    exchange.send_head(200, b"content-length: %d\r\n" % len(body))
-    exchange.write(body)
-    exchange.end()
+    exchange.answer(200, b"content-length: %d\r\n" % len(body), body)
 
 
 class App:
@@ -310,6 +308,43 @@ def test_a_connection_is_kept_for_the_next_request(edge: EdgeServer) -> None:
     assert len(edge.door.calls) == 3
 
 
+def test_requests_with_the_same_head_are_each_their_own(edge: EdgeServer) -> None:
+    bodies = [a_body(pad="x" * size) for size in (1, 9, 400, 9, 70_000, 3)]
+    with edge.client() as client:
+        for body in bodies:
+            client.send(raw_request(body, "Authorization: Bearer tw_x"))
+            assert client.read_reply().body == b"%d" % len(body)
+        client.request("GET", "/plain")
+        assert client.read_reply().body == b"GET /plain? 0"
+        client.send(raw_request(bodies[0], "Authorization: Bearer tw_other"))
+        client.read_reply()
+
+    calls = edge.door.calls
+    assert [call.body for call in calls] == [*bodies, bodies[0]]
+    assert [call.authorization for call in calls] == [b"Bearer tw_x"] * 6 + [b"Bearer tw_other"]
+    assert len({call.request_id for call in calls}) == 7
+
+
+def test_a_learned_head_may_come_in_pieces_or_behind_another_request(edge: EdgeServer) -> None:
+    request = raw_request(a_body())
+    with edge.client() as client:
+        for _ in range(2):
+            client.send(request)
+            assert client.read_reply().status == 200
+        client.send(request[:30])
+        until(lambda: len(edge.door.finished) == 2)
+        client.send(request[30:])
+        assert client.read_reply().status == 200
+        client.send(request + request)
+        assert [client.read_reply().status for _ in range(2)] == [200, 200]
+        client.send(raw_request(a_body("wait")))
+        until(lambda: len(edge.door.calls) == 6)
+        client.send(request)  # its head is known, and a request before it still runs
+        edge.do(edge.door.release.set)
+        assert client.read_reply().body == b"waited"
+        assert client.read_reply().body == b"%d" % len(a_body())
+
+
 def test_http_1_0_is_answered_and_closed(edge: EdgeServer) -> None:
     with edge.client() as client:
         client.send(raw_request(a_body(), version="1.0"))
@@ -345,7 +380,7 @@ def test_te_trailers_is_seen(edge: EdgeServer, te: str) -> None:
     seen: list[bool] = []
 
     async def note(call: Call, exchange: Exchange) -> None:
-        seen.append(exchange.accepts_trailers)
+        seen.append(exchange.head.accepts_trailers)
         _reply(exchange, b"")
 
     edge.door.serve = note

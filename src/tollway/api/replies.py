@@ -146,8 +146,8 @@ class ChatReply:
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._chunked = exchange.http_1_1
-        self._trailers = self._chunked and exchange.accepts_trailers
+        self._chunked = exchange.head.http_1_1
+        self._trailers = self._chunked and exchange.head.accepts_trailers
         self._request_id = ""
         self.begun = False
 
@@ -173,9 +173,7 @@ class ChatReply:
         )
         if admission.ignored:
             head += _ignored_line(admission).encode()
-        self._exchange.send_head(200, head)
-        self._exchange.write(body)
-        self._exchange.end()
+        self._exchange.answer(200, head, body)
 
     def repeat(self, request_id: str, reply: StoredReply, standing: Standing) -> None:
         body = reply.body.encode()
@@ -188,9 +186,7 @@ class ChatReply:
             f"x-credits-remaining: {reply.credits_remaining}\r\n"
             f"{_rate_lines(standing.rate)}"
         )
-        self._exchange.send_head(200, head.encode())
-        self._exchange.write(body)
-        self._exchange.end()
+        self._exchange.answer(200, head.encode(), body)
 
     def refuse(
         self, call: Call, error: RequestError, standing: Standing | None, *, charged: int = 0
@@ -256,9 +252,8 @@ class ChatReply:
 
 def send(exchange: Exchange, reply: ErrorReply) -> None:
     lines = b"".join(b"%b: %b\r\n" % header for header in reply.headers)
-    exchange.send_head(reply.status, lines + b"content-length: %d\r\n" % len(reply.body))
-    exchange.write(reply.body)
-    exchange.end()
+    lines += b"content-length: %d\r\n" % len(reply.body)
+    exchange.answer(reply.status, lines, reply.body)
 
 
 def _rate_lines(rate: RateState) -> str:
