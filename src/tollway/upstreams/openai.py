@@ -19,7 +19,7 @@ from tollway.upstreams.base import Ask, EventSink
 from tollway.upstreams.connection import Connection, ConnectionPool, Deadlines, ResponseHead
 from tollway.wire.chat import ChatCompletion
 from tollway.wire.events import DONE, EventTooLarge, Frames
-from tollway.wire.requests import KNOWN_FIELDS
+from tollway.wire.requests import KNOWN_FIELDS, REWRITTEN_FIELDS, Fields
 
 REPLY_BYTES_MAX = 32 * 1024 * 1024
 _ERROR_BYTES_READ = 64 * 1024
@@ -29,7 +29,6 @@ log = logging.getLogger("tollway.upstreams")
 
 _encode = msgspec.json.Encoder().encode
 _decode_completion = msgspec.json.Decoder(ChatCompletion).decode
-_STREAM_OPTIONS = {"include_usage": True}
 
 
 class OpenAICompatible:
@@ -58,13 +57,10 @@ class OpenAICompatible:
         return True
 
     async def complete(self, ask: Ask) -> ChatCompletion:
-        body = _encode(
-            {
-                **ask.fields,
-                "model": ask.model,
-                "max_tokens": ask.output_tokens_max,
-                "stream": False,
-            }
+        body = b'{%b,"model":%b,"max_tokens":%d,"stream":false}' % (
+            _fields_json(ask),
+            _encode(ask.model),
+            ask.output_tokens_max,
         )
         reply = _WholeReply()
         await self._post("/chat/completions", body, reply, ask.request_id)
@@ -81,14 +77,9 @@ class OpenAICompatible:
             ) from None
 
     async def stream(self, ask: Ask, sink: EventSink) -> None:
-        body = _encode(
-            {
-                **ask.fields,
-                "model": ask.model,
-                "max_tokens": ask.output_tokens_max,
-                "stream": True,
-                "stream_options": _STREAM_OPTIONS,
-            }
+        body = (
+            b'{%b,"model":%b,"max_tokens":%d,"stream":true,"stream_options":{"include_usage":true}}'
+            % (_fields_json(ask), _encode(ask.model), ask.output_tokens_max)
         )
         reply = _EventStream(sink)
         await self._post("/chat/completions", body, reply, ask.request_id)
@@ -164,6 +155,15 @@ class OpenAICompatible:
             error = UpstreamFailed(f"The model's server failed with status {status}. Try again.")
         error.upstream_status = status
         return error
+
+
+def _fields_json(ask: Ask) -> bytes:
+    """The inside of a JSON object. A client's own fields were written when they were checked."""
+    fields = ask.fields
+    if isinstance(fields, Fields):
+        return fields.json
+    sent = {name: value for name, value in fields.items() if name not in REWRITTEN_FIELDS}
+    return _encode(sent)[1:-1]
 
 
 class _WholeReply:

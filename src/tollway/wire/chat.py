@@ -164,20 +164,15 @@ Bias = Annotated[float, Meta(ge=-100, le=100)]
 INT64 = 2**63
 
 
-class ChatRequest(Struct, omit_defaults=True):
-    """Every field of OpenAI's chat request that Tollway takes. None means absent, everywhere."""
+class ForwardedFields(Struct, omit_defaults=True, kw_only=True):
+    """The fields of a chat request that an upstream gets as the client sent them."""
 
-    model: str
     messages: Annotated[list[Message], Meta(min_length=1, max_length=1024)]
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    max_tokens: TokenCount | None = None
-    max_completion_tokens: TokenCount | None = None
     stop: StopSequence | Annotated[list[StopSequence], Meta(min_length=1, max_length=4)] | None = (
         None
     )
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
     tool_choice: str | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -207,9 +202,31 @@ class ChatRequest(Struct, omit_defaults=True):
     moderation: Moderation | None = None
     modalities: list[Literal["text", "audio"]] | None = None
 
+
+class ChatRequest(ForwardedFields, omit_defaults=True, kw_only=True):
+    """Every field of OpenAI's chat request that Tollway takes. None means absent, everywhere. The
+    fields that are its own are those of `RewrittenFields`; in JSON they come last."""
+
+    model: str
+    max_tokens: TokenCount | None = None
+    max_completion_tokens: TokenCount | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
     @property
     def output_tokens_wanted(self) -> int | None:
         return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
+
+
+class RewrittenFields(Struct, omit_defaults=True):
+    """The fields of a chat request that the gateway writes anew for an upstream: the name it has
+    for the model, the cap that the hold pays for, and how the reply is to come."""
+
+    model: str
+    max_tokens: TokenCount | None = None
+    max_completion_tokens: TokenCount | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
 
 
 # --- reply ----------------------------------------------------------------------------------------

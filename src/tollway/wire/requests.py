@@ -3,10 +3,16 @@
 The types in `chat.py` say what each field may be; here are the rules that no type can say: which
 fields exclude or need one another, and what is refused because it would change the bill and has no
 price.
+
+Nearly all requests are plain: fields of ours, none of them twice, none that is tied to another.
+They are decoded once and written once, and what was written is also what the upstream gets
+(`_read_plain`: 3 us for a request of 1 KB, and what grows with the size is msgspec's). All others
+are read the full way, which says what is wrong (9 us). A test shows that both ways make the same
+of a request.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 from msgspec import Struct
@@ -17,36 +23,24 @@ from tollway.wire.chat import (
     AudioPart,
     ChatRequest,
     FilePart,
+    ForwardedFields,
     ImagePart,
     NamedFunction,
     NamedToolChoice,
+    RewrittenFields,
     ToolMessage,
     UserMessage,
 )
 from tollway.wire.strict_json import parse_object
 
 KNOWN_FIELDS = frozenset(ChatRequest.__struct_fields__)
-
+REWRITTEN_FIELDS = frozenset(RewrittenFields.__struct_fields__)
 # What the gateway itself decides from, and so always takes, whatever a model supports.
-_ALWAYS_TAKEN = frozenset(
-    {"model", "messages", "max_tokens", "max_completion_tokens", "stream", "stream_options", "n"}
-)
-# Those of them that the upstream layer writes itself.
-_WRITTEN_UPSTREAM = frozenset(
-    {"model", "max_tokens", "max_completion_tokens", "stream", "stream_options"}
-)
-FORWARDED_FIELDS = KNOWN_FIELDS - _WRITTEN_UPSTREAM
+_ALWAYS_TAKEN = REWRITTEN_FIELDS | {"messages", "n"}
 OPTIONAL_FIELDS = frozenset(KNOWN_FIELDS - _ALWAYS_TAKEN)
 
-# No rule ties these to one another: a request of nothing else needs none of the checks for that.
-_UNTIED_FIELDS = KNOWN_FIELDS - {
-    "max_completion_tokens",
-    "stream_options",
-    "top_logprobs",
-    "modalities",
-    "tools",
-    "tool_choice",
-}
+_decode_request = msgspec.json.Decoder(ChatRequest).decode
+_encode = msgspec.json.Encoder().encode
 
 _NO_PRICE = {
     "audio": "audio output has no price here. Leave out `audio`.",
@@ -56,12 +50,42 @@ _NO_PRICE = {
 }
 
 
+class Fields(Mapping[str, object]):
+    """What an upstream may be sent of a request, by allow-list and without what the gateway writes
+    itself. `json` is that as the inside of a JSON object, without its braces."""
+
+    __slots__ = ("_by_name", "_request", "json")
+
+    def __init__(self, request: ChatRequest, json: bytes | None = None) -> None:
+        self._request = request
+        self._by_name: dict[str, object] | None = None
+        self.json = _json_of_fields(request) if json is None else json
+
+    def __getitem__(self, name: str) -> object:
+        return self._fields()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields())
+
+    def __len__(self) -> int:
+        return len(self._fields())
+
+    def _fields(self) -> dict[str, object]:
+        if self._by_name is None:  # seldom asked for: the JSON is enough for most upstreams
+            request = self._request
+            self._by_name = {
+                name: value
+                for name in ForwardedFields.__struct_fields__
+                if (value := getattr(request, name)) is not None
+            }
+        return self._by_name
+
+
 class ParsedRequest(Struct, frozen=True):
-    """`fields` is what a model may be sent, by allow-list; `unknown` the names of fields that are
-    not OpenAI's."""
+    """`unknown` has the names of fields that are not OpenAI's."""
 
     request: ChatRequest
-    fields: dict[str, object]
+    fields: Fields
     unknown: tuple[str, ...]
 
     @property
@@ -75,22 +99,78 @@ class ParsedRequest(Struct, frozen=True):
 
 
 def parse_chat_request(body: bytes) -> ParsedRequest:
+    return _read_plain(body) or _read_fully(body)
+
+
+def _read_plain(body: bytes) -> ParsedRequest | None:
+    """None where the request is not plain, or may be wrong."""
+    try:
+        request = _decode_request(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if not _is_plain(request):
+        return None
+    written = _encode(request)
+    # Each key and each string has two quotes, and escaped ones stay what they are, unless written
+    # as an escape that is a quote itself. So the same number of them in what came and in what was
+    # written means that nothing was left out: no unknown field, no null, no key that came twice.
+    if written.count(b'"') != body.count(b'"') or (b"\\" in body and b"\\u0022" in body):
+        return None
+    return ParsedRequest(request, Fields(request, _without_rewritten(request, written)), ())
+
+
+def _is_plain(request: ChatRequest) -> bool:
+    """Whether no rule of this module but the types has a say in it. Where a type's tag is the only
+    one possible, msgspec takes an object without it and writes it, which would spoil the count of
+    quotes: so none of those either. Nothing that is left can be nested deeper than allowed."""
+    if (
+        request.tools is not None
+        or request.tool_choice is not None
+        or request.prediction is not None
+        or request.response_format is not None
+        or request.top_logprobs is not None
+        or request.modalities is not None
+        or (request.stream_options is not None and not request.stream)
+        or (request.max_completion_tokens is not None and request.max_tokens is not None)
+    ):
+        return False
+    for message in request.messages:
+        if type(message.content) is not str or isinstance(message, ToolMessage):
+            return False
+        if isinstance(message, AssistantMessage) and message.tool_calls is not None:
+            return False
+    return True
+
+
+def _read_fully(body: bytes) -> ParsedRequest:
     document = parse_object(body)
-    untied = document.keys() <= _UNTIED_FIELDS
-    unknown = () if untied else _unknown_fields(document)
+    unknown = _unknown_fields(document)
     try:
         request = msgspec.convert(document, ChatRequest)
     except msgspec.ValidationError as error:
         raise explain_invalid(error, document) from None
-    if not untied:
-        _check_fields_together(request)
+    _check_fields_together(request)
     _check_messages(request)
-    fields = {
-        name: value
-        for name in document
-        if name in FORWARDED_FIELDS and (value := getattr(request, name)) is not None
-    }
-    return ParsedRequest(request, fields, unknown)
+    return ParsedRequest(request, Fields(request), unknown)
+
+
+def _json_of_fields(request: ChatRequest) -> bytes:
+    return _without_rewritten(request, _encode(request))
+
+
+def _without_rewritten(request: ChatRequest, written: bytes) -> bytes:
+    """What stands before the fields that the gateway writes anew: those come last, and `model` is
+    always among them."""
+    rewritten = _encode(
+        RewrittenFields(
+            request.model,
+            request.max_tokens,
+            request.max_completion_tokens,
+            request.stream,
+            request.stream_options,
+        )
+    )
+    return written[1 : -len(rewritten)]
 
 
 def _unknown_fields(document: Mapping[str, object]) -> tuple[str, ...]:

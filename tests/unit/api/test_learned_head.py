@@ -5,6 +5,7 @@ from typing import Any
 import httptools
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tollway.api.edge import Head, LearnedHead
 
 LINES = (

@@ -19,7 +19,10 @@ def parsed(**fields: object) -> ChatRequest:
 
 def forwarded(**fields: object) -> dict[str, Any]:
     """As the upstream gets it."""
-    return json.loads(msgspec.json.encode(parse_chat_request(chat_bytes(**fields)).fields))
+    sent = parse_chat_request(chat_bytes(**fields)).fields
+    by_name = json.loads(msgspec.json.encode(dict(sent)))
+    assert json.loads(b"{%b}" % sent.json) == by_name
+    return by_name
 
 
 def refusal(body: bytes) -> InvalidRequest:
