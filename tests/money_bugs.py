@@ -85,8 +85,8 @@ BUGS = (
     Bug(
         "the hold forgets that there are several choices",
         "gateway/admit.py",
-        "credits = charge(model.price, input_tokens, choices * output_tokens)",
-        "credits = charge(model.price, input_tokens, output_tokens)",
+        "credits = charge(model.price_max, input_tokens, choices * output_tokens)",
+        "credits = charge(model.price_max, input_tokens, output_tokens)",
     ),
     Bug(
         "a smaller hold does not lower the cap",

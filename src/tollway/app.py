@@ -507,6 +507,8 @@ def _offers(settings: Settings) -> list[ModelOffer]:
             supported_parameters=model.supported_parameters,
             confidential=model.confidential,
             servings=tuple(Serving(by.upstream, by.model, by.weight) for by in model.upstreams),
+            cached_credits_per_million=model.cached_prompt_rate,
+            reasoning_credits_per_million=model.reasoning_rate,
         )
         for model in settings.models
     ]

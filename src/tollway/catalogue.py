@@ -7,6 +7,7 @@ the newest one.
 
 from collections.abc import Iterable
 
+import msgspec
 from msgspec import Struct
 
 from tollway.clock import Clock, new_id
@@ -15,9 +16,26 @@ from tollway.errors import NotFound
 
 
 class Price(Struct, frozen=True, gc=False):
+    """Input that the upstream had cached and output that was reasoning may have rates of their own;
+    None: they cost as the rest does."""
+
     id: str
     input_credits_per_million: int
     output_credits_per_million: int
+    cached_credits_per_million: int | None = None
+    reasoning_credits_per_million: int | None = None
+
+    def dearest(self) -> "Price":
+        """Each part at the highest of its rates: what a hold is reckoned at, for nobody knows
+        before what will be cached or reasoning."""
+        cached, reasoning = self.cached_credits_per_million, self.reasoning_credits_per_million
+        if cached is None and reasoning is None:
+            return self
+        return Price(
+            self.id,
+            max(self.input_credits_per_million, 0 if cached is None else cached),
+            max(self.output_credits_per_million, 0 if reasoning is None else reasoning),
+        )
 
 
 class Serving(Struct, frozen=True, gc=False):
@@ -30,12 +48,13 @@ class Serving(Struct, frozen=True, gc=False):
 
 class Model(Struct, frozen=True):
     """`supported_parameters` None means all. `max_output_tokens` and `default_max_tokens` are
-    tokens a choice."""
+    tokens a choice; `price_max` is the price at its dearest."""
 
     id: str
     name: str
     tier: str
     price: Price
+    price_max: Price
     context_length: int
     max_output_tokens: int
     default_max_tokens: int
@@ -59,6 +78,8 @@ class ModelOffer(Struct, frozen=True):
     supported_parameters: frozenset[str] | None
     confidential: bool
     servings: tuple[Serving, ...]
+    cached_credits_per_million: int | None = None
+    reasoning_credits_per_million: int | None = None
 
 
 class Catalogue:
@@ -72,27 +93,32 @@ class Catalogue:
         newest: dict[str, tuple[Price, float]] = {}
         first_seen: dict[str, float] = {}
         rows = await database.fetch(
-            "SELECT id, model, prompt_rate, completion_rate, created_at"
-            " FROM prices ORDER BY created_at, id"
+            "SELECT model, created_at, id, prompt_rate, completion_rate, cached_prompt_rate,"
+            " reasoning_rate FROM prices ORDER BY created_at, id"
         )
-        for id_, model, prompt_rate, completion_rate, created_at in rows:
-            newest[model] = (Price(id_, prompt_rate, completion_rate), created_at / 1000)
+        for model, created_at, *price_row in rows:
+            newest[model] = (Price(*price_row), created_at / 1000)
             first_seen.setdefault(model, created_at / 1000)
         catalogue = cls()
         for offer in offers:
-            price = newest[offer.id][0] if offer.id in newest else None
-            wanted = (offer.input_credits_per_million, offer.output_credits_per_million)
             now = clock.now()
-            if price is None or wanted != (
-                price.input_credits_per_million,
-                price.output_credits_per_million,
-            ):
-                price = Price(new_id("price", now), *wanted)
+            known = newest[offer.id][0] if offer.id in newest else None
+            price = Price(
+                "" if known is None else known.id,
+                offer.input_credits_per_million,
+                offer.output_credits_per_million,
+                offer.cached_credits_per_million,
+                offer.reasoning_credits_per_million,
+            )
+            if price != known:
+                price = msgspec.structs.replace(price, id=new_id("price", now))
+                id_, *rates = msgspec.structs.astuple(price)
                 await database.execute(
                     (
-                        "INSERT INTO prices (id, model, prompt_rate, completion_rate, created_at)"
-                        " VALUES (?, ?, ?, ?, ?)",
-                        (price.id, offer.id, *wanted, int(now * 1000)),
+                        "INSERT INTO prices (id, model, prompt_rate, completion_rate,"
+                        " cached_prompt_rate, reasoning_rate, created_at)"
+                        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                        (id_, offer.id, *rates, int(now * 1000)),
                     )
                 )
             catalogue._models[offer.id] = _model(offer, price, first_seen.get(offer.id, now))
@@ -125,6 +151,7 @@ def _model(offer: ModelOffer, price: Price, created_at: float) -> Model:
         name=name,
         tier=offer.tier,
         price=price,
+        price_max=price.dearest(),
         context_length=offer.context_length,
         max_output_tokens=offer.max_output_tokens,
         default_max_tokens=offer.default_max_tokens,

@@ -210,7 +210,16 @@ def _served(settings: "Settings") -> Object:
             {
                 "id": m.id,
                 "tier": m.tier,
-                "pricing": {"prompt": m.prompt_rate, "completion": m.completion_rate},
+                "pricing": {
+                    "prompt": m.prompt_rate,
+                    "completion": m.completion_rate,
+                    "cached_prompt": m.prompt_rate
+                    if m.cached_prompt_rate is None
+                    else m.cached_prompt_rate,
+                    "reasoning": m.completion_rate
+                    if m.reasoning_rate is None
+                    else m.reasoning_rate,
+                },
                 "context_length": m.context_length,
                 "max_output_tokens": m.max_output_tokens,
                 "upstreams": [{"name": by.upstream, "model": by.model} for by in m.upstreams],

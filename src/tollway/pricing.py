@@ -22,28 +22,42 @@ _encode = msgspec.json.Encoder().encode
 
 class Usage(Struct, frozen=True, gc=False):
     """Tokens of one request. `source`: upstream (it said so), counted (we did), checkpoint (a crash
-    left only that)."""
+    left only that). Of the input, `cached_tokens` were in the upstream's cache; of the output,
+    `reasoning_tokens` were reasoning."""
 
     input_tokens: int
     output_tokens: int
     source: str
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 NOTHING_USED = Usage(0, 0, "counted")
 
 
-def charge(price: Price, input_tokens: int, output_tokens: int) -> int:
-    """Credits for what was used: the exact sum, rounded up once. No tokens cost nothing."""
+def charge(
+    price: Price,
+    input_tokens: int,
+    output_tokens: int,
+    cached_tokens: int = 0,
+    reasoning_tokens: int = 0,
+) -> int:
+    """Credits for what was used: the exact sum, rounded up once. No tokens cost nothing. Cached
+    tokens are among the input's, reasoning tokens among the output's."""
     exact = (
         input_tokens * price.input_credits_per_million
         + output_tokens * price.output_credits_per_million
     )
+    if (rate := price.cached_credits_per_million) is not None:
+        exact += cached_tokens * (rate - price.input_credits_per_million)
+    if (rate := price.reasoning_credits_per_million) is not None:
+        exact += reasoning_tokens * (rate - price.output_credits_per_million)
     return -(-exact // TOKENS_PER_PRICE_UNIT)
 
 
 def affordable_output_tokens(price: Price, credits: int, input_tokens: int, choices: int) -> int:
     """The longest output, in tokens for each of `choices`, that `credits` surely pay for after the
-    input; at least 0."""
+    input; at least 0. `price` at its dearest."""
     left = credits * TOKENS_PER_PRICE_UNIT - input_tokens * price.input_credits_per_million
     if left < 0:
         return 0

@@ -204,6 +204,20 @@ class Tier(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     prompt_rate: Annotated[Rate, Meta(description="Whole credits per million input tokens.")]
     completion_rate: Annotated[Rate, Meta(description="Whole credits per million output tokens.")]
+    cached_prompt_rate: Annotated[
+        Rate | None,
+        Meta(
+            description="For input tokens that the upstream says it had cached. Default: "
+            "prompt_rate."
+        ),
+    ] = None
+    reasoning_rate: Annotated[
+        Rate | None,
+        Meta(
+            description="For output tokens that the upstream says were reasoning. Default: "
+            "completion_rate."
+        ),
+    ] = None
 
 
 class Embedded(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -308,6 +322,13 @@ class ModelTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     completion_rate: Annotated[
         Rate | None, Meta(description="Its own price: whole credits per million output tokens.")
     ] = None
+    cached_prompt_rate: Annotated[
+        Rate | None, Meta(description="As a tier's, beside its own price. Default: prompt_rate.")
+    ] = None
+    reasoning_rate: Annotated[
+        Rate | None,
+        Meta(description="As a tier's, beside its own price. Default: completion_rate."),
+    ] = None
     context_length: Annotated[
         Tokens | None,
         Meta(
@@ -373,6 +394,8 @@ class Model(Struct, frozen=True):
     supported_parameters: frozenset[str] | None
     confidential: bool
     upstreams: tuple[ServedBy, ...]
+    cached_prompt_rate: int | None = None
+    reasoning_rate: int | None = None
 
 
 class Settings(Struct, frozen=True):
@@ -716,13 +739,19 @@ def _model(
         supported_parameters=None if supported is None else frozenset(supported),
         confidential=table.confidential,
         upstreams=(served_by,),
+        cached_prompt_rate=price.cached_prompt_rate,
+        reasoning_rate=price.reasoning_rate,
     )
 
 
 def _price(path: str, table: ModelTable, tiers: Mapping[str, Tier]) -> tuple[str, Tier]:
     own = (table.prompt_rate, table.completion_rate)
+    parts = {
+        "cached_prompt_rate": table.cached_prompt_rate,
+        "reasoning_rate": table.reasoning_rate,
+    }
     if table.tier is not None:
-        if own != (None, None):
+        if own != (None, None) or any(rate is not None for rate in parts.values()):
             raise _wrong(
                 f"{path}.tier", "the model has a tier and rates of its own. Keep one of them"
             )
@@ -744,7 +773,7 @@ def _price(path: str, table: ModelTable, tiers: Mapping[str, Tier]) -> tuple[str
         raise _wrong(f"{path}.prompt_rate", "it is missing. A price is both rates")
     if completion_rate is None:
         raise _wrong(f"{path}.completion_rate", "it is missing. A price is both rates")
-    return "custom", Tier(prompt_rate=prompt_rate, completion_rate=completion_rate)
+    return "custom", Tier(prompt_rate=prompt_rate, completion_rate=completion_rate, **parts)
 
 
 def _served_by(path: str, table: ModelTable, upstream_names: Iterable[str]) -> ServedBy:

@@ -279,7 +279,12 @@ def test_check_says_what_would_be_served_and_makes_nothing(stopped: TollwayServe
     assert done.status == 0
     assert f"upstream gpu-1:      {NOWHERE} without a key\n" in done.stdout
     assert "acme/parrot\tparrot\t1000\t2000\t100000\t4096\tgpu-1\n" in done.stdout
-    assert as_json["models"][0]["pricing"] == {"prompt": 1000, "completion": 2000}
+    assert as_json["models"][0]["pricing"] == {
+        "prompt": 1000,
+        "completion": 2000,
+        "cached_prompt": 1000,
+        "reasoning": 2000,
+    }
     assert not stopped.data_dir.exists()
 
 

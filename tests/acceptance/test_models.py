@@ -21,7 +21,12 @@ def test_models_are_listed_with_their_prices_and_limits(customer: Customer) -> N
     assert plain["context_length"] == 4096
     assert plain["max_output_tokens"] == 512
     assert plain["tier"] == "custom"
-    assert plain["pricing"] == {"prompt": 700, "completion": 4000}
+    assert plain["pricing"] == {
+        "prompt": 700,
+        "completion": 4000,
+        "cached_prompt": 700,
+        "reasoning": 4000,
+    }
     assert "temperature" in plain["supported_parameters"]
     assert "tools" not in plain["supported_parameters"]
     assert plain["capabilities"]["streaming"] is True

@@ -40,8 +40,15 @@ def test_a_receipt_says_what_was_asked_used_and_charged(
         "completion_tokens": 80,
         "total_tokens": 105,
         "source": "upstream",
+        "cached_tokens": 0,
+        "reasoning_tokens": 0,
     }
-    assert receipt["rates"] == {"prompt": 1_000_000, "completion": 2_000_000}
+    assert receipt["rates"] == {
+        "prompt": 1_000_000,
+        "completion": 2_000_000,
+        "cached_prompt": 1_000_000,
+        "reasoning": 2_000_000,
+    }
     assert receipt["credits"]["consumed"] == 25 + 2 * 80
     assert receipt["credits"]["shortfall"] == 0
     assert receipt["credits"]["remaining"] == 100_000 - 185

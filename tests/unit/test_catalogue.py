@@ -1,10 +1,12 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
+from msgspec.structs import astuple
 from tests.support.clock import FixedClock
 
-from tollway.catalogue import Catalogue, ModelOffer, Serving
+from tollway.catalogue import Catalogue, ModelOffer, Price, Serving
 from tollway.database.sqlite import SqliteDatabase
 from tollway.errors import NotFound
 
@@ -65,6 +67,48 @@ async def test_a_price_that_has_changed_is_a_new_row_and_the_old_one_stays(
     assert rows == list(zip(prices, (700, 800, 700), strict=True))
     model = catalogue.find("acme/parrot", None)
     assert model.created_at == FixedClock().now()
+
+
+async def test_a_price_of_cached_tokens_or_reasoning_is_part_of_the_price(
+    database: SqliteDatabase,
+) -> None:
+    clock = FixedClock()
+    plain = an_offer()
+    offers = [
+        plain,
+        msgspec.structs.replace(plain, cached_credits_per_million=70),
+        msgspec.structs.replace(plain, cached_credits_per_million=70),
+        msgspec.structs.replace(
+            plain, cached_credits_per_million=0, reasoning_credits_per_million=9000
+        ),
+        plain,
+    ]
+    prices: list[Price] = []
+    for offer in offers:
+        catalogue = await Catalogue.load([offer], database, clock)
+        prices.append(catalogue.find("acme/parrot", None).price)
+        clock.advance(1)
+
+    assert [astuple(price)[3:] for price in prices] == [
+        (None, None),
+        (70, None),
+        (70, None),
+        (0, 9000),
+        (None, None),
+    ]
+    assert prices[1] == prices[2]
+    assert len({price.id for price in prices}) == 4
+
+
+async def test_a_hold_is_reckoned_at_the_dearest_of_the_rates(database: SqliteDatabase) -> None:
+    offer = msgspec.structs.replace(
+        an_offer(), cached_credits_per_million=70, reasoning_credits_per_million=9000
+    )
+    catalogue = await Catalogue.load([offer, an_offer("plain")], database, FixedClock())
+    model, plain = catalogue.find("acme/parrot", None), catalogue.find("plain", None)
+
+    assert model.price_max == Price(model.price.id, 700, 9000)
+    assert plain.price_max is plain.price
 
 
 async def test_unknown_and_not_allowed_are_one_answer(database: SqliteDatabase) -> None:

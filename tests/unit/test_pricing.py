@@ -17,6 +17,10 @@ _tokens = st.integers(0, 2**40)
 _choices = st.integers(1, 4)
 _rate = st.integers(0, 10**9)
 prices = st.builds(Price, st.just("price_1"), _rate, _rate)
+prices_by_part = st.builds(
+    Price, st.just("price_1"), _rate, _rate, st.none() | _rate, st.none() | _rate
+)
+_part = st.fractions(0, 1)
 paid_prices = st.builds(Price, st.just("price_1"), _rate, st.integers(1, 10**9))
 
 
@@ -59,6 +63,42 @@ def test_two_requests_never_cost_less_than_one_with_both(
     both = charge(price, put_in, first + second)
 
     assert both <= charge(price, put_in, first) + charge(price, 0, second) <= both + 1
+
+
+@given(prices_by_part, _tokens, _tokens, _part, _part)
+def test_cached_and_reasoning_tokens_cost_their_own_rates_in_the_one_rounding(
+    price: Price, put_in: int, put_out: int, cached_part: Fraction, reasoning_part: Fraction
+) -> None:
+    cached, reasoning = int(put_in * cached_part), int(put_out * reasoning_part)
+    rates = (price.cached_credits_per_million, price.reasoning_credits_per_million)
+    exact = Fraction(
+        (put_in - cached) * price.input_credits_per_million
+        + cached * (price.input_credits_per_million if rates[0] is None else rates[0])
+        + (put_out - reasoning) * price.output_credits_per_million
+        + reasoning * (price.output_credits_per_million if rates[1] is None else rates[1]),
+        1_000_000,
+    )
+
+    assert charge(price, put_in, put_out, cached, reasoning) == ceil(exact)
+
+
+@given(prices_by_part, _tokens, _tokens, _part, _part)
+def test_whatever_is_cached_or_reasoning_costs_no_more_than_the_dearest_rates(
+    price: Price, put_in: int, put_out: int, cached_part: Fraction, reasoning_part: Fraction
+) -> None:
+    cached, reasoning = int(put_in * cached_part), int(put_out * reasoning_part)
+
+    most = charge(price.dearest(), put_in, put_out)
+
+    assert charge(price, put_in, put_out, cached, reasoning) <= most
+    assert most in {
+        charge(price, put_in, put_out, *parts)
+        for parts in ((0, 0), (put_in, 0), (0, put_out), (put_in, put_out))
+    }
+
+
+def test_a_rate_of_zero_is_a_rate() -> None:
+    assert charge(Price("price_1", 1_000_000, 1_000_000, 0, 0), 9, 7, 8, 7) == 1
 
 
 @given(prices)

@@ -150,6 +150,17 @@ def test_a_model_with_its_own_rates_has_the_tier_custom(tmp_path: Path) -> None:
     assert not settings.serves_embedded
 
 
+def test_cached_tokens_and_reasoning_may_have_rates_of_their_own(tmp_path: Path) -> None:
+    tier = "[tiers.gold]\nprompt_rate = 7\ncompletion_rate = 9\ncached_prompt_rate = 0\n"
+    own = MODEL.replace("m1", "m2") + "prompt_rate = 1\ncompletion_rate = 5\nreasoning_rate = 6\n"
+    settings = settings_of(tmp_path, UPSTREAM + tier + MODEL + 'tier = "gold"\n' + own)
+
+    assert [(m.cached_prompt_rate, m.reasoning_rate) for m in settings.models] == [
+        (0, None),
+        (None, 6),
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -205,6 +216,11 @@ def test_a_model_with_its_own_rates_has_the_tier_custom(tmp_path: Path) -> None:
             UPSTREAM + MODEL + 'tier = "budget"\nprompt_rate = 1',
             "models[0].tier: the model has a tier and rates of its own.",
         ),
+        (
+            UPSTREAM + MODEL + 'tier = "budget"\nreasoning_rate = 0',
+            "models[0].tier: the model has a tier and rates of its own.",
+        ),
+        (UPSTREAM + MODEL + "reasoning_rate = 1", "models[0]: the model m1 has no price."),
         (
             UPSTREAM + MODEL + 'tier = "gold"',
             "models[0].tier: there is no tier 'gold'. Declare [tiers.gold], or use one of budget.",

@@ -5,7 +5,7 @@ from typing import Literal
 from msgspec import Struct
 
 from tollway.api.operation import Answer, Asked
-from tollway.catalogue import Model
+from tollway.catalogue import Model, Price
 from tollway.wire.requests import KNOWN_FIELDS, OPTIONAL_FIELDS
 
 # Every request has them, so they are no parameters that one model has and another lacks.
@@ -13,10 +13,13 @@ _OF_EVERY_REQUEST = frozenset({"model", "messages"})
 
 
 class Pricing(Struct, frozen=True):
-    """Whole credits per million tokens."""
+    """Whole credits per million tokens. Of the prompt, what the upstream had cached, and of the
+    completion what was reasoning, have the rates after those two."""
 
     prompt: int
     completion: int
+    cached_prompt: int
+    reasoning: int
 
 
 class Capabilities(Struct, frozen=True):
@@ -74,9 +77,7 @@ def model_object(model: Model) -> ModelObject:
         context_length=model.context_length,
         max_output_tokens=model.max_output_tokens,
         tier=model.tier,
-        pricing=Pricing(
-            model.price.input_credits_per_million, model.price.output_credits_per_million
-        ),
+        pricing=_pricing(model.price),
         supported_parameters=sorted(parameters),
         capabilities=Capabilities(
             streaming=True,
@@ -87,4 +88,15 @@ def model_object(model: Model) -> ModelObject:
             reasoning="reasoning_effort" in parameters,
         ),
         confidential=model.confidential,
+    )
+
+
+def _pricing(price: Price) -> Pricing:
+    prompt, completion = price.input_credits_per_million, price.output_credits_per_million
+    cached, reasoning = price.cached_credits_per_million, price.reasoning_credits_per_million
+    return Pricing(
+        prompt,
+        completion,
+        prompt if cached is None else cached,
+        completion if reasoning is None else reasoning,
     )

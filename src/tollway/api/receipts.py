@@ -21,12 +21,14 @@ from tollway.pricing import charge
 
 class ReceiptUsage(Struct, frozen=True):
     """`source`: upstream (it reported them), counted (Tollway did), checkpoint (a crash left only
-    that)."""
+    that). Cached tokens are among the prompt's, reasoning tokens among the completion's."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     source: str
+    cached_tokens: int
+    reasoning_tokens: int
 
 
 class ReceiptRates(Struct, frozen=True):
@@ -34,6 +36,8 @@ class ReceiptRates(Struct, frozen=True):
 
     prompt: int
     completion: int
+    cached_prompt: int
+    reasoning: int
 
 
 class ReceiptCredits(Struct, frozen=True):
@@ -143,9 +147,16 @@ def receipt_object(receipt: Receipt) -> ReceiptObject:
             receipt.output_tokens,
             receipt.input_tokens + receipt.output_tokens,
             receipt.source,
+            receipt.cached_tokens,
+            receipt.reasoning_tokens,
         ),
         price_id=receipt.price_id,
-        rates=ReceiptRates(receipt.input_credits_per_million, receipt.output_credits_per_million),
+        rates=ReceiptRates(
+            receipt.input_credits_per_million,
+            receipt.output_credits_per_million,
+            receipt.cached_credits_per_million,
+            receipt.reasoning_credits_per_million,
+        ),
         credits=ReceiptCredits(
             receipt.reserved, receipt.charged, receipt.shortfall, receipt.remaining
         ),
@@ -196,11 +207,24 @@ def _faults_of_sums(document: Document) -> list[str]:
     except msgspec.ValidationError as error:
         return [f"It is not a receipt: {error}."]
     usage, rates, credits = receipt.usage, receipt.rates, receipt.credits
-    price = Price(receipt.price_id, rates.prompt, rates.completion)
-    cost = charge(price, usage.prompt_tokens, usage.completion_tokens)
+    price = Price(
+        receipt.price_id, rates.prompt, rates.completion, rates.cached_prompt, rates.reasoning
+    )
+    cost = charge(
+        price,
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.cached_tokens,
+        usage.reasoning_tokens,
+    )
     faults: list[str] = []
     if usage.prompt_tokens + usage.completion_tokens != usage.total_tokens:
         faults.append(f"Its tokens do not add up to {usage.total_tokens}.")
+    if not (
+        0 <= usage.cached_tokens <= usage.prompt_tokens
+        and 0 <= usage.reasoning_tokens <= usage.completion_tokens
+    ):
+        faults.append("Cached tokens are part of its prompt, and reasoning of its completion.")
     if credits.consumed + credits.shortfall != cost:
         faults.append(
             f"Its usage costs {cost} credits at its rates, and it says {credits.consumed} consumed "

@@ -112,7 +112,7 @@ class Gate:
                 )
             output_tokens = min(output_tokens, model.context_length - counted)
         choices = 1 if request.n is None else request.n
-        credits = charge(model.price, input_tokens, choices * output_tokens)
+        credits = charge(model.price_max, input_tokens, choices * output_tokens)
         return Cost(input_tokens, counted, output_tokens, choices, credits)
 
     def _enter(self, caller: Caller) -> None:
@@ -160,7 +160,7 @@ class Gate:
         credits_max = credits_min = cost.credits_max
         if parsed.request.output_tokens_wanted is None:
             least = min(cost.output_tokens_max, OUTPUT_TOKENS_WORTH_STARTING)
-            credits_min = charge(model.price, cost.input_tokens_max, cost.choices * least)
+            credits_min = charge(model.price_max, cost.input_tokens_max, cost.choices * least)
         if ceiling is not None and credits_max > ceiling:
             if credits_min > ceiling:
                 why = CreditsWhy("credits_max", ceiling, 0, ceiling)
@@ -184,7 +184,7 @@ class Gate:
         if hold.amount == cost.credits_max:
             return hold, cost
         paid_for = affordable_output_tokens(
-            model.price, hold.amount, cost.input_tokens_max, cost.choices
+            model.price_max, hold.amount, cost.input_tokens_max, cost.choices
         )
         return hold, Cost(
             cost.input_tokens_max, cost.input_tokens_counted, paid_for, cost.choices, hold.amount
@@ -245,7 +245,7 @@ _LIMITS_AND_MENDS: Mapping[CreditsLimit, tuple[str, str]] = {
 
 def _insufficient(model: Model, cost: Cost, required: int, why: CreditsWhy) -> InsufficientCredits:
     paid_for = affordable_output_tokens(
-        model.price, max(0, why.available), cost.input_tokens_max, cost.choices
+        model.price_max, max(0, why.available), cost.input_tokens_max, cost.choices
     )
     affordable = paid_for if paid_for >= OUTPUT_TOKENS_WORTH_STARTING else None
     limit, mend = _LIMITS_AND_MENDS[why.limit]

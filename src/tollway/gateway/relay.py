@@ -84,7 +84,9 @@ async def _relay_whole(route: Route, admission: Admission, meter: Meter) -> "Who
     for choice in completion.choices:
         meter.finished = meter.finished and bool(choice.finish_reason)
         _normalise_choice(choice)
-        meter.text_bytes += _text_bytes(choice)
+        reasoning_bytes = _reasoning_bytes(choice)
+        meter.reasoning_bytes += reasoning_bytes
+        meter.text_bytes += reasoning_bytes + _text_bytes(choice)
     if meter.text_bytes:
         meter.first_output_at = time.monotonic()
     completion.id = admission.call.completion_id
@@ -221,17 +223,20 @@ class StreamRelay:
             return
         self._meter.upstream_id = self._meter.upstream_id or chunk.id or None
         self._fingerprint = chunk.system_fingerprint or self._fingerprint
-        pieces = 0
+        pieces = reasoning = 0
         for choice in chunk.choices:
             if not self._normalise(choice):
                 return
             pieces += choice.delta.carries_output()
+            reasoning += choice.delta.is_reasoning()
         if chunk.choices:  # else usage alone, or a content filter's word on the prompt
             rewritten = self._rewrite(chunk)
             self._out.append(b"data: " + rewritten + b"\n\n")
             if pieces:
                 self._template = _Template.learn(payload, rewritten, chunk) or self._template
                 self._count_pieces(pieces)
+                if not self.cut_off:
+                    self._meter.reasoning_pieces += reasoning
         report = read_usage(chunk.usage)
         if report is not None and not self.cut_off:  # what was cut off is not the client's to pay
             self._meter.report = report
@@ -441,9 +446,14 @@ def _normalise_choice(choice: Choice) -> None:
 def _text_bytes(choice: Choice) -> int:
     message = choice.message
     total = 0
-    for text in (message.content, message.refusal, message.reasoning_content, message.reasoning):
+    for text in (message.content, message.refusal):
         if text:
             total += len(text) if text.isascii() else len(text.encode())
     for call in message.tool_calls or ():
         total += len(call.function.name) + len(call.function.arguments.encode())
     return total
+
+
+def _reasoning_bytes(choice: Choice) -> int:
+    text = choice.message.reasoning_content or choice.message.reasoning
+    return len(text.encode()) if text else 0

@@ -26,13 +26,21 @@ def outcome_of(admission: Admission, meter: Meter, monotonic: float) -> Outcome:
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
         source=usage.source,
-        cost=charge(admission.model.price, usage.input_tokens, usage.output_tokens),
+        cost=charge(
+            admission.model.price,
+            usage.input_tokens,
+            usage.output_tokens,
+            usage.cached_tokens,
+            usage.reasoning_tokens,
+        ),
         attempts=tuple(meter.attempts),
         upstream=meter.upstream,
         upstream_id=meter.upstream_id,
         client_request_id=call.client_request_id,
         first_token_seconds=None if first is None else first - call.began,
         total_seconds=monotonic - call.began,
+        cached_tokens=usage.cached_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
     )
 
 
@@ -44,8 +52,16 @@ def usage_of(admission: Admission, meter: Meter) -> Usage:
         return NOTHING_USED
     report = meter.report
     if report is not None and _is_believable(report, meter, received=received):
-        return Usage(report.input_tokens, report.output_tokens, "upstream")
-    return Usage(_input_tokens(admission), _output_tokens(meter), "counted")
+        return Usage(
+            report.input_tokens,
+            report.output_tokens,
+            "upstream",
+            report.cached_tokens,
+            report.reasoning_tokens,
+        )
+    return Usage(
+        _input_tokens(admission), _output_tokens(meter), "counted", 0, _reasoning_tokens(meter)
+    )
 
 
 def _is_believable(report: UsageReport, meter: Meter, *, received: bool) -> bool:
@@ -70,6 +86,11 @@ def _output_tokens(meter: Meter) -> int:
     return meter.output_pieces or -(-meter.text_bytes // _BYTES_PER_TOKEN)
 
 
+def _reasoning_tokens(meter: Meter) -> int:
+    """Never more than the output's, which is rounded up."""
+    return meter.reasoning_pieces or meter.reasoning_bytes // _BYTES_PER_TOKEN
+
+
 def checkpoints_of(
     running: Iterable[tuple[Admission, Meter]], now: float, older_than_seconds: float
 ) -> list[Checkpoint]:
@@ -90,6 +111,8 @@ def checkpoints_of(
                 usage.output_tokens,
                 admission.call.client_request_id,
                 now,
+                usage.cached_tokens,
+                usage.reasoning_tokens,
             )
         )
     return checkpoints

@@ -107,6 +107,8 @@ class Meter:
         "finished",
         "first_output_at",
         "output_pieces",
+        "reasoning_bytes",
+        "reasoning_pieces",
         "report",
         "reported_pieces",
         "status",
@@ -121,6 +123,8 @@ class Meter:
         self.reported_pieces = 0  # how many pieces had been given when it was said
         self.output_pieces = 0  # deltas that carried output
         self.text_bytes = 0  # of a whole reply, for one that has no usage
+        self.reasoning_pieces = 0  # of the pieces, those that are reasoning
+        self.reasoning_bytes = 0  # and of the text
         self.finished = False  # a finish reason came
         self.first_output_at: float | None = None
         self.upstream: str | None = None

@@ -76,7 +76,7 @@ class Attempt(Struct, frozen=True, gc=False, omit_defaults=True):
 
 class Outcome(Struct, frozen=True):
     """How a request ended: what it used and what it costs. `cost` is before the hold caps it; times
-    are seconds."""
+    are seconds. Cached tokens are among the input's, reasoning tokens among the output's."""
 
     status: Status
     model: str
@@ -90,6 +90,8 @@ class Outcome(Struct, frozen=True):
     client_request_id: str | None = None
     first_token_seconds: float | None = None
     total_seconds: float = 0.0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 class Settlement(Struct, frozen=True, gc=False):
@@ -111,6 +113,8 @@ class Checkpoint(Struct, frozen=True, gc=False):
     output_tokens: int
     client_request_id: str | None
     now: float
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 class Recovered(Struct, frozen=True):
@@ -166,9 +170,13 @@ class Receipt(Struct, frozen=True):
     source: str
     input_tokens: int
     output_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
     price_id: str
     input_credits_per_million: int
     output_credits_per_million: int
+    cached_credits_per_million: int
+    reasoning_credits_per_million: int
     reserved: int
     charged: int
     shortfall: int

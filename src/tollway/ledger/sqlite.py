@@ -490,8 +490,12 @@ def _charge_of_checkpoint(row: tuple[Any, ...], balance: int, now: float) -> _Ch
     """What was delivered at the pinned price, within the hold, and within what the account has: its
     other requests may have been settled by a journal that this one's hold did not survive into."""
     *of_hold, amount, model, upstream, input_tokens, output_tokens, client_id = row[:10]
-    held_at_ms, updated_at_ms, prompt_rate, completion_rate = row[10:]
-    cost = -(-(input_tokens * prompt_rate + output_tokens * completion_rate) // 1_000_000)
+    held_at_ms, updated_at_ms, cached_tokens, reasoning_tokens, *rates = row[10:]
+    prompt_rate, completion_rate, cached_rate, reasoning_rate = rates
+    exact = (input_tokens - cached_tokens) * prompt_rate + cached_tokens * cached_rate
+    exact += (output_tokens - reasoning_tokens) * completion_rate
+    exact += reasoning_tokens * reasoning_rate
+    cost = -(-exact // 1_000_000)
     charged = min(cost, amount, balance)
     outcome = Outcome(
         status="interrupted",
@@ -504,6 +508,8 @@ def _charge_of_checkpoint(row: tuple[Any, ...], balance: int, now: float) -> _Ch
         upstream=upstream,
         client_request_id=client_id,
         total_seconds=(updated_at_ms - held_at_ms) / 1000,
+        cached_tokens=cached_tokens,
+        reasoning_tokens=reasoning_tokens,
     )
     hold = Hold(*of_hold, amount=amount, available=0, held_at=held_at_ms / 1000)
     settlement = Settlement(charged, cost - charged, balance - charged)
@@ -575,7 +581,7 @@ class _WriteCheckpoints:
     def apply(connection: sqlite3.Connection, batch: Sequence["_WriteCheckpoints"]) -> list[None]:
         for work in batch:
             connection.executemany(
-                "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                _CHECKPOINT_INTO,
                 [_checkpoint_row(checkpoint) for checkpoint in work.checkpoints],
             )
         return [None for _ in batch]
@@ -694,6 +700,8 @@ def _usage_row(charge: _Charge) -> tuple[Any, ...]:
         _milliseconds(hold.held_at),
         None if first is None else _milliseconds(first),
         _milliseconds(outcome.total_seconds),
+        outcome.cached_tokens,
+        outcome.reasoning_tokens,
     )
 
 
@@ -712,6 +720,8 @@ def _checkpoint_row(checkpoint: Checkpoint) -> tuple[Any, ...]:
         checkpoint.client_request_id,
         _milliseconds(hold.held_at),
         _milliseconds(checkpoint.now),
+        checkpoint.cached_tokens,
+        checkpoint.reasoning_tokens,
     )
 
 
@@ -719,22 +729,31 @@ _ENTRIES = (
     "SELECT account_id, seq, kind, amount, balance_after, ref, description, created_at FROM ledger"
 )
 
+_CHECKPOINT_INTO = (
+    "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+
 _CHECKPOINTS = """
 SELECT checkpoints.hold_id, checkpoints.account_id, checkpoints.token_id, checkpoints.price_id,
        checkpoints.amount, checkpoints.model, checkpoints.upstream, checkpoints.prompt_tokens,
        checkpoints.completion_tokens, checkpoints.client_request_id, checkpoints.created_at,
-       checkpoints.updated_at, prices.prompt_rate, prices.completion_rate
+       checkpoints.updated_at, checkpoints.cached_tokens, checkpoints.reasoning_tokens,
+       prices.prompt_rate, prices.completion_rate,
+       COALESCE(prices.cached_prompt_rate, prices.prompt_rate),
+       COALESCE(prices.reasoning_rate, prices.completion_rate)
   FROM checkpoints JOIN prices ON prices.id = checkpoints.price_id
  WHERE NOT EXISTS (SELECT 1 FROM holds WHERE holds.id = checkpoints.hold_id)
  ORDER BY checkpoints.hold_id"""
 
 _RECEIPT = """
 SELECT usage.request_id, usage.account_id, usage.token_id, usage.model, usage.status, usage.source,
-       usage.prompt_tokens, usage.completion_tokens, prices.id, prices.prompt_rate,
-       prices.completion_rate, holds.amount, holds.charged + holds.late, holds.shortfall,
-       usage.remaining, usage.upstream, usage.upstream_id, usage.attempts,
-       usage.client_request_id, usage.created_at, usage.first_token_ms, usage.total_ms,
-       ledger.seq, ledger.hash
+       usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens,
+       prices.id, prices.prompt_rate, prices.completion_rate,
+       COALESCE(prices.cached_prompt_rate, prices.prompt_rate),
+       COALESCE(prices.reasoning_rate, prices.completion_rate),
+       holds.amount, holds.charged + holds.late, holds.shortfall, usage.remaining,
+       usage.upstream, usage.upstream_id, usage.attempts, usage.client_request_id,
+       usage.created_at, usage.first_token_ms, usage.total_ms, ledger.seq, ledger.hash
   FROM usage JOIN holds ON holds.id = usage.request_id JOIN prices ON prices.id = holds.price_id
   LEFT JOIN ledger ON ledger.ref = holds.id AND ledger.kind = 'charge'
  WHERE usage.request_id = ?"""

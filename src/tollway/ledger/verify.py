@@ -117,6 +117,13 @@ def _query(check: str, sql: str, connection: sqlite3.Connection) -> Iterator[Vio
         yield Violation(check, str(row), str(message))
 
 
+# As `pricing.charge` reckons it, over `usage u` and `prices p`.
+_COST = """
+    ((u.prompt_tokens - u.cached_tokens) * p.prompt_rate
+     + u.cached_tokens * COALESCE(p.cached_prompt_rate, p.prompt_rate)
+     + (u.completion_tokens - u.reasoning_tokens) * p.completion_rate
+     + u.reasoning_tokens * COALESCE(p.reasoning_rate, p.completion_rate) + 999999) / 1000000"""
+
 # Each gives a row and what is wrong with it. A number that is too large for 64 bits becomes a float
 # in SQLite, which is exact enough to be unequal; what is believed of an upstream is at most 2^40.
 _QUERIES: tuple[tuple[str, str], ...] = (
@@ -222,18 +229,25 @@ _QUERIES: tuple[tuple[str, str], ...] = (
     ),
     (
         "usage at its price",
-        """
+        f"""
         SELECT 'usage ' || u.request_id,
                CASE WHEN p.id IS NULL THEN 'there is no price ' || h.price_id
                WHEN p.model <> u.model THEN 'the price ' || p.id || ' is of ' || p.model
-               ELSE u.prompt_tokens || ' + ' || u.completion_tokens || ' tokens cost ' ||
-                    ((u.prompt_tokens * p.prompt_rate + u.completion_tokens * p.completion_rate
-                      + 999999) / 1000000)
-                    || '; charged ' || (h.charged + h.late) || ', shortfall ' || h.shortfall END
+               ELSE u.prompt_tokens || ' + ' || u.completion_tokens || ' tokens, '
+                    || u.cached_tokens || ' cached and ' || u.reasoning_tokens
+                    || ' reasoning, cost ' || {_COST} || '; charged ' || (h.charged + h.late)
+                    || ', shortfall ' || h.shortfall END
           FROM usage u JOIN holds h ON h.id = u.request_id LEFT JOIN prices p ON p.id = h.price_id
-         WHERE p.id IS NULL OR p.model IS NOT u.model OR h.charged + h.late + h.shortfall IS NOT
-               (u.prompt_tokens * p.prompt_rate + u.completion_tokens * p.completion_rate + 999999)
-               / 1000000""",
+         WHERE p.id IS NULL OR p.model IS NOT u.model
+            OR h.charged + h.late + h.shortfall IS NOT {_COST}""",  # noqa: S608 (no value in it)
+    ),
+    (
+        "parts of a usage",
+        """
+        SELECT 'usage ' || request_id, cached_tokens || ' cached of ' || prompt_tokens || ', '
+               || reasoning_tokens || ' reasoning of ' || completion_tokens FROM usage
+         WHERE cached_tokens NOT BETWEEN 0 AND prompt_tokens
+            OR reasoning_tokens NOT BETWEEN 0 AND completion_tokens""",
     ),
     (
         "charge says its usage",

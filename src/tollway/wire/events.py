@@ -114,6 +114,12 @@ class Delta(Struct):
             or self.refusal
         )
 
+    def is_reasoning(self) -> bool:
+        """Whether what the model said here is reasoning and nothing else."""
+        return bool(self.reasoning_content or self.reasoning) and not (
+            self.content or self.tool_calls or self.refusal
+        )
+
 
 class ChunkChoice(Struct):
     index: int

@@ -12,10 +12,13 @@ Details = dict[str, Any]
 
 
 class UsageReport(Struct, frozen=True, gc=False):
-    """Whole numbers of at least zero. Of the details, numbers pass to the client as they came."""
+    """Whole numbers of at least zero; no part is more than its whole. Of the details, numbers pass
+    to the client, the two parts among them as they are believed."""
 
     input_tokens: int
     output_tokens: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
     input_details: Details | None = None
     output_details: Details | None = None
 
@@ -32,12 +35,34 @@ def read_usage(value: object) -> UsageReport | None:
         output_tokens = 0  # SGLang sends null before the first token
     if not (_is_count(input_tokens) and _is_count(output_tokens)):
         return None
+    input_details = _details(usage.get("prompt_tokens_details"))
+    output_details = _details(usage.get("completion_tokens_details"))
+    for elsewhere in _CACHED_ELSEWHERE:
+        if _is_count(of := usage.get(elsewhere)):
+            input_details = {"cached_tokens": of} | (input_details or {})
+    if _is_count(of := usage.get("reasoning_tokens")):  # SGLang
+        output_details = {"reasoning_tokens": of} | (output_details or {})
     return UsageReport(
         input_tokens,
         output_tokens,
-        _details(usage.get("prompt_tokens_details")),
-        _details(usage.get("completion_tokens_details")),
+        _part(input_details, "cached_tokens", input_tokens),
+        _part(output_details, "reasoning_tokens", output_tokens),
+        input_details,
+        output_details,
     )
+
+
+# DeepSeek and Moonshot say it beside the count of the prompt.
+_CACHED_ELSEWHERE = ("prompt_cache_hit_tokens", "cached_tokens")
+
+
+def _part(details: Details | None, name: str, whole: int) -> int:
+    """What is said to be more than the whole is the whole, for the client too."""
+    said = None if details is None else details.get(name)
+    if details is None or said is None:
+        return 0
+    details[name] = min(said, whole)
+    return details[name]
 
 
 def _details(value: object) -> Details | None:

@@ -15,7 +15,12 @@ async def test_a_model_shows_what_it_costs_and_takes(api: Api) -> None:
         "context_length": 1000,
         "max_output_tokens": 400,
         "tier": "budget",
-        "pricing": {"prompt": 1_000_000, "completion": 2_000_000},
+        "pricing": {
+            "prompt": 1_000_000,
+            "completion": 2_000_000,
+            "cached_prompt": 1_000_000,
+            "reasoning": 2_000_000,
+        },
         "capabilities": {
             "streaming": True,
             "tools": True,

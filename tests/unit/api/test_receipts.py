@@ -74,6 +74,12 @@ async def test_a_receipt_of_ours_has_no_faults(
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "fewer tokens": ({"usage": {"completion_tokens": 9}}, "do not add up"),
     "another rate": ({"rates": {"prompt": 5}}, "costs 21 credits at its rates, and it says 30"),
+    "another rate of cached tokens": (
+        {"rates": {"cached_prompt": 5}, "usage": {"cached_tokens": 10}},
+        "costs 21 credits at its rates, and it says 30",
+    ),
+    "more cached than there is": ({"usage": {"cached_tokens": 11}}, "Cached tokens are part of"),
+    "less reasoning than none": ({"usage": {"reasoning_tokens": -1}}, "Cached tokens are part of"),
     "a lower charge": ({"credits": {"consumed": 29}}, "it says 29 consumed and 0 short"),
     "more than reserved": ({"credits": {"reserved": 29}}, "more than the 29 reserved"),
     "no entry": ({"ledger": None}, "A charge has one entry"),

@@ -11,7 +11,7 @@ from tollway.database.migrate import sqlite_schema
 from tollway.database.sqlite import DataDirectoryLock, SqliteDatabase
 from tollway.errors import Refused, StartError, Unavailable
 
-INSERT = "INSERT INTO prices VALUES (?, 'm1', 1, 1, 0)"
+INSERT = "INSERT INTO prices VALUES (?, 'm1', 1, 1, 0, NULL, NULL)"
 
 
 @pytest.fixture

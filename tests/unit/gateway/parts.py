@@ -34,7 +34,8 @@ def a_model(**changes: Any) -> Model:
         "created_at": NOW,
         "owned_by": "tollway",
     }
-    return Model(**(values | changes))
+    values |= changes
+    return Model(price_max=values["price"].dearest(), **values)
 
 
 def a_caller(

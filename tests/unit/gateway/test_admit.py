@@ -11,7 +11,7 @@ from tests.support.clock import FixedClock
 from tests.unit.gateway.parts import PRICE, a_call, a_caller, a_model
 from tests.unit.ledger.books import Books
 
-from tollway.catalogue import Catalogue, Model
+from tollway.catalogue import Catalogue, Model, Price
 from tollway.errors import (
     CreditsWhy,
     InsufficientCredits,
@@ -138,6 +138,19 @@ async def test_the_upstream_always_gets_a_cap(
     door: Door, fields: dict[str, Any], output_tokens: int
 ) -> None:
     assert (await door.admit(**fields)).cost.output_tokens_max == output_tokens
+
+
+async def test_a_hold_covers_the_dearest_that_its_tokens_could_be(books: Books) -> None:
+    price = Price(PRICE.id, 1_000_000, 2_000_000, 500_000, 3_000_000)
+    door = Door(books, a_model(price=price))
+    admission = await door.admit(max_tokens=40)
+    clamped = await door.admit(credits_max=b"160")
+
+    assert admission.hold.amount == INPUT + 3 * 40
+    assert clamped.cost.output_tokens_max == 20
+    refused = await door.refusal(max_tokens=1000, credits_max=b"2999")
+    assert isinstance(refused, InsufficientCredits)
+    assert refused.required == INPUT + 3 * 1000
 
 
 async def test_n_multiplies_the_completions_part(door: Door) -> None:

@@ -3,10 +3,11 @@
 from typing import Any
 
 import pytest
-from tests.unit.gateway.parts import NOW, a_meter, an_admission
+from tests.unit.gateway.parts import NOW, a_meter, a_model, an_admission
 
+from tollway.catalogue import Price
 from tollway.gateway.settle import checkpoints_of, outcome_of, usage_of
-from tollway.gateway.types import Meter
+from tollway.gateway.types import Admission, Meter
 from tollway.ledger.base import Attempt
 from tollway.pricing import Usage
 from tollway.wire.usage import UsageReport, read_usage
@@ -145,6 +146,41 @@ def test_the_cost_is_what_the_upstream_says_even_above_the_hold() -> None:
     assert outcome_of(an_admission(stream=True, hold=50), meter, 1001.0).cost == 9 + 2 * 10**6
 
 
+def test_cached_and_reasoning_tokens_cost_their_own_rates() -> None:
+    model = a_model(price=Price("price_1", 1_000_000, 2_000_000, 500_000, 3_000_000))
+    parts = {
+        "prompt_tokens_details": {"cached_tokens": 8},
+        "completion_tokens_details": {"reasoning_tokens": 4},
+    }
+    meter = ended("completed", 5, **said(tokens(9, 7) | parts, 5))
+    outcome = outcome_of(an_admission(stream=True, model=model), meter, 1002.5)
+
+    assert outcome.cost == 1 + 8 // 2 + 3 * 2 + 4 * 3
+    assert (outcome.cached_tokens, outcome.reasoning_tokens) == (8, 4)
+
+
+@pytest.mark.parametrize(
+    ("admission", "meter", "usage"),
+    [
+        (
+            an_admission(stream=True),
+            ended("interrupted", 5, reasoning_pieces=3, finished=False),
+            Usage(COUNTED_INPUT, 5, "counted", 0, 3),
+        ),
+        (
+            an_admission(),
+            ended("completed", text_bytes=41, reasoning_bytes=41),
+            Usage(COUNTED_INPUT, 11, "counted", 0, 10),
+        ),
+    ],
+    ids=["a stream", "a whole reply"],
+)
+def test_reasoning_that_nobody_counted_is_counted_as_such(
+    admission: Admission, meter: Meter, usage: Usage
+) -> None:
+    assert usage_of(admission, meter) == usage
+
+
 def test_an_outcome_tells_the_receipt_what_happened() -> None:
     attempt = Attempt("gpu-1", 200)
     meter = ended(
@@ -196,3 +232,13 @@ def test_a_checkpoint_never_says_more_than_was_delivered() -> None:
     meter = a_meter(output_pieces=5, **said(tokens(9, 3), 3))
     (checkpoint,) = checkpoints_of([(an_admission(stream=True), meter)], NOW + 3, 2)
     assert checkpoint.output_tokens == 5
+
+
+def test_a_checkpoint_says_what_was_cached_and_reasoning() -> None:
+    parts = {
+        "prompt_tokens_details": {"cached_tokens": 8},
+        "completion_tokens_details": {"reasoning_tokens": 2},
+    }
+    meter = a_meter(output_pieces=5, **said(tokens(9, 5) | parts, 5))
+    (checkpoint,) = checkpoints_of([(an_admission(stream=True), meter)], NOW + 3, 2)
+    assert (checkpoint.cached_tokens, checkpoint.reasoning_tokens) == (8, 2)

@@ -57,7 +57,7 @@ class Books:
         if with_price:
             price = (PRICE, MODEL, INPUT_PRICE, OUTPUT_PRICE)
             await self.database.execute(
-                ("INSERT OR IGNORE INTO prices VALUES (?, ?, ?, ?, 0)", price)
+                ("INSERT OR IGNORE INTO prices VALUES (?, ?, ?, ?, 0, NULL, NULL)", price)
             )
         return self
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from functools import partial
+from typing import Any
 
 import msgspec
 import pytest
@@ -253,6 +254,44 @@ class LedgerSuite:
         assert (receipt.first_token_ms, receipt.total_ms) == (250, 1500)
         assert receipt.attempts == an_outcome(35).attempts
 
+    @pytest.mark.parametrize(
+        ("own_rates", "effective", "cost"),
+        [
+            ((None, None), (700, 4000), 3),
+            ((70, 40_000), (70, 40_000), 11),
+            ((0, None), (0, 4000), 3),
+        ],
+    )
+    async def test_a_receipt_and_the_books_know_the_rates_of_cached_tokens_and_reasoning(
+        self, books: Books, own_rates: tuple[Any, Any], effective: tuple[int, int], cost: int
+    ) -> None:
+        await books.database.execute(
+            (
+                "INSERT INTO prices VALUES ('price_2', ?, 700, 4000, 0, ?, ?)",
+                (MODEL, *own_rates),
+            )
+        )
+        account = await books.account(100)
+        ask = msgspec.structs.replace(books.ask(account, 30), price_id="price_2")
+        hold = await books.ledger.hold(ask)
+        outcome = msgspec.structs.replace(
+            an_outcome(cost),
+            input_tokens=1000,
+            output_tokens=500,
+            cached_tokens=800,
+            reasoning_tokens=222,
+        )
+        await books.ledger.settle(hold, outcome)
+
+        receipt = await books.ledger.receipt(hold.request_id)
+
+        assert receipt is not None
+        assert (receipt.cached_tokens, receipt.reasoning_tokens) == (800, 222)
+        assert (receipt.cached_credits_per_million, receipt.reasoning_credits_per_million) == (
+            effective
+        )
+        assert books.verify() == []
+
     async def test_there_is_no_receipt_of_a_request_that_never_was(self, books: Books) -> None:
         assert await books.ledger.receipt("req_9") is None
 
@@ -417,17 +456,20 @@ class LedgerSuite:
         assert books.verify() == []
 
     async def test_a_checkpoint_is_charged_by_the_rule_that_a_reply_is(self, books: Books) -> None:
-        price = Price("price_2", 700, 4000)
+        price = Price("price_2", 700, 4000, 70, 5000)
         await books.database.execute(
-            ("INSERT INTO prices VALUES ('price_2', ?, 700, 4000, 0)", (MODEL,))
+            ("INSERT INTO prices VALUES ('price_2', ?, 700, 4000, 0, 70, 5000)", (MODEL,))
         )
         account = await books.account(100)
-        used = [(25, 80), (0, 250), (1, 250), (1000, 75), (1, 0)]
-        for input_tokens, output_tokens in used:
+        used = [
+            *((25, 80, 0, 0), (0, 250, 0, 0), (1, 250, 0, 0), (1000, 75, 0, 0), (1, 0, 0, 0)),
+            *((1000, 75, 999, 75), (1000, 75, 1, 1), (0, 200, 0, 200), (1, 0, 1, 0)),
+        ]
+        for tokens in used:
             ask = msgspec.structs.replace(books.ask(account, 10), price_id=price.id)
             hold = await books.ledger.hold(ask)
             await books.ledger.checkpoint(
-                [Checkpoint(hold, MODEL, None, input_tokens, output_tokens, None, 0.0)]
+                [Checkpoint(hold, MODEL, None, *tokens[:2], None, 0.0, *tokens[2:])]
             )
 
         await books.crash()

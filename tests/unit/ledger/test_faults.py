@@ -88,7 +88,7 @@ async def test_a_fault_that_lasts_takes_every_charge_that_comes(
 async def test_what_is_no_charge_is_refused(books: Books, disk: Disk, failure: Failure) -> None:
     hold = await books.hold("acc_1", 10)
     disk.failure = failure
-    statement = ("INSERT INTO prices VALUES ('price_2', 'm2', 1, 1, 0)", ())
+    statement = ("INSERT INTO prices VALUES ('price_2', 'm2', 1, 1, 0, NULL, NULL)", ())
     for work in (
         books.top_up("acc_1", 5, ref="a"),
         books.ledger.keys.claim("acc_1", "key", BODY, hold.request_id),
@@ -371,7 +371,7 @@ async def test_a_checkpoint_that_outlived_its_hold_charges_nothing(books: Books)
     await books.ledger.settle(hold, an_outcome(7))
     values = (hold.request_id, "acc_1", hold.token_id, hold.price_id, 10, MODEL, None, 1, 4)
     await books.database.execute(
-        ("INSERT INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, 0, 0)", values)
+        ("INSERT INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, 0, 0, 0, 0)", values)
     )
 
     await books.crash()

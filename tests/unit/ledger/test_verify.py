@@ -201,6 +201,13 @@ async def test_only_the_first_violations_of_a_check_are_named(books: Books) -> N
         ("UPDATE holds SET price_id = 'price_9' WHERE id = 'req_0003'", "usage at its price"),
         ("UPDATE prices SET prompt_rate = 7000000", "usage at its price"),
         ("UPDATE prices SET completion_rate = 1500000", "usage at its price"),
+        ("UPDATE prices SET cached_prompt_rate = 7000000; UPDATE usage SET cached_tokens = 1 "
+         "WHERE request_id = 'req_0001'", "usage at its price"),
+        ("UPDATE prices SET reasoning_rate = 7; UPDATE usage SET reasoning_tokens = 9 "
+         "WHERE request_id = 'req_0001'", "usage at its price"),
+        ("UPDATE usage SET cached_tokens = 2 WHERE request_id = 'req_0001'", "parts of a usage"),
+        ("UPDATE usage SET reasoning_tokens = -1 WHERE request_id = 'req_0001'",
+         "parts of a usage"),
         ("UPDATE prices SET model = 'm2'", "usage at its price"),
         ("DELETE FROM prices", "usage at its price"),
         ("UPDATE usage SET prompt_tokens = 41, completion_tokens = 0 WHERE request_id = 'req_0001'",
@@ -221,7 +228,7 @@ async def test_only_the_first_violations_of_a_check_are_named(books: Books) -> N
 )  # fmt: skip
 async def test_what_does_not_agree_is_found(books: Books, sql: str, check: str) -> None:
     with tampering(books) as connection:
-        connection.execute(sql)
+        connection.executescript(sql)
 
     assert check in found(books)
 

@@ -55,3 +55,54 @@ def test_details_pass_as_far_as_they_are_numbers() -> None:
     assert report is not None
     assert report.input_details == {"cached_tokens": 4, "audio_tokens": None}
     assert report.output_details is None
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"prompt_tokens_details": {"cached_tokens": 4}},
+        {"prompt_tokens_details": None, "prompt_cache_hit_tokens": 4},
+        {"cached_tokens": 4},
+        {"prompt_tokens_details": {"cached_tokens": 4}, "prompt_cache_hit_tokens": 4},
+    ],
+)
+def test_cached_tokens_are_read_wherever_servers_say_them(said: dict[str, object]) -> None:
+    report = read_usage(usage(7, 3, **said))
+    assert report is not None
+    assert report.cached_tokens == 4
+    assert report.input_details == {"cached_tokens": 4}
+
+
+@pytest.mark.parametrize(
+    "said", [{"completion_tokens_details": {"reasoning_tokens": 2}}, {"reasoning_tokens": 2}]
+)
+def test_reasoning_tokens_are_read_wherever_servers_say_them(said: dict[str, object]) -> None:
+    report = read_usage(usage(7, 3, **said))
+    assert report is not None
+    assert report.reasoning_tokens == 2
+    assert report.output_details == {"reasoning_tokens": 2}
+
+
+def test_a_part_is_never_more_than_its_whole_and_the_client_is_told_the_same() -> None:
+    lie = usage(
+        7,
+        3,
+        prompt_tokens_details={"cached_tokens": 8},
+        completion_tokens_details={"reasoning_tokens": 10**9},
+    )
+    assert read_usage(lie) == UsageReport(7, 3, 7, 3, {"cached_tokens": 7}, {"reasoning_tokens": 3})
+
+
+@pytest.mark.parametrize("count", [-1, "4", True, 4.0, None, 2**50])
+def test_a_part_that_is_no_count_is_none(count: object) -> None:
+    lie = usage(
+        7,
+        3,
+        cached_tokens=count,
+        reasoning_tokens=count,
+        prompt_tokens_details={"cached_tokens": count},
+        completion_tokens_details={"reasoning_tokens": count},
+    )
+    report = read_usage(lie)
+    assert report is not None
+    assert (report.cached_tokens, report.reasoning_tokens) == (0, 0)

@@ -300,7 +300,12 @@ async def test_the_models_are_listed_as_the_api_lists_them(office: Office) -> No
     listed = await office.do("model list")
 
     assert isinstance(listed["data"], list)
-    assert listed["data"][0]["pricing"] == {"prompt": 700, "completion": 4000}
+    assert listed["data"][0]["pricing"] == {
+        "prompt": 700,
+        "completion": 4000,
+        "cached_prompt": 700,
+        "reasoning": 4000,
+    }
 
 
 async def test_a_ledger_of_every_kind_of_entry_is_whole(office: Office, acme: Account) -> None:
