@@ -17,10 +17,16 @@ PATH = "/api/v1/chat/completions"
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
+    """One under test, as the load reaches it. `pid` is the root of all its processes; `headers` are
+    sent with each request."""
+
     name: str
     pid: int
     port: int
     token: str
+    path: str = PATH
+    model: str = MODEL
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 # One worker that passes the same bytes on: no check, no log, connections kept on both sides,
