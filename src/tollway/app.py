@@ -253,6 +253,7 @@ def _gateway(
         store.accounts,
         limiter,
         settings.limits.failed_authentications_per_minute,
+        store.clock,
     )
     router = Router(upstreams, trust)
     gate = Gate(

@@ -304,7 +304,8 @@ class Velocity:
     def charged(self, account_id: str, credits: int, monotonic: float) -> None:
         second = int(monotonic)
         seconds = self._seconds
-        if not seconds or seconds[-1][0] != second:
+        # Never back, although requests are told a little out of order.
+        if not seconds or seconds[-1][0] < second:
             self._forget(monotonic)
             seconds.append((second, {}))
         of_second = seconds[-1][1]
@@ -344,6 +345,8 @@ class Metrics:
         self.upstreams_set_aside: dict[str, int] = {}
         self.velocity = Velocity()
         self.access_lines_lost = 0
+        self.before_reading: list[Callable[[], None]] = []
+        """Called before a scrape: whoever has something that is not counted yet counts it."""
         self._commit_batch = Histogram(_BATCH_BOUNDS)
         self._commit_seconds = Histogram(_COMMIT_BOUNDS)
 
@@ -377,6 +380,8 @@ class Metrics:
         self._commit_seconds.observe(seconds)
 
     def families(self) -> Iterator[Metric]:
+        for count in self.before_reading:
+            count()
         yield _counters(REQUESTS, ((k, m, str(s), n) for (k, m, s), n in self.requests.items()))
         yield _counters(REFUSALS, self.refusals.items())
         yield _counters(RATE_REFUSALS, self.rate_refusals.items())

@@ -75,11 +75,14 @@ def input_tokens_bound(messages: Iterable[object], *others: object) -> int:
     """
     total = _BYTES_PER_REQUEST
     for message in messages:
+        total += _BYTES_PER_MESSAGE
         content = getattr(message, "content", None)
-        if isinstance(content, str) and getattr(message, "tool_calls", None) is None:
-            total += _BYTES_PER_MESSAGE + _text_bytes(content)
+        if not isinstance(content, str) or getattr(message, "tool_calls", None) is not None:
+            total += _json_bytes(message)
+        elif content.isascii():
+            total += len(content)
         else:
-            total += _BYTES_PER_MESSAGE + _json_bytes(message)
+            total += _text_bytes(content)
     for other in others:
         if other is not None:
             total += _json_bytes(other)

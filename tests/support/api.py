@@ -194,7 +194,7 @@ async def an_api(
         observer = RequestObserver(metrics, access_log, clock)
         not_ready: list[str] = []
         parts = ApiParts(
-            authenticator=Authenticator(tokens, accounts, limiter, failures_per_minute),
+            authenticator=Authenticator(tokens, accounts, limiter, failures_per_minute, clock),
             tokens=tokens,
             accounts=accounts,
             ledger=ledger,

@@ -12,6 +12,7 @@ import datetime
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -68,6 +69,8 @@ class AccessLog:
         self._to_stdout = target == STANDARD_OUTPUT
         self._path = data_dir / target
         self._metrics = metrics
+        self.before_writing: list[Callable[[], None]] = []
+        """Called before what has come is written: whoever has lines yet to append does it."""
         self._lines: list[AccessLine] = []
         self._many = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -105,6 +108,8 @@ class AccessLog:
 
     async def _flush(self) -> None:
         async with self._writing:
+            for append in self.before_writing:
+                append()
             lines, self._lines = self._lines, []
             if not lines:
                 return

@@ -65,8 +65,10 @@ class Gate:
 
     async def admit(self, caller: Caller, call: Call, parsed: ParsedRequest) -> Admission:
         model = self._catalogue.find(parsed.request.model, caller.token.models)
-        ignored = ignored_fields(caller, model, parsed)
-        ceiling = _credits_max(call.credits_max)
+        ignored: tuple[str, ...] = ()
+        if parsed.unknown or model.supported_parameters is not None:
+            ignored = ignored_fields(caller, model, parsed)
+        ceiling = None if call.credits_max is None else _credits_max(call.credits_max)
         deadline = None if call.timeout_ms is None else call.began + _seconds(call.timeout_ms)
         self._enter(caller)
         taken: list[tuple[str, float]] = []
@@ -95,7 +97,9 @@ class Gate:
         wanted = request.output_tokens_wanted
         if wanted is None:
             wanted = model.default_max_tokens
-        output_tokens = min(wanted, model.max_output_tokens)
+        output_tokens = model.max_output_tokens
+        if wanted < output_tokens:
+            output_tokens = wanted
         counted = await self._count_input_tokens(model, parsed, output_tokens)
         if counted is None:
             input_tokens = input_tokens_bound(
@@ -206,9 +210,7 @@ def ignored_fields(caller: Caller, model: Model, parsed: ParsedRequest) -> tuple
     return ignored
 
 
-def _credits_max(header: bytes | None) -> int | None:
-    if header is None:
-        return None
+def _credits_max(header: bytes) -> int:
     if not (header.isdigit() and len(header) <= 15):
         raise InvalidRequest(
             "The header X-Credits-Max must be a whole number of credits, for example 250."

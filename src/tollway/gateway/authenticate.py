@@ -1,21 +1,51 @@
 """Bearer token -> Caller. Guessing is slowed by address; a valid token is never refused for others'
-guesses."""
+guesses.
+
+Who has been found by a header is remembered with it (`recall`, 0.4 us instead of 4): as long as the
+token and the account are the very ones that were found then, the answer would be the same.
+"""
 
 from tollway.accounts import Accounts
+from tollway.clock import Clock
 from tollway.errors import AuthenticationFailed, PermissionDenied, RateLimited, RateWhy
 from tollway.gateway.types import Caller
 from tollway.rates.base import WINDOW_SECONDS, RateLimiter
 from tollway.tokens import Tokens
 
+CALLERS_KEPT_MAX = 65_536
+
 
 class Authenticator:
     def __init__(
-        self, tokens: Tokens, accounts: Accounts, limiter: RateLimiter, failures_per_minute: int
+        self,
+        tokens: Tokens,
+        accounts: Accounts,
+        limiter: RateLimiter,
+        failures_per_minute: int,
+        clock: Clock,
     ) -> None:
         self._tokens = tokens
         self._accounts = accounts
         self._limiter = limiter
         self._failures_per_minute = failures_per_minute
+        self._now = clock.now
+        self._callers: dict[bytes | None, Caller] = {}
+
+    def recall(self, authorization: bytes | None) -> Caller | None:
+        """Who sent this header before, if nothing about them has changed since; else None, which
+        says nothing."""
+        caller = self._callers.get(authorization)
+        if caller is None:
+            return None
+        account, token = caller.account, caller.token
+        if (
+            self._tokens.get(token.id) is token
+            and self._accounts.get(account.id) is account
+            and (token.expires_at is None or self._now() < token.expires_at)
+        ):
+            return caller
+        del self._callers[authorization]
+        return None
 
     async def authenticate(self, authorization: bytes | None, address: str) -> Caller:
         """Raises `AuthenticationFailed`, or `RateLimited` where this address has failed too often
@@ -25,7 +55,11 @@ class Authenticator:
         except AuthenticationFailed:
             await self._count_failure(address)
             raise
-        return Caller(self._accounts.get(token.account_id), token)
+        caller = Caller(self._accounts.get(token.account_id), token)
+        if len(self._callers) >= CALLERS_KEPT_MAX:
+            self._callers.clear()
+        self._callers[authorization] = caller
+        return caller
 
     async def _count_failure(self, address: str) -> None:
         take = await self._limiter.take("authentication:" + address, self._failures_per_minute)

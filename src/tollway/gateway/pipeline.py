@@ -20,7 +20,7 @@ from tollway.gateway.route import Router
 from tollway.gateway.settle import outcome_of
 from tollway.gateway.types import Admission, Call, Caller, Meter, Reply
 from tollway.ledger.base import Ledger, Outcome, Settlement
-from tollway.wire.requests import ParsedRequest, parse_chat_request
+from tollway.wire.requests import parse_chat_request
 
 CHAT_SCOPE = "llm-all"
 
@@ -69,10 +69,14 @@ class Pipeline:
     async def serve(self, call: Call, reply: Reply) -> None:
         caller = None
         try:
-            caller = await self._authenticator.authenticate(call.authorization, call.address)
+            caller = self._authenticator.recall(call.authorization)
+            if caller is None:
+                caller = await self._authenticator.authenticate(call.authorization, call.address)
             require_scope(caller, CHAT_SCOPE)
             require_active_account(caller)
-            parsed = _parse(call)
+            if call.refusal is not None:
+                raise call.refusal
+            parsed = parse_chat_request(call.body)
             if call.idempotency_key is not None:
                 repetition = await find_repetition(call, caller, self._ledger.keys)
                 if repetition is not None:
@@ -80,7 +84,12 @@ class Pipeline:
                         repetition.request_id, repetition.reply, await self._gate.standing(caller)
                     )
                     return
-            admission = await self._admit(caller, call, parsed)
+            try:
+                admission = await self._gate.admit(caller, call, parsed)
+            except BaseException:
+                # Nothing was charged: the key, where there is one, may be used again.
+                self._ledger.keys.free(call.request_id)
+                raise
         except RequestError as error:
             await self._refuse(call, caller, error, reply)
             return
@@ -88,14 +97,6 @@ class Pipeline:
             await self._run(admission, reply)
         finally:
             self._gate.leave(admission)
-
-    async def _admit(self, caller: Caller, call: Call, parsed: ParsedRequest) -> Admission:
-        try:
-            return await self._gate.admit(caller, call, parsed)
-        except BaseException:
-            # Nothing was charged: the key, where there is one, may be used again.
-            self._ledger.keys.free(call.request_id)
-            raise
 
     async def _run(self, admission: Admission, reply: Reply) -> None:
         meter = Meter()
@@ -176,9 +177,3 @@ class Pipeline:
         standing = None if caller is None else await self._gate.standing(caller)
         self._observer.refused(call, caller, error)
         reply.refuse(call, error, standing)
-
-
-def _parse(call: Call) -> ParsedRequest:
-    if call.refusal is not None:
-        raise call.refusal
-    return parse_chat_request(call.body)

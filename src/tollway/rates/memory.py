@@ -22,13 +22,15 @@ class MemoryRateLimiter:
     async def take(self, key: str, limit: int) -> Take:
         now = self._monotonic()
         times = self._recent(key, now)
-        if len(times) >= limit:
+        remaining = limit - len(times) - 1
+        if remaining < 0:
             return Take(False, now, _state(times, limit, now))
         times.append(now)
         self._takes += 1
         if self._takes % _SWEEP_EVERY_TAKES == 0:
             self._forget_idle(now)
-        return Take(True, now, _state(times, limit, now))
+        state = RateState(limit, remaining, 0.0) if remaining else _state(times, limit, now)
+        return Take(True, now, state)
 
     async def give_back(self, key: str, admitted_at: float) -> None:
         times = self._times.get(key)

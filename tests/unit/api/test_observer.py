@@ -1,10 +1,12 @@
 import json
 from typing import Any, get_args
 
+import msgspec
 import pytest
 from tests.support.api import MODEL, Api
 from tests.support.builders import chat_bytes
 
+from tollway.api import observer
 from tollway.api.observer import RequestObserver
 from tollway.errors import (
     AuthenticationFailed,
@@ -50,9 +52,12 @@ def settle(
     error: RequestError | None = None,
     reply: ToldReply | None = None,
     settlement: Settlement | None = None,
+    by: RequestObserver | None = None,
+    body: bytes = b"",
     **outcome: Any,
 ) -> None:
     call, caller, model = a_call(api), a_caller(api), api.model()
+    call = msgspec.structs.replace(call, body=call.body + body)
     hold = Hold("req_1", api.account.id, caller.token.id, model.price.id, 100, 0, call.now)
     cost = Cost(10, None, 10, 1, 100)
     parsed = parse_chat_request(call.body)
@@ -72,9 +77,14 @@ def settle(
         **outcome,
     }
     told: Any = reply or ToldReply(begun=True)
-    an_observer(api).settled(
+    (by or an_observer(api)).settled(
         admission, Outcome(**fields), settlement or Settlement(30, 0, 70), error, told
     )
+
+
+def looked_at(api: Api) -> None:
+    """Somebody looks at the metrics."""
+    assert list(api.metrics.families())
 
 
 async def lines(api: Api) -> list[dict[str, Any]]:
@@ -109,6 +119,7 @@ async def test_a_settled_request_gets_a_line_with_all_but_its_content(api: Api) 
 
 async def test_a_settled_request_is_counted(api: Api) -> None:
     settle(api)
+    looked_at(api)
     counts = api.metrics.of(MODEL)
     assert api.metrics.requests == {("chat_stream", MODEL, 200): 1}
     assert counts.ended == {"completed": 1, "interrupted": 0, "failed": 0}
@@ -121,6 +132,7 @@ async def test_a_settled_request_is_counted(api: Api) -> None:
 
 async def test_a_shortfall_and_usage_that_was_counted_are_marked(api: Api) -> None:
     settle(api, source="counted", settlement=Settlement(100, 40, 0))
+    looked_at(api)
     counts = api.metrics.of(MODEL)
     assert (counts.shortfalls, counts.shortfall_credits, counts.counted) == (1, 40, 1)
     assert (await lines(api))[0]["shortfall"] == 40
@@ -128,12 +140,14 @@ async def test_a_shortfall_and_usage_that_was_counted_are_marked(api: Api) -> No
 
 async def test_a_request_that_used_nothing_is_not_marked_as_counted(api: Api) -> None:
     settle(api, source="counted", input_tokens=0, output_tokens=0)
+    looked_at(api)
     assert api.metrics.of(MODEL).counted == 0
 
 
 async def test_an_upstreams_failure_is_counted_by_its_code(api: Api) -> None:
     attempts = (Attempt("gpu-1", 500, "upstream_error"), Attempt("gpu-2", 200))
     settle(api, attempts=attempts)
+    looked_at(api)
     assert api.metrics.upstream_attempts == {"gpu-1": 1, "gpu-2": 1}
     assert api.metrics.upstream_failures == {("gpu-1", "upstream_error"): 1}
 
@@ -158,6 +172,18 @@ async def test_the_status_is_what_the_client_was_told(
     assert line.get("error") == (None if error is None else "upstream_error")
 
 
+async def test_many_requests_and_large_ones_are_told_without_being_asked_for(api: Api) -> None:
+    one = an_observer(api)
+    for _ in range(observer.UNTOLD_MAX - 1):
+        settle(api, by=one)
+    assert api.metrics.requests == {}
+    settle(api, by=one)
+    assert api.metrics.requests == {("chat_stream", MODEL, 200): observer.UNTOLD_MAX}
+
+    settle(api, by=one, body=b" " * observer.BODY_BYTES_KEPT_MAX)
+    assert api.metrics.requests == {("chat_stream", MODEL, 200): observer.UNTOLD_MAX + 1}
+
+
 async def test_a_refusal_is_counted_by_its_code_and_costs_nothing(api: Api) -> None:
     why = CreditsWhy("balance", 1, 0, 1)
     error = InsufficientCredits("No.", required=5, affordable_output_tokens=None, why=why)
@@ -170,13 +196,13 @@ async def test_a_refusal_is_counted_by_its_code_and_costs_nothing(api: Api) -> N
 
 
 async def test_refusals_of_limits_are_told_apart(api: Api) -> None:
-    observer, call, caller = an_observer(api), a_call(api), a_caller(api)
+    refuser, call, caller = an_observer(api), a_call(api), a_caller(api)
     limits = get_args(RateLimit)
     by_address = limits.index("failed_authentications_per_minute")
     for number, limit in enumerate(limits):
         of = None if number == by_address else caller
-        observer.refused(call, of, RateLimited("No.", RateWhy(limit, 1, 1.0)))
-    observer.refused(call, None, AuthenticationFailed("No."))
+        refuser.refused(call, of, RateLimited("No.", RateWhy(limit, 1, 1.0)))
+    refuser.refused(call, None, AuthenticationFailed("No."))
     assert api.metrics.rate_refusals == dict.fromkeys(limits, 1)
     assert api.metrics.authentication_failures == 2
 

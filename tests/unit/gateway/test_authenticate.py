@@ -22,7 +22,7 @@ class Gatehouse:
         self.tokens = Tokens(database, self.clock)
         self.limiter = MemoryRateLimiter(self.clock)
         self.authenticator = Authenticator(
-            self.tokens, self.accounts, self.limiter, FAILURES_PER_MINUTE
+            self.tokens, self.accounts, self.limiter, FAILURES_PER_MINUTE, self.clock
         )
 
 
@@ -95,3 +95,40 @@ async def test_a_frozen_account_is_refused(house: Gatehouse, secret: str) -> Non
     assert refused.value.code == "account_frozen"
     await house.accounts.unfreeze("acme")
     require_active_account(await house.authenticator.authenticate(header, "a"))
+
+
+async def test_who_was_found_is_recalled_until_anything_changes(
+    house: Gatehouse, secret: str
+) -> None:
+    header = b"Bearer " + secret.encode()
+    assert house.authenticator.recall(header) is None
+    caller = await house.authenticator.authenticate(header, "a")
+    assert house.authenticator.recall(header) is caller
+
+    await house.accounts.freeze("acme")
+    assert house.authenticator.recall(header) is None
+    frozen = await house.authenticator.authenticate(header, "a")
+    assert house.authenticator.recall(header) is frozen
+    assert frozen.account.status == "frozen"
+
+    await house.tokens.revoke(frozen.token.id)
+    assert house.authenticator.recall(header) is None
+
+
+async def test_a_token_that_expires_is_not_recalled(house: Gatehouse) -> None:
+    account = await house.accounts.create("acme", chain_head=lambda _: b"\0" * 32)
+    _, secret = await house.tokens.issue(
+        account.id, name="t", scopes=["llm-all"], expires_in_seconds=60
+    )
+    header = b"Bearer " + secret.encode()
+    caller = await house.authenticator.authenticate(header, "a")
+    house.clock.advance(59)
+    assert house.authenticator.recall(header) is caller
+    house.clock.advance(1)
+    assert house.authenticator.recall(header) is None
+
+
+async def test_what_was_refused_is_not_recalled(house: Gatehouse) -> None:
+    with pytest.raises(AuthenticationFailed):
+        await house.authenticator.authenticate(b"Bearer tw_x", "a")
+    assert house.authenticator.recall(b"Bearer tw_x") is None
