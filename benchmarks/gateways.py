@@ -114,16 +114,23 @@ upstreams = [{{ name = "bench", model = "{model}" }}]
 
 
 @contextlib.contextmanager
-def tollway(folder: Path, upstream_port: int, program: Sequence[str]) -> Generator[Gateway]:
-    """As a user starts it, with a new data directory: SQLite, each charge on disk before its
-    answer ends."""
+def tollway(
+    folder: Path, upstream_port: int, program: Sequence[str], *, data: Path | None = None
+) -> Generator[Gateway]:
+    """As a user starts it: SQLite, each charge on disk before its answer ends. With a new data
+    directory, or one that is there."""
     port = free_port()
-    settings, data = folder / "tollway.toml", folder / "data"
-    settings.write_text(TOLLWAY.format(upstream_port=upstream_port, model=MODEL))
-    places = ["--config", str(settings), "--data-dir", str(data)]
+    places = tollway_places(folder, upstream_port, data or folder / "data")
     command = [*program, "serve", *places, "--port", str(port)]
-    with running(command, core=GATEWAY_CORE, port=port, log=folder / "tollway.log") as process:
+    log = folder / f"tollway-{port}.log"
+    with running(command, core=GATEWAY_CORE, port=port, log=log) as process:
         yield Gateway("Tollway", process.pid, port, _issue_token(program, places))
+
+
+def tollway_places(folder: Path, upstream_port: int, data: Path) -> list[str]:
+    settings = folder / "tollway.toml"
+    settings.write_text(TOLLWAY.format(upstream_port=upstream_port, model=MODEL))
+    return ["--config", str(settings), "--data-dir", str(data)]
 
 
 def _issue_token(program: Sequence[str], places: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from benchmarks.gateways import Gateway
 from benchmarks.processes import LOAD_CORE, NATIVE, built, on_load_core, used
@@ -46,11 +47,12 @@ def idle(gateway: Gateway, seconds: int) -> Figures:
     }
 
 
-def plain(gateway: Gateway, seconds: int) -> Figures:
-    """Whole replies, keep-alive, as fast as they go."""
-    _wrk(gateway, WARM_SECONDS)
+def plain(gateway: Gateway, seconds: int, tokens: Path | None = None) -> Figures:
+    """Whole replies, keep-alive, as fast as they go; with a file of `tokens`, another one each
+    time."""
+    _wrk(gateway, WARM_SECONDS, tokens)
     before = used(gateway.pid)
-    printed = _wrk(gateway, seconds)
+    printed = _wrk(gateway, seconds, tokens)
     after = used(gateway.pid)
     count = int(_found(r"(\d+) requests in", printed))
     failed = re.search(r"Non-2xx or 3xx responses: (\d+)", printed)
@@ -109,12 +111,15 @@ def _stream_command(gateway: Gateway, streams: int, seconds: int, pace_ms: int) 
     return [*program, str(streams), str(seconds), str(CHUNKS), str(pace_ms)]
 
 
-def _wrk(gateway: Gateway, seconds: int) -> str:
+def _wrk(gateway: Gateway, seconds: int, tokens: Path | None = None) -> str:
     url = f"http://127.0.0.1:{gateway.port}{gateway.path}"
     options = ["-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "10s", "--latency"]
-    command = ["wrk", *options, "-s", str(NATIVE / "post.lua"), url]
+    script = NATIVE / ("post.lua" if tokens is None else "post_many.lua")
+    command = ["wrk", *options, "-s", str(script), url]
     more = "|".join(f"{name}: {value}" for name, value in gateway.headers)
     env = {"TOKEN": gateway.token, "MODEL": gateway.model, "EXTRA_HEADERS": more}
+    if tokens is not None:
+        env["TOKENS"] = str(tokens)
     return on_load_core(command, env)
 
 

@@ -52,6 +52,7 @@ class Tokens:
         self._clock = clock
         self._by_id: dict[str, Token] = {}
         self._id_by_digest: dict[bytes, str] = {}
+        self._ids_by_account: dict[str, list[str]] = {}
 
     async def load(self) -> None:
         rows = await self._database.fetch(
@@ -98,7 +99,10 @@ class Tokens:
         return self._by_id.get(token_id)
 
     def list(self, account_id: str | None = None) -> list[Token]:
-        return [t for t in self._by_id.values() if account_id is None or t.account_id == account_id]
+        """An account's, or all there are; the oldest first."""
+        if account_id is None:
+            return list(self._by_id.values())
+        return [self._by_id[id_] for id_ in self._ids_by_account.get(account_id, ())]
 
     async def issue(
         self,
@@ -190,6 +194,8 @@ class Tokens:
         return revoked
 
     def _remember(self, digest: bytes, token: Token) -> None:
+        if token.id not in self._by_id:
+            self._ids_by_account.setdefault(token.account_id, []).append(token.id)
         self._by_id[token.id] = token
         self._id_by_digest[digest] = token.id
 

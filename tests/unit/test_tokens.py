@@ -132,6 +132,24 @@ async def test_another_accounts_token_is_not_found(tokens: Tokens, account: str)
     assert tokens.list("acc_other") == []
 
 
+async def test_an_account_lists_its_own_tokens_oldest_first_also_after_a_restart(
+    tokens: Tokens, account: str, database: SqliteDatabase, clock: FixedClock
+) -> None:
+    other = await Accounts(database, clock).create("other", chain_head=lambda _: b"\0" * 32)
+    issued: list[str] = []
+    for name, owner in (("first", account), ("not its own", other.id), ("second", account)):
+        clock.advance(1)
+        token, _ = await tokens.issue(owner, name=name, scopes=["llm-all"])
+        issued.append(token.name)
+    again = Tokens(database, clock)
+
+    await again.load()
+
+    for either in (tokens, again):
+        assert [token.name for token in either.list(account)] == ["first", "second"]
+        assert [token.name for token in either.list()] == issued
+
+
 @pytest.mark.parametrize("scopes", [[], ["root"], ["llm-all", "admin"]])
 async def test_only_known_scopes_are_granted(
     tokens: Tokens, account: str, scopes: list[str]
