@@ -11,10 +11,11 @@ import functools
 import gc
 import logging
 import os
+import random
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -55,18 +56,21 @@ from tollway.gateway.settle import checkpoints_of
 from tollway.ledger.base import Liveness, genesis
 from tollway.ledger.signing import SigningKey
 from tollway.ledger.sqlite import SqliteLedger
-from tollway.metrics import Exposition, Metrics
+from tollway.metrics import Exposition, Metrics, UpstreamNow
 from tollway.outbox import Outbox
 from tollway.rates.base import WINDOW_SECONDS
 from tollway.rates.concurrency import Concurrency
 from tollway.rates.memory import MemoryRateLimiter
 from tollway.settings import Settings, StoreAddress
 from tollway.tokens import Tokens
+from tollway.upstreams.balance import Watched
 from tollway.upstreams.base import Upstream
+from tollway.upstreams.checks import keep_checking
 from tollway.upstreams.connection import Deadlines
 from tollway.upstreams.embedded.upstream import EmbeddedSettings, EmbeddedUpstream, find_model
+from tollway.upstreams.health import Health
 from tollway.upstreams.openai import OpenAICompatible
-from tollway.upstreams.trust import Trust
+from tollway.upstreams.places import Places
 
 CHECKPOINT_SECONDS = 1.0
 KEY_SWEEP_SECONDS = 60.0
@@ -204,18 +208,18 @@ async def _serve(
         limiter = MemoryRateLimiter(store.clock)
         await _refill_rates(limiter, store)
         observer = RequestObserver(metrics, access_log, store.clock)
-        trust = Trust(store.clock.monotonic, metrics.set_aside)
-        gateway = _gateway(settings, store, upstreams, trust, limiter, observer)
+        watched = _watched(settings, upstreams, store.clock)
+        gateway = _gateway(settings, store, watched, limiter, observer)
         control = ControlServer(settings.server.data_dir, store.operations)
         await control.start()
         stack.push_async_callback(control.stop)
-        server = _http_server(
-            settings, store, gateway, upstreams, limiter, metrics, observer, stopping
-        )
+        server = _http_server(settings, store, gateway, limiter, metrics, observer, stopping)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         stack.push_async_callback(_stop_serving, server, serving)
         checkpoints = asyncio.create_task(_write_checkpoints(gateway.pipeline, store))
         stack.callback(checkpoints.cancel)
+        for checking in _checks(settings, upstreams, watched):
+            stack.callback(asyncio.create_task(checking).cancel)
         sweeping = asyncio.create_task(_sweep_idempotency_keys(store))
         stack.callback(sweeping.cancel)
         try:
@@ -243,8 +247,7 @@ class _Gateway:
 def _gateway(
     settings: Settings,
     store: Store,
-    upstreams: Mapping[str, Upstream],
-    trust: Trust,
+    watched: Mapping[str, Watched],
     limiter: MemoryRateLimiter,
     observer: RequestObserver,
 ) -> _Gateway:
@@ -255,7 +258,7 @@ def _gateway(
         settings.limits.failed_authentications_per_minute,
         store.clock,
     )
-    router = Router(upstreams, trust)
+    router = Router(watched, store.clock)
     gate = Gate(
         store.catalogue,
         router.count_input_tokens,
@@ -280,7 +283,6 @@ def _http_server(
     settings: Settings,
     store: Store,
     gateway: _Gateway,
-    upstreams: Mapping[str, Upstream],
     limiter: MemoryRateLimiter,
     metrics: Metrics,
     observer: RequestObserver,
@@ -291,9 +293,7 @@ def _http_server(
     def not_ready() -> list[str]:
         if stopping.is_set():
             return ["the server is stopping"]
-        reasons = [
-            f"upstream {name} is not ready" for name in upstreams if not gateway.router.ready(name)
-        ]
+        reasons = gateway.router.not_ready(store.catalogue.list(None))
         if (fault := store.database.fault) is not None:
             reasons.append(f"the database cannot be written: {fault}")
         return reasons
@@ -317,9 +317,8 @@ def _http_server(
                 monotonic=store.clock.monotonic,
                 in_flight=lambda: len(gateway.pipeline.running),
                 open_holds=store.ledger.open_holds,
-                upstreams_ready={
-                    name: functools.partial(gateway.router.ready, name) for name in upstreams
-                },
+                upstreams=lambda: map(_upstream_now, gateway.router.upstreams()),
+                tries_refused=gateway.router.tries_refused,
                 database_fault=lambda: store.database.fault,
             ),
             signing_key=store.signing_key,
@@ -507,7 +506,9 @@ def _offers(settings: Settings) -> list[ModelOffer]:
             default_max_tokens=model.default_max_tokens,
             supported_parameters=model.supported_parameters,
             confidential=model.confidential,
-            servings=tuple(Serving(by.upstream, by.model, by.weight) for by in model.upstreams),
+            servings=tuple(
+                Serving(by.upstream, by.model, by.weight, by.priority) for by in model.upstreams
+            ),
             cached_credits_per_million=model.cached_prompt_rate,
             reasoning_credits_per_million=model.reasoning_rate,
         )
@@ -556,6 +557,48 @@ def _upstreams(settings: Settings, model_file: Path | None) -> dict[str, Upstrea
             EMBEDDED, _embedded_settings(settings), model_file, connect
         )
     return upstreams
+
+
+def _watched(
+    settings: Settings, upstreams: Mapping[str, Upstream], clock: Clock
+) -> dict[str, Watched]:
+    watched = {
+        name: Watched(upstream, Health(name, clock.monotonic, random.random), Places())
+        for name, upstream in upstreams.items()
+    }
+    for server in settings.upstreams:
+        watched[server.name] = Watched(
+            upstreams[server.name],
+            Health(server.name, clock.monotonic, random.random, server.circuit_failures),
+            Places(server.concurrent_requests, server.queue_length, server.queue_seconds),
+        )
+    return watched
+
+
+def _checks(
+    settings: Settings, upstreams: Mapping[str, Upstream], watched: Mapping[str, Watched]
+) -> Iterator[Coroutine[None, None, None]]:
+    for server in settings.upstreams:
+        upstream = upstreams[server.name]
+        if server.health_path is not None and isinstance(upstream, OpenAICompatible):
+            health = watched[server.name].health
+            yield keep_checking(
+                upstream, health, server.health_path, server.health_seconds, random.random
+            )
+
+
+def _upstream_now(watched: Watched) -> UpstreamNow:
+    health, places = watched.health, watched.places
+    return UpstreamNow(
+        watched.name,
+        watched.may_be_asked(),
+        health.standing().condition,
+        places.in_flight,
+        places.waiting,
+        watched.latency,
+        health.times_opened,
+        health.times_set_aside,
+    )
 
 
 def _liveness(accounts: Accounts, tokens: Tokens, clock: Clock) -> Liveness:

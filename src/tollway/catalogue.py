@@ -39,11 +39,13 @@ class Price(Struct, frozen=True, gc=False):
 
 
 class Serving(Struct, frozen=True, gc=False):
-    """One upstream that serves a model, and what it calls it there."""
+    """One upstream that serves a model, and what it calls it there. Those of a higher `priority`
+    number are asked where none of a lower one can serve."""
 
     upstream: str
     model: str
     weight: int = 1
+    priority: int = 0
 
 
 class Model(Struct, frozen=True):

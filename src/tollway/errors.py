@@ -85,6 +85,10 @@ class RequestError(TollwayError):
     upstream_status: int | None = None
     """The HTTP status of the upstream's answer behind this error, for the receipt; None where there
     was none."""
+    upstream_rest_seconds: float | None = None
+    """How long the upstream asked to be left alone, in its Retry-After; None where it did not."""
+    was_sent: bool = True
+    """False where no upstream can have got the request: no connection, no place in a queue."""
 
     def __init__(self, message: str, *, code: str, param: str | None = None) -> None:
         super().__init__(message)

@@ -10,7 +10,7 @@ page and the test that holds the page to the code.
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol, get_args
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector
@@ -47,6 +47,7 @@ _DURATION_BOUNDS = (
 _BATCH_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 _COMMIT_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
+_CONDITIONS = ("serving", "open", "probing", "resting", "set aside", "unhealthy")
 _HOLD_AGES_SECONDS = (10, 60, 300, 900)
 _VELOCITY_SECONDS = 60
 
@@ -135,6 +136,56 @@ UPSTREAM_FAILURES = Described(
     "Requests sent to an upstream that it failed, by the error's code.",
     ("upstream", "code"),
 )
+UPSTREAM_REFUSALS = Described(
+    "tollway_upstream_refusals_total",
+    "counter",
+    "Requests that an upstream refused for what its operator must mend, by status: its key (401, "
+    "403), its credit (402), its model's name (404), its rate (429). Should stay 0.",
+    ("upstream", "status"),
+)
+UPSTREAM_OPENED = Described(
+    "tollway_upstream_circuit_opened_total",
+    "counter",
+    "How often an upstream's circuit opened, because it failed several times in a row or half of "
+    "its requests.",
+    ("upstream",),
+)
+UPSTREAM_CONDITION = Described(
+    "tollway_upstream_condition",
+    "gauge",
+    "1 for the condition that an upstream is in (serving, open, probing, resting, set aside, "
+    "unhealthy), 0 for the others.",
+    ("upstream", "condition"),
+)
+UPSTREAM_IN_FLIGHT = Described(
+    "tollway_upstream_in_flight", "gauge", "Requests that an upstream runs now.", ("upstream",)
+)
+UPSTREAM_WAITING = Described(
+    "tollway_upstream_waiting",
+    "gauge",
+    "Requests that wait for a place at an upstream. One may wait for several at once.",
+    ("upstream",),
+)
+UPSTREAM_LATENCY = Described(
+    "tollway_upstream_first_byte_seconds",
+    "gauge",
+    "How long an upstream took lately to the first byte of its reply, by kind (chat, chat_stream); "
+    "0 where there was none.",
+    ("upstream", "kind"),
+)
+TRIES_AGAIN = Described(
+    "tollway_tries_again_total",
+    "counter",
+    "Tries after a request's first one, because an upstream had failed.",
+    ("model",),
+)
+TRIES_REFUSED = Described(
+    "tollway_tries_refused_total",
+    "counter",
+    "Requests that failed and were not tried again, because the model had used up its budget for "
+    "that.",
+    ("model",),
+)
 UPSTREAM_SET_ASIDE = Described(
     "tollway_upstream_set_aside_total",
     "counter",
@@ -210,8 +261,16 @@ _OURS = (
     USAGE_COUNTED,
     UPSTREAM_ATTEMPTS,
     UPSTREAM_FAILURES,
+    UPSTREAM_REFUSALS,
+    UPSTREAM_OPENED,
     UPSTREAM_SET_ASIDE,
     UPSTREAM_READY,
+    UPSTREAM_CONDITION,
+    UPSTREAM_IN_FLIGHT,
+    UPSTREAM_WAITING,
+    UPSTREAM_LATENCY,
+    TRIES_AGAIN,
+    TRIES_REFUSED,
     FIRST_TOKEN,
     DURATION,
     IN_FLIGHT,
@@ -276,6 +335,7 @@ class ModelCounts:
         "output_tokens",
         "shortfall_credits",
         "shortfalls",
+        "tries_again",
     )
 
     def __init__(self) -> None:
@@ -286,6 +346,7 @@ class ModelCounts:
         self.shortfall_credits = 0
         self.shortfalls = 0
         self.counted = 0
+        self.tries_again = 0
         self.first_token = Histogram(_FIRST_TOKEN_BOUNDS)
         self.duration = Histogram(_DURATION_BOUNDS)
 
@@ -342,7 +403,7 @@ class Metrics:
         self.models: dict[str, ModelCounts] = {}
         self.upstream_attempts: dict[str, int] = {}
         self.upstream_failures: dict[tuple[str, str], int] = {}
-        self.upstreams_set_aside: dict[str, int] = {}
+        self.upstream_refusals: dict[tuple[str, int], int] = {}
         self.velocity = Velocity()
         self.access_lines_lost = 0
         self.before_reading: list[Callable[[], None]] = []
@@ -364,15 +425,16 @@ class Metrics:
     def refused(self, code: str) -> None:
         self.refusals[code] = self.refusals.get(code, 0) + 1
 
-    def attempted(self, upstream: str, error: str | None) -> None:
+    def attempted(self, upstream: str, status: int | None, error: str | None) -> None:
         attempts = self.upstream_attempts
         attempts[upstream] = attempts.get(upstream, 0) + 1
-        if error is not None:
-            key = (upstream, error)
-            self.upstream_failures[key] = self.upstream_failures.get(key, 0) + 1
-
-    def set_aside(self, upstream: str) -> None:
-        self.upstreams_set_aside[upstream] = self.upstreams_set_aside.get(upstream, 0) + 1
+        if error is None:
+            return
+        failure = (upstream, error)
+        self.upstream_failures[failure] = self.upstream_failures.get(failure, 0) + 1
+        if status in (401, 402, 403, 404, 429):
+            refusal = (upstream, status)
+            self.upstream_refusals[refusal] = self.upstream_refusals.get(refusal, 0) + 1
 
     def committed(self, pieces: int, seconds: float) -> None:
         """Called by the database's writer thread, and by nobody else."""
@@ -399,7 +461,10 @@ class Metrics:
         yield _counters(
             UPSTREAM_FAILURES, ((u, c, n) for (u, c), n in self.upstream_failures.items())
         )
-        yield _counters(UPSTREAM_SET_ASIDE, self.upstreams_set_aside.items())
+        yield _counters(
+            UPSTREAM_REFUSALS, ((u, str(s), n) for (u, s), n in self.upstream_refusals.items())
+        )
+        yield self._by_model(TRIES_AGAIN, lambda counts: counts.tries_again)
         yield _histograms(FIRST_TOKEN, ((m, c.first_token) for m, c in self.models.items()))
         yield _histograms(DURATION, ((m, c.duration) for m, c in self.models.items()))
         yield _histograms(COMMIT_BATCH, [(self._commit_batch,)])
@@ -411,6 +476,20 @@ class Metrics:
 
 
 # --- what a scrape sees ---------------------------------------------------------------------------
+
+
+class UpstreamNow(NamedTuple):
+    """An upstream at the moment of a scrape. `latency` is seconds, of whole replies and of
+    streams."""
+
+    name: str
+    ready: bool
+    condition: str
+    in_flight: int
+    waiting: int
+    latency: Sequence[float]
+    times_opened: int
+    times_set_aside: int
 
 
 class OpenHold(Protocol):
@@ -433,7 +512,8 @@ class Exposition(Collector):
         monotonic: Callable[[], float],
         in_flight: Callable[[], int],
         open_holds: Callable[[], Iterable[OpenHold]],
-        upstreams_ready: Mapping[str, Callable[[], bool]],
+        upstreams: Callable[[], Iterable[UpstreamNow]],
+        tries_refused: Callable[[], Iterable[tuple[str, int]]],
         database_fault: Callable[[], str | None],
     ) -> None:
         self._metrics = metrics
@@ -442,7 +522,8 @@ class Exposition(Collector):
         self._monotonic = monotonic
         self._in_flight = in_flight
         self._open_holds = open_holds
-        self._upstreams_ready = upstreams_ready
+        self._upstreams = upstreams
+        self._tries_refused = tries_refused
         self._database_fault = database_fault
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -468,9 +549,33 @@ class Exposition(Collector):
         )
         yield _gauge(CREDITS_LAST_MINUTE, [("all", of_all), ("busiest_account", of_busiest)])
         yield _gauge(DATABASE_FAULT, [(int(self._database_fault() is not None),)])
-        ready = ((name, int(is_ready())) for name, is_ready in self._upstreams_ready.items())
-        yield _gauge(UPSTREAM_READY, ready)
+        yield from self._of_upstreams()
+        yield _counters(TRIES_REFUSED, self._tries_refused())
         yield _gauge(BUILD, [(self._version, 1)])
+
+    def _of_upstreams(self) -> Iterator[Metric]:
+        upstreams = list(self._upstreams())
+        yield _gauge(UPSTREAM_READY, ((one.name, int(one.ready)) for one in upstreams))
+        yield _gauge(
+            UPSTREAM_CONDITION,
+            (
+                (one.name, condition, int(one.condition == condition))
+                for one in upstreams
+                for condition in _CONDITIONS
+            ),
+        )
+        yield _gauge(UPSTREAM_IN_FLIGHT, ((one.name, one.in_flight) for one in upstreams))
+        yield _gauge(UPSTREAM_WAITING, ((one.name, one.waiting) for one in upstreams))
+        yield _gauge(
+            UPSTREAM_LATENCY,
+            (
+                (one.name, kind, seconds)
+                for one in upstreams
+                for kind, seconds in zip(("chat", "chat_stream"), one.latency, strict=True)
+            ),
+        )
+        yield _counters(UPSTREAM_OPENED, ((one.name, one.times_opened) for one in upstreams))
+        yield _counters(UPSTREAM_SET_ASIDE, ((one.name, one.times_set_aside) for one in upstreams))
 
 
 # A row is the values of its labels, in order, and then the number.

@@ -291,6 +291,41 @@ class Upstream(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     total_seconds: Annotated[Seconds, Meta(description="The longest that a reply may take.")] = (
         900.0
     )
+    concurrent_requests: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000_000)] | None,
+        Meta(description="Requests that it runs at a time; others wait. Default: any number."),
+    ] = None
+    queue_length: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100_000,
+            description="Requests that may wait for a place at it, where it has a limit.",
+        ),
+    ] = 32
+    queue_seconds: Annotated[
+        Seconds,
+        Meta(description="The longest wait for a place; then the next priority, or a 503."),
+    ] = 10.0
+    health_path: Annotated[
+        Annotated[str, Meta(pattern="^/[!-~]*$")] | None,
+        Meta(
+            description="What is asked of it to see whether it is well, from its root: `/health`. "
+            "A 2xx is well. Default: it is not checked."
+        ),
+    ] = None
+    health_seconds: Annotated[
+        Seconds, Meta(description="How often it is checked, where it has a health_path.")
+    ] = 5.0
+    circuit_failures: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1000,
+            description="Failures in a row after which it is not asked for a while; 0: it always "
+            "is.",
+        ),
+    ] = 5
 
 
 class Serving(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -303,8 +338,22 @@ class Serving(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = None
     weight: Annotated[
         int,
-        Meta(ge=1, le=1_000_000, description="Its share of requests once several serve a model."),
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="How many requests at a time it takes, relative to the others of its "
+            "priority.",
+        ),
     ] = 1
+    priority: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1000,
+            description="Those of 0 are asked first; those of 1 only while none of 0 can serve, "
+            "and so on.",
+        ),
+    ] = 0
 
 
 class ModelTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -356,7 +405,7 @@ class ModelTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         False
     )
     upstreams: Annotated[
-        tuple[Serving, ...], Meta(description="Which upstream serves it; one in this version.")
+        tuple[Serving, ...], Meta(description="The upstreams that serve it, at least one.")
     ] = msgspec.field(default_factory=tuple)
 
 
@@ -378,6 +427,7 @@ class ServedBy(Struct, frozen=True):
     upstream: str
     model: str
     weight: int
+    priority: int = 0
 
 
 class Model(Struct, frozen=True):
@@ -709,7 +759,7 @@ def _model(
     tier, price = _price(path, table, tiers)
     served_by = _served_by(path, table, upstream_names)
     context_length = table.context_length
-    if served_by.upstream == EMBEDDED:
+    if any(by.upstream == EMBEDDED for by in served_by):
         context_length = _embedded_context(path, context_length, embedded)
     if context_length is None:
         raise _wrong(
@@ -738,7 +788,7 @@ def _model(
         default_max_tokens=default_max_tokens,
         supported_parameters=None if supported is None else frozenset(supported),
         confidential=table.confidential,
-        upstreams=(served_by,),
+        upstreams=served_by,
         cached_prompt_rate=price.cached_prompt_rate,
         reasoning_rate=price.reasoning_rate,
     )
@@ -776,25 +826,27 @@ def _price(path: str, table: ModelTable, tiers: Mapping[str, Tier]) -> tuple[str
     return "custom", Tier(prompt_rate=prompt_rate, completion_rate=completion_rate, **parts)
 
 
-def _served_by(path: str, table: ModelTable, upstream_names: Iterable[str]) -> ServedBy:
+def _served_by(path: str, table: ModelTable, upstream_names: Iterable[str]) -> tuple[ServedBy, ...]:
     if not table.upstreams:
         raise _wrong(
             f"{path}.upstreams",
             f'the model {table.id} has none. Name one: upstreams = [{{ name = "..." }}]',
         )
-    serving, *others = table.upstreams
-    if others:
-        raise _wrong(
-            f"{path}.upstreams",
-            "several upstreams of one model are not yet available in this version. Keep one",
-        )
-    if serving.name not in upstream_names:
-        raise _wrong(
-            f"{path}.upstreams[0].name",
-            f"there is no upstream {serving.name!r}. Declare it in [[upstreams]], or use one of "
-            + ", ".join(sorted(upstream_names)),
-        )
-    return ServedBy(serving.name, serving.model or table.id, serving.weight)
+    for index, serving in enumerate(table.upstreams):
+        if serving.name not in upstream_names:
+            raise _wrong(
+                f"{path}.upstreams[{index}].name",
+                f"there is no upstream {serving.name!r}. Declare it in [[upstreams]], or use one "
+                "of " + ", ".join(sorted(upstream_names)),
+            )
+    served_by = tuple(
+        ServedBy(serving.name, serving.model or table.id, serving.weight, serving.priority)
+        for serving in table.upstreams
+    )
+    _check_unique(
+        f"{path}.upstreams", "name", [f"{by.upstream} for {by.model}" for by in served_by]
+    )
+    return served_by
 
 
 def _embedded_context(path: str, asked: int | None, embedded: Embedded) -> int:

@@ -33,9 +33,14 @@ base_url = "{upstream}"
 api_key = "env:GPU_1_KEY"
 first_byte_seconds = 2
 between_chunks_seconds = 2
+circuit_failures = 0  # a file's tests fail it many times in a row
 
 [[upstreams]]
 name = "patient"
+base_url = "{upstream}"
+
+[[upstreams]]
+name = "limited"
 base_url = "{upstream}"
 
 [[upstreams]]
@@ -71,6 +76,12 @@ id = "acme/slow"
 tier = "parrot"
 context_length = 4096
 upstreams = [{{ name = "patient", model = "slow-upstream" }}]
+
+[[models]]
+id = "acme/limited"
+tier = "parrot"
+context_length = 4096
+upstreams = [{{ name = "limited", model = "limited-upstream" }}]
 
 [[models]]
 id = "acme/gone"

@@ -4,7 +4,7 @@ import pytest
 from tests.support.customer import Customer
 from tests.support.fake_upstream import FakeUpstream
 
-ALL = ["acme/free", "acme/gone", "acme/parrot", "acme/plain", "acme/slow"]
+ALL = ["acme/free", "acme/gone", "acme/limited", "acme/parrot", "acme/plain", "acme/slow"]
 
 
 def test_models_are_listed_with_their_prices_and_limits(customer: Customer) -> None:

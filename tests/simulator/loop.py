@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import socket
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -82,6 +83,12 @@ class VirtualLoop(_Base):
 
     def time(self) -> float:
         return self._virtual_time.monotonic()
+
+    async def getaddrinfo(  # type: ignore[override]
+        self, host: str, port: int, **_: object
+    ) -> list[tuple[Any, ...]]:
+        """No thread, whose answer would come at another moment each time."""
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", port))]
 
     async def create_connection(  # type: ignore[override]
         self, protocol_factory: Callable[[], Any], host: str, port: int, **_: object

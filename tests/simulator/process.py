@@ -45,9 +45,11 @@ from tollway.metrics import Metrics
 from tollway.rates.memory import MemoryRateLimiter
 from tollway.settings import Embedded, Limits, Model, ServedBy, Server, Settings
 from tollway.tokens import Tokens
+from tollway.upstreams.balance import Watched
 from tollway.upstreams.connection import Deadlines
+from tollway.upstreams.health import Health
 from tollway.upstreams.openai import OpenAICompatible
-from tollway.upstreams.trust import Trust
+from tollway.upstreams.places import Places
 
 MODEL = "acme/m1"
 DEADLINES = Deadlines(connect=1.0, first_byte=5.0, between_chunks=4.0, total=40.0)
@@ -209,9 +211,12 @@ class Process:
         await app._refill_rates(limiter, store)
         observer = RequestObserver(metrics, AccessLog("", self.database.path.parent, metrics), time)
         self.upstream = OpenAICompatible("gpu-1", "http://gpu-1/v1", deadlines=DEADLINES)
-        upstreams = {"gpu-1": self.upstream}
-        trust = (_Trusting if trusting else Trust)(time.monotonic, metrics.set_aside)
-        gateway = app._gateway(settings, store, upstreams, trust, limiter, observer)
+        # A circuit that opens would keep most of a schedule's faults from happening.
+        health = (_Trusting if trusting else Health)(
+            "gpu-1", time.monotonic, self._random.random, 0
+        )
+        watched = {"gpu-1": Watched(self.upstream, health, Places())}
+        gateway = app._gateway(settings, store, watched, limiter, observer)
         self.pipeline = gateway.pipeline
         self.concurrency = gateway.gate._concurrency
         self._door = SimulatedDoor(self.pipeline, time, life)
@@ -245,11 +250,11 @@ class Process:
         await self._open.aclose()
 
 
-class _Trusting(Trust):
+class _Trusting(Health):
     """So that an upstream may go on lying."""
 
-    def seconds_aside(self, upstream: str) -> float:
-        return 0.0
+    def reported(self, shortfall: int) -> None:
+        pass
 
 
 class _NoLock:

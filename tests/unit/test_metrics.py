@@ -5,7 +5,7 @@ from typing import get_args
 from prometheus_client.parser import text_string_to_metric_families
 
 from tollway.errors import RateLimit
-from tollway.metrics import Exposition, Metrics, described
+from tollway.metrics import Exposition, Metrics, UpstreamNow, described
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,11 @@ def an_exposition(
         monotonic=lambda: now,
         in_flight=lambda: 3,
         open_holds=lambda: holds,
-        upstreams_ready={"gpu-1": lambda: True, "gpu-2": lambda: False},
+        upstreams=lambda: [
+            UpstreamNow("gpu-1", True, "serving", 2, 0, (0.2, 0.05), 0, 0),
+            UpstreamNow("gpu-2", False, "set aside", 0, 1, (0.0, 0.0), 4, 1),
+        ],
+        tries_refused=lambda: [("m", 6)],
         database_fault=lambda: fault,
     )
 
@@ -42,9 +46,9 @@ def full_metrics() -> Metrics:
     metrics = Metrics()
     metrics.request("chat", "m", 200)
     metrics.refused("insufficient_credits")
-    metrics.attempted("gpu-1", "upstream_timeout")
+    metrics.attempted("gpu-1", None, "upstream_timeout")
+    metrics.attempted("gpu-2", 401, "unavailable")
     metrics.committed(3, 0.004)
-    metrics.set_aside("gpu-1")
     metrics.of("m").first_token.observe(0.2)
     return metrics
 
@@ -68,7 +72,7 @@ def test_each_metric_has_the_kind_that_is_described() -> None:
 def test_what_was_counted_is_shown() -> None:
     metrics = full_metrics()
     metrics.request("chat", "m", 200)
-    metrics.attempted("gpu-1", None)
+    metrics.attempted("gpu-1", 200, None)
     of_model = metrics.of("m")
     of_model.input_tokens = 7
     of_model.shortfall_credits = 5

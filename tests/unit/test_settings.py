@@ -263,7 +263,7 @@ def test_cached_tokens_and_reasoning_may_have_rates_of_their_own(tmp_path: Path)
         (
             '[[models]]\nid = "m"\ntier = "budget"\n'
             'upstreams = [{ name = "embedded" }, { name = "embedded" }]',
-            "models[0].upstreams: several upstreams of one model are not yet available",
+            "models[0].upstreams[1].name: 'embedded for m' is taken by models[0].upstreams[0].",
         ),
         ("port = ", "is not TOML"),
     ],

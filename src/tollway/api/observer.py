@@ -118,7 +118,9 @@ class RequestObserver:
             counts.shortfalls += 1
             counts.shortfall_credits += settlement.shortfall
         for attempt in outcome.attempts:
-            self._metrics.attempted(attempt.upstream, attempt.error)
+            self._metrics.attempted(attempt.upstream, attempt.status, attempt.error)
+        if len(outcome.attempts) > 1:
+            counts.tries_again += len(outcome.attempts) - 1
 
     def _count_refusal(self, caller: Caller | None, error: RequestError) -> None:
         metrics = self._metrics

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -24,7 +24,7 @@ from msgspec import UNSET
 from tollway.errors import RequestError, UpstreamFailed
 from tollway.gateway.types import Admission, Meter, Reply, Route
 from tollway.ledger.base import Attempt, Outcome, Settlement
-from tollway.upstreams.base import Source
+from tollway.upstreams.base import Ask, Source, Upstream
 from tollway.wire.chat import ChatCompletion, Choice
 from tollway.wire.events import Chunk, ChunkChoice
 from tollway.wire.usage import UsageReport, read_usage
@@ -33,6 +33,7 @@ KEEP_ALIVE_SECONDS = 15.0
 KEEP_ALIVE_COMMENT = b": keep-alive\n\n"
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 log = logging.getLogger("tollway.relay")
 
@@ -74,12 +75,42 @@ class Answer(Protocol):
     def finish(self, reply: Reply, outcome: Outcome, settlement: Settlement) -> None: ...
 
 
+class Asker(Protocol[T_co]):
+    """Asks one upstream, and is asked again where it may be another's turn."""
+
+    async def ask(self, upstream: Upstream, ask: Ask) -> T_co: ...
+
+    def may_start_over(self) -> bool:
+        """Whether the client has been given nothing of an answer. If so, all that came of the last
+        one is forgotten."""
+        ...
+
+
+async def _attempt(route: Route, meter: Meter, asker: Asker[T]) -> T:
+    """The answer of the first upstream that gives one. Each that was tried is on the receipt."""
+    while True:
+        upstream = route.enter() or await route.wait()
+        meter.upstream = upstream.name
+        try:
+            answer = await asker.ask(upstream, route.ask)
+        except RequestError as error:
+            meter.attempts.append(Attempt(upstream.name, error.upstream_status, error.code))
+            route.failed(error)
+            if not (asker.may_start_over() and await route.may_try_again(error)):
+                raise
+        except BaseException:
+            route.left()
+            raise
+        else:
+            meter.attempts.append(Attempt(upstream.name, 200))
+            route.served()
+            return answer
+
+
 async def _relay_whole(route: Route, admission: Admission, meter: Meter) -> "WholeAnswer":
-    completion = await _attempt(route, meter, lambda: route.upstream.complete(route.ask))
+    completion = await _attempt(route, meter, _WHOLE)
     meter.upstream_id = completion.id or None
     meter.report = read_usage(completion.usage)
-    if not completion.choices:
-        raise UpstreamFailed("The model's server answered without a choice. Try again.")
     meter.finished = True
     for choice in completion.choices:
         meter.finished = meter.finished and bool(choice.finish_reason)
@@ -95,6 +126,26 @@ async def _relay_whole(route: Route, admission: Admission, meter: Meter) -> "Who
     completion.created = int(admission.call.now)
     meter.status = "completed"
     return WholeAnswer(admission, completion, meter.report)
+
+
+class _Whole:
+    """An `Asker`. Nothing of a whole reply reaches the client before all of it is there, so another
+    upstream may be asked however far this one came."""
+
+    async def ask(self, upstream: Upstream, ask: Ask) -> ChatCompletion:
+        completion = await upstream.complete(ask)
+        if not completion.choices:
+            raise _failed("The model's server answered without a choice. Try again.")
+        for choice in completion.choices:
+            if choice.finish_reason and choice.finish_reason not in _FINISH_REASONS:
+                raise _failed("The model's server gave up in the middle of its reply. Try again.")
+        return completion
+
+    def may_start_over(self) -> bool:
+        return True
+
+
+_WHOLE = _Whole()
 
 
 class WholeAnswer:
@@ -116,34 +167,22 @@ class WholeAnswer:
 async def _relay_stream(
     route: Route, admission: Admission, reply: Reply, meter: Meter
 ) -> "StreamRelay":
-    stream = StreamRelay(admission, reply, meter)
+    stream = StreamRelay(admission, reply, meter, route.answered)
     try:
-        await _attempt(route, meter, lambda: route.upstream.stream(route.ask, stream))
-    except RequestError:
-        if not stream.cut_off:  # it was not us who ended it
-            raise
+        await _attempt(route, meter, stream)
     finally:
         stream.close()
-    stream.check_end()
     meter.status = "completed"
     return stream
 
 
-async def _attempt(route: Route, meter: Meter, ask: Callable[[], Awaitable[T]]) -> T:
-    meter.upstream = route.upstream.name
-    try:
-        answer = await ask()
-    except RequestError as error:
-        meter.attempts.append(Attempt(route.upstream.name, error.upstream_status, error.code))
-        raise
-    meter.attempts.append(Attempt(route.upstream.name, 200))
-    return answer
-
-
 class StreamRelay:
-    """Implements `EventSink` for one stream to one client."""
+    """Implements `EventSink` for one stream to one client, and is its `Asker`."""
 
-    def __init__(self, admission: Admission, reply: Reply, meter: Meter) -> None:
+    def __init__(
+        self, admission: Admission, reply: Reply, meter: Meter, on_answer: Callable[[], None]
+    ) -> None:
+        self._on_answer = on_answer
         self._admission = admission
         self._reply = reply
         self._meter = meter
@@ -162,10 +201,31 @@ class StreamRelay:
         self._wrote_at = self._loop.time()
         self._timer = self._loop.call_later(KEEP_ALIVE_SECONDS, self._keep_alive)
 
+    # --- Asker ------------------------------------------------------------------------------------
+
+    async def ask(self, upstream: Upstream, ask: Ask) -> None:
+        try:
+            await upstream.stream(ask, self)
+        except RequestError:
+            if not self.cut_off:  # it was not us who ended it
+                raise
+        self._check_end()
+
+    def may_start_over(self) -> bool:
+        # A comment that kept the connection is no part of an answer; all else that was written is.
+        if self._out or (self._reply.begun and self._choices):
+            return False
+        self._failure = self._fingerprint = self._template = None
+        self._choices.clear()
+        self._sources.clear()
+        self._meter.upstream_id = self._meter.report = None
+        return True
+
     # --- EventSink --------------------------------------------------------------------------------
 
     def opened(self, source: Source) -> None:
         self._sources.append(source)
+        self._on_answer()
 
     def event(self, payload: bytes) -> None:
         template = self._template
@@ -193,14 +253,6 @@ class StreamRelay:
         self.flush()
         self._sources.clear()  # their connections serve others now: this client must not stop them
 
-    def check_end(self) -> None:
-        """Raises `UpstreamFailed` where the body ended and the model had not."""
-        if self._failure is not None:
-            raise self._failure
-        if not self._choices or not all(state.finished for state in self._choices.values()):
-            raise UpstreamFailed("The model's server ended the stream before the model did.")
-        self._meter.finished = True
-
     def finish(self, reply: Reply, outcome: Outcome, settlement: Settlement) -> None:
         usage_event = b""
         if self._wants_usage:
@@ -209,6 +261,14 @@ class StreamRelay:
             chunk["usage"] = _usage_object(self._meter.report, outcome, settlement)
             usage_event = b"data: " + _encode(chunk) + b"\n\n"
         reply.end_stream(settlement, usage_event)
+
+    def _check_end(self) -> None:
+        """Raises `UpstreamFailed` where the body ended and the model had not."""
+        if self._failure is not None:
+            raise self._failure
+        if not self._choices or not all(state.finished for state in self._choices.values()):
+            raise _failed("The model's server ended the stream before the model did.")
+        self._meter.finished = True
 
     # --- the plain way ----------------------------------------------------------------------------
 
@@ -322,8 +382,7 @@ class StreamRelay:
         """Remembered until the connection has been left: callbacks must not raise."""
         if self._failure is not None:
             return
-        self._failure = UpstreamFailed(message)
-        self._failure.upstream_status = 200
+        self._failure = _failed(message)
         self._template = None
         self._abandon(self._failure)
 
@@ -437,10 +496,14 @@ def _normalise_choice(choice: Choice) -> None:
         message.tool_calls = UNSET
     elif not message.content:
         message.content = None
-    reason = finish_reason(choice.finish_reason or "stop", has_calls=has_calls)
-    if reason is None:
-        raise UpstreamFailed("The model's server gave up in the middle of its reply. Try again.")
-    choice.finish_reason = reason
+    choice.finish_reason = finish_reason(choice.finish_reason or "stop", has_calls=has_calls)
+
+
+def _failed(message: str) -> UpstreamFailed:
+    """Of an upstream that had accepted the request."""
+    error = UpstreamFailed(message)
+    error.upstream_status = 200
+    return error
 
 
 def _text_bytes(choice: Choice) -> int:

@@ -1,38 +1,66 @@
-"""Model -> the upstream that serves it, and what it is asked."""
+"""Model -> the upstreams that serve it, in the order to try, and what each is asked.
 
-from collections.abc import Mapping
+What can be known before a request is there (`_Pool`) is made once a model. A `Route` is one
+request's way through it: which upstream now, what came of it, and whether another may be tried
+under the same hold. That is allowed as long as the client has not been given a byte of an answer,
+at most twice, within the model's budget for such tries, and where it can help: an upstream that
+was not asked yet, or the same one again where nothing else is left and its trouble may have been
+that of a moment.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Mapping
 
 from tollway.catalogue import Model
-from tollway.errors import Unavailable
-from tollway.gateway.types import Admission, Route
+from tollway.clock import Clock
+from tollway.errors import InvalidRequest, RequestError, Unavailable, UpstreamTimeout
+from tollway.gateway.types import Admission
 from tollway.ledger.base import Outcome, Settlement
+from tollway.upstreams.balance import Choice, Watched, least_loaded
 from tollway.upstreams.base import Ask, Upstream
-from tollway.upstreams.trust import Trust
+from tollway.upstreams.budget import RetryBudget
+from tollway.upstreams.health import verdict
 from tollway.wire.requests import OPTIONAL_FIELDS, ParsedRequest
+
+TRIES_MAX = 3
+BACKOFF_SECONDS = 0.1
+BUSY_RETRY_SECONDS = 5.0
 
 
 class Router:
-    """Without `trust` every upstream is believed."""
+    """`watched` are all upstreams by name."""
 
-    def __init__(self, upstreams: Mapping[str, Upstream], trust: Trust | None = None) -> None:
-        self._upstreams = upstreams
-        self._trust = trust
+    def __init__(self, watched: Mapping[str, Watched], clock: Clock) -> None:
+        self._watched = watched
+        self._monotonic = clock.monotonic
+        self._pools: dict[str, _Pool] = {}
 
-    def ready(self, upstream: str) -> bool:
-        """Whether a request sent to it now has a chance."""
-        aside = self._trust is not None and self._trust.seconds_aside(upstream) > 0
-        return self._upstreams[upstream].ready() and not aside
+    def not_ready(self, models: Iterable[Model]) -> list[str]:
+        """For each model that no upstream can serve now, why not."""
+        return [
+            f"model {model.id}: {'; '.join(pool.hindrances())}"
+            for model in models
+            if not (pool := self._pool(model)).may_be_asked()
+        ]
+
+    def upstreams(self) -> Iterable[Watched]:
+        return self._watched.values()
+
+    def tries_refused(self) -> Iterable[tuple[str, int]]:
+        """By model: how often a request was not tried again for want of budget."""
+        return ((model, pool.budget.refused) for model, pool in self._pools.items())
 
     def settled(self, outcome: Outcome, settlement: Settlement) -> None:
         """What an upstream reported decides whether it is asked again."""
-        if self._trust is None or outcome.upstream is None or outcome.source != "upstream":
-            return
-        self._trust.reported(outcome.upstream, settlement.shortfall)
+        if outcome.upstream is not None and outcome.source == "upstream":
+            self._watched[outcome.upstream].health.reported(settlement.shortfall)
 
-    def route(self, admission: Admission) -> Route:
-        """Raises `Unavailable` where the upstream is set aside."""
-        return self._route(
-            admission.model,
+    def route(self, admission: Admission) -> "PoolRoute":
+        pool = self._pool(admission.model)
+        pool.budget.deposit()
+        return PoolRoute(
+            pool,
             admission.parsed,
             admission.call.request_id,
             admission.cost.output_tokens_max,
@@ -42,30 +70,276 @@ class Router:
         self, model: Model, parsed: ParsedRequest, output_tokens_max: int
     ) -> int | None:
         """By the model's own tokenizer, where its upstream can be asked cheaply. Comes before the
-        hold, so a request for an upstream that is set aside is refused (`Unavailable`) here."""
-        route = self._route(model, parsed, "", output_tokens_max)
-        return await route.upstream.count_input_tokens(route.ask)
+        hold, so a request for a model none of whose upstreams may be asked is refused
+        (`Unavailable`) here.
 
-    def _route(
-        self, model: Model, parsed: ParsedRequest, request_id: str, output_tokens_max: int
-    ) -> Route:
-        serving = model.servings[0]
-        self._require_trusted(serving.upstream)
-        fields = parsed.fields
-        if model.supported_parameters is not None:
-            fields = {
-                name: value
-                for name, value in fields.items()
-                if name not in OPTIONAL_FIELDS or name in model.supported_parameters
-            }
-        ask = Ask(request_id, serving.model, fields, output_tokens_max)
-        return Route(self._upstreams[serving.upstream], serving, ask)
+        None for a model with several upstreams: another may count more than the one that was asked.
+        """
+        pool = self._pool(model)
+        if (choice := pool.lone) is None:
+            if not pool.may_be_asked():
+                raise pool.refusal()
+            return None
+        if not choice.health.may_be_asked():
+            raise pool.refusal()
+        ask = Ask("", choice.serving.model, pool.fields(parsed), output_tokens_max)
+        return await choice.upstream.count_input_tokens(ask)
 
-    def _require_trusted(self, upstream: str) -> None:
-        aside_seconds = 0.0 if self._trust is None else self._trust.seconds_aside(upstream)
-        if aside_seconds > 0:
-            raise Unavailable(
-                "The model's server has reported more than it was allowed to use, and is not asked "
-                f"for {aside_seconds:.0f} s. Try again then, or use another model.",
-                retry_after_seconds=aside_seconds,
+    def _pool(self, model: Model) -> "_Pool":
+        pool = self._pools.get(model.id)
+        if pool is None or pool.model is not model:
+            pool = self._pools[model.id] = _Pool(model, self._watched, self._monotonic)
+        return pool
+
+
+class _Pool:
+    """The upstreams of one model. `lone` is the only one, where there is only one."""
+
+    def __init__(
+        self, model: Model, watched: Mapping[str, Watched], monotonic: Callable[[], float]
+    ) -> None:
+        self.model = model
+        self.monotonic = monotonic
+        self.budget = RetryBudget(monotonic)
+        self.choices = [Choice(watched[serving.upstream], serving) for serving in model.servings]
+        self.lone = self.choices[0] if len(self.choices) == 1 else None
+        priorities = sorted({serving.priority for serving in model.servings})
+        self.tiers = tuple(
+            tuple(choice for choice in self.choices if choice.serving.priority == priority)
+            for priority in priorities
+        )
+
+    def fields(self, parsed: ParsedRequest) -> Mapping[str, object]:
+        supported = self.model.supported_parameters
+        if supported is None:
+            return parsed.fields
+        return {
+            name: value
+            for name, value in parsed.fields.items()
+            if name not in OPTIONAL_FIELDS or name in supported
+        }
+
+    def may_be_asked(self) -> bool:
+        return any(choice.watched.may_be_asked() for choice in self.choices)
+
+    def hindrances(self) -> list[str]:
+        """For the operator: what speaks against each upstream."""
+        return [
+            f"upstream {choice.watched.name} is not ready, {_why(choice)}"
+            for choice in self.choices
+            if not choice.watched.may_be_asked()
+        ]
+
+    def refusal(self) -> Unavailable:
+        """Why no upstream takes a request, for the client."""
+        asked = [choice for choice in self.choices if choice.watched.may_be_asked()]
+        if asked:
+            return _busy(asked)
+        waits = [choice.health.seconds_until_asked() for choice in self.choices]
+        seconds = min((wait for wait in waits if wait > 0), default=BUSY_RETRY_SECONDS)
+        if self.lone is not None:
+            return Unavailable(
+                f"The model's server is not asked for {max(1.0, seconds):.0f} s, because "
+                f"{_why(self.lone)}. Try again then, or use another model.",
+                retry_after_seconds=seconds,
             )
+        return Unavailable(
+            f"None of the model's {len(self.choices)} servers can be asked now. Try again in "
+            f"{max(1.0, seconds):.0f} s, or use another model.",
+            retry_after_seconds=seconds,
+        )
+
+
+class PoolRoute:
+    """Implements `Route`. Between `enter` (or `wait`) and one of `served`, `failed` and `left` it
+    has a place at an upstream."""
+
+    __slots__ = (
+        "_answered",
+        "_asked_at",
+        "_choice",
+        "_fields",
+        "_output_tokens_max",
+        "_pool",
+        "_probe",
+        "_request_id",
+        "_streamed",
+        "_tried",
+        "_tries",
+        "ask",
+    )
+
+    _choice: Choice
+    ask: Ask
+
+    def __init__(
+        self, pool: _Pool, parsed: ParsedRequest, request_id: str, output_tokens_max: int
+    ) -> None:
+        self._pool = pool
+        self._fields = pool.fields(parsed)
+        self._streamed = parsed.wants_stream
+        self._request_id = request_id
+        self._output_tokens_max = output_tokens_max
+        self._tried: tuple[Choice, ...] = ()
+        self._tries = 0
+
+    def enter(self) -> Upstream | None:
+        choice = self._pool.lone
+        if (
+            choice is None
+            or not choice.health.clear
+            or choice.places.in_flight >= choice.places.limit
+        ):
+            choice = self._choose()
+            if choice is None:
+                return None
+        choice.places.in_flight += 1
+        return self._begin(choice)
+
+    async def wait(self) -> Upstream:
+        """For a place, where none is free; tier after tier. Raises `Unavailable`."""
+        for tier in self._pool.tiers:
+            choice = least_loaded(tier, self._tried, streamed=self._streamed)
+            if choice is not None:
+                choice.places.in_flight += 1
+                return self._begin(choice)
+            choice = await self._turn(tier)
+            if choice is not None:
+                return self._begin(choice)
+        raise self._pool.refusal()
+
+    def answered(self) -> None:
+        if self._answered:
+            return
+        self._answered = True
+        choice = self._choice
+        seconds = self._pool.monotonic() - self._asked_at
+        choice.watched.answered_after(seconds, streamed=self._streamed)
+        if self._probe:
+            self._probe = False
+            choice.health.answered()
+
+    def served(self) -> None:
+        choice = self._choice
+        if not self._answered:
+            self.answered()
+        choice.places.leave()
+        choice.health.served()
+        if choice.flakiness:
+            choice.served()
+
+    def failed(self, error: RequestError) -> None:
+        choice = self._choice
+        choice.health.failed(error, probe=self._probe)
+        if not isinstance(error, InvalidRequest):
+            choice.failed(self._pool.monotonic())
+        if not choice.health.clear:
+            choice.places.turn_away()
+        choice.places.leave()
+
+    def left(self) -> None:
+        self._choice.places.leave()
+        self._choice.health.left(probe=self._probe)
+
+    async def may_try_again(self, error: RequestError) -> bool:
+        self._tries += 1
+        if self._tries == TRIES_MAX or isinstance(error, InvalidRequest):
+            return False
+        choice, pool = self._choice, self._pool
+        others = (*self._tried, choice)
+        is_other_left = any(
+            other not in others and other.watched.may_be_asked() for other in pool.choices
+        )
+        if not is_other_left and not (_is_of_a_moment(error) and choice.health.may_be_asked()):
+            return False
+        # Where nothing was sent, no server has had any work with it.
+        if error.was_sent and not pool.budget.withdraw():
+            return False
+        if is_other_left:
+            self._tried = others
+        else:
+            seconds = BACKOFF_SECONDS * 2 ** (self._tries - 1) * (0.5 + random.random())  # noqa: S311
+            await asyncio.sleep(seconds)
+        return True
+
+    def _choose(self) -> Choice | None:
+        """A later tier only where the earlier ones have nobody whose turn one could wait for."""
+        now = 0.0
+        for tier in self._pool.tiers:
+            for choice in tier:
+                if choice.flakiness:
+                    now = now or self._pool.monotonic()
+                    choice.forgive(now)
+            choice = least_loaded(tier, self._tried, streamed=self._streamed)
+            if choice is not None or any(self._is_worth_waiting_for(other) for other in tier):
+                return choice
+        return None
+
+    def _is_worth_waiting_for(self, choice: Choice) -> bool:
+        return (
+            choice.places.queue_length > choice.places.waiting
+            and choice not in self._tried
+            and choice.watched.may_be_asked()
+        )
+
+    async def _turn(self, tier: Iterable[Choice]) -> Choice | None:
+        """The first place that becomes free in this tier, in time; it is taken then."""
+        loop = asyncio.get_running_loop()
+        until = 0.0
+        while True:
+            turn = loop.create_future()
+            queued = [
+                choice
+                for choice in tier
+                if self._is_worth_waiting_for(choice) and choice.places.queue(turn)
+            ]
+            if not queued:
+                return None
+            longest = max(choice.places.queue_seconds for choice in queued)
+            until = until or loop.time() + longest
+            try:
+                async with asyncio.timeout_at(until):
+                    places = await turn
+            except BaseException as error:
+                if turn.done() and not turn.cancelled() and turn.result() is not None:
+                    turn.result().leave()  # given in the very moment of giving up
+                if isinstance(error, TimeoutError):
+                    return None
+                raise
+            finally:
+                for choice in queued:
+                    choice.places.unqueue(turn)
+            if places is not None:
+                return next(choice for choice in queued if choice.places is places)
+
+    def _begin(self, choice: Choice) -> Upstream:
+        self._choice = choice
+        self._probe = not choice.health.clear and choice.health.asked()
+        self._answered = False
+        self.ask = Ask(
+            self._request_id, choice.serving.model, self._fields, self._output_tokens_max
+        )
+        self._asked_at = self._pool.monotonic()
+        return choice.upstream
+
+
+def _why(choice: Choice) -> str:
+    return choice.health.standing().why or "it does not run"
+
+
+def _is_of_a_moment(error: RequestError) -> bool:
+    """The same upstream may well answer in a moment: its address may stand for many servers, of
+    which one was just replaced. One that took its time, or said for how long, will not."""
+    if error.upstream_rest_seconds is not None or isinstance(error, UpstreamTimeout):
+        return False
+    return error.upstream_status in (None, 502, 503) and verdict(error) != "nothing"
+
+
+def _busy(choices: Iterable[Choice]) -> Unavailable:
+    waiting = sum(choice.places.waiting for choice in choices)
+    return Unavailable(
+        "The model's servers run as many requests as they may, and "
+        f"{waiting} wait for a place. Try again in {BUSY_RETRY_SECONDS:g} s.",
+        code="overloaded",
+        retry_after_seconds=BUSY_RETRY_SECONDS,
+    )

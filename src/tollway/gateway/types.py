@@ -10,7 +10,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from tollway.accounts import Account
-from tollway.catalogue import Model, Serving
+from tollway.catalogue import Model
 from tollway.errors import RequestError
 from tollway.ledger.base import Attempt, Hold, Settlement, Status
 from tollway.rates.base import RateState
@@ -76,10 +76,35 @@ class Admission(Struct, frozen=True):
     deadline: float | None = None
 
 
-class Route(Struct, frozen=True, gc=False):
-    upstream: Upstream
-    serving: Serving
+class Route(Protocol):
+    """One request's way through the upstreams of its model. From `enter` or `wait` until `served`,
+    `failed` or `left` it is at one of them, and `ask` is what that one is asked."""
+
     ask: Ask
+
+    def enter(self) -> Upstream | None:
+        """The next to ask; None where there is none that takes it at once."""
+        ...
+
+    async def wait(self) -> Upstream:
+        """Until one takes it. Raises `Unavailable`."""
+        ...
+
+    def answered(self) -> None:
+        """The first byte of its answer is there. May be called again."""
+        ...
+
+    def served(self) -> None: ...
+
+    def failed(self, error: RequestError) -> None: ...
+
+    def left(self) -> None:
+        """Nobody waited for the answer."""
+        ...
+
+    async def may_try_again(self, error: RequestError) -> bool:
+        """Whether to ask another, or the same one again now that it has waited; after `failed`."""
+        ...
 
 
 class Standing(Struct, frozen=True, gc=False):

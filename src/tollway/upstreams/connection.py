@@ -148,14 +148,18 @@ class ConnectionPool:
             async with asyncio.timeout(self.deadlines.connect):
                 return await self._connect_to_any(await self._addresses())
         except TimeoutError:
-            raise UpstreamTimeout(
-                "The model's server did not accept a connection within "
-                f"{self.deadlines.connect:g} s. Try again."
+            raise _not_sent(
+                UpstreamTimeout(
+                    "The model's server did not accept a connection within "
+                    f"{self.deadlines.connect:g} s. Try again."
+                )
             ) from None
         except (OSError, UnicodeError):  # the latter for a name that cannot be one
-            raise Unavailable(
-                "The model's server cannot be reached. Try again in a moment.",
-                retry_after_seconds=5,
+            raise _not_sent(
+                Unavailable(
+                    "The model's server cannot be reached. Try again in a moment.",
+                    retry_after_seconds=5,
+                )
             ) from None
 
     async def _addresses(self) -> list[str]:
@@ -173,7 +177,9 @@ class ConnectionPool:
                     address,
                     why,
                 )
-                raise Unavailable("The model is not available: its operator has been told.")
+                raise _not_sent(
+                    Unavailable("The model is not available: its operator has been told.")
+                )
         return addresses
 
     async def _connect_to_any(self, addresses: list[str]) -> "Connection":
@@ -231,6 +237,11 @@ class ConnectionPool:
             self._idle.popleft().abort()
         if self._busy or self._idle:
             self._schedule_sweep()
+
+
+def _not_sent(error: RequestError) -> RequestError:
+    error.was_sent = False
+    return error
 
 
 class _StaleConnection(Exception):

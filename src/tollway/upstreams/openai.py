@@ -1,5 +1,6 @@
 """Any server that speaks OpenAI's chat completions API over HTTP."""
 
+import asyncio
 import logging
 import re
 from collections.abc import Mapping
@@ -22,8 +23,10 @@ from tollway.wire.events import DONE, EventTooLarge, Frames
 from tollway.wire.requests import KNOWN_FIELDS, REWRITTEN_FIELDS, Fields
 
 REPLY_BYTES_MAX = 32 * 1024 * 1024
+CHECK_SECONDS_MAX = 5.0
 _ERROR_BYTES_READ = 64 * 1024
 _RETRY_AFTER_SECONDS_MAX = 60.0
+_REST_SECONDS_MAX = 3600.0
 
 log = logging.getLogger("tollway.upstreams")
 
@@ -45,7 +48,7 @@ class OpenAICompatible:
     ) -> None:
         self.name = name
         self._pool = ConnectionPool(base_url, deadlines, allow_link_local=allow_link_local)
-        self._head = self._request_head(api_key)
+        self._head, self._check_head = self._request_heads(api_key)
 
     async def start(self) -> None:
         pass
@@ -98,15 +101,30 @@ class OpenAICompatible:
         await self._post(path, body, reply, "")
         return reply.status, reply.content()
 
+    async def check(self, path: str) -> bool:
+        """Whether it answers a GET of `path`, from its root, with a 2xx in time."""
+        reply = _WholeReply()
+        try:
+            async with asyncio.timeout(CHECK_SECONDS_MAX):
+                await self._pool.request(self._check_head % path.encode(), reply)
+        except (RequestError, TimeoutError):
+            return False
+        return 200 <= reply.status < 300
+
     async def _post(
         self, path: str, body: bytes, reply: "_WholeReply | _EventStream", request_id: str
     ) -> None:
         head = self._head % (path.encode(), len(body), request_id.encode())
-        await self._pool.request(head + body, reply)
+        try:
+            await self._pool.request(head + body, reply)
+        except RequestError as error:
+            error.upstream_status = reply.status or None  # it had begun to answer
+            raise
         if reply.excess is not None:  # it was there whole before it could be abandoned
             raise reply.excess
 
-    def _request_head(self, api_key: str | None) -> bytes:
+    def _request_heads(self, api_key: str | None) -> tuple[bytes, bytes]:
+        """Of a POST, without its path, length and request id; and of a GET without its path."""
         pool = self._pool
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise ConfigurationError(
@@ -114,17 +132,17 @@ class OpenAICompatible:
                 "Set the one that its operator gave you."
             )
         lines = [
-            f"POST {pool.path}\0 HTTP/1.1",
             f"host: {pool.host_header}",
             "user-agent: tollway",
             "accept: application/json, text/event-stream",
             "accept-encoding: identity",
-            "content-type: application/json",
         ]
         if api_key is not None:
             lines.append(f"authorization: Bearer {api_key}")
-        fixed = "\r\n".join(lines).replace("%", "%%").replace("\0", "%b").encode()
-        return fixed + b"\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n"
+        common = "\r\n".join(lines).replace("%", "%%").encode()
+        post = f"POST {pool.path}".replace("%", "%%").encode() + b"%b HTTP/1.1\r\n" + common
+        post += b"\r\ncontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b"
+        return post + b"\r\n\r\n", b"GET %b HTTP/1.1\r\n" + common + b"\r\n\r\n"
 
     def _refusal(self, reply: "_WholeReply | _EventStream") -> RequestError:
         """The client is told what it can do something about; the rest is the operator's trouble and
@@ -154,6 +172,7 @@ class OpenAICompatible:
             log.error("upstream %s answered %d", self.name, status)
             error = UpstreamFailed(f"The model's server failed with status {status}. Try again.")
         error.upstream_status = status
+        error.upstream_rest_seconds = _rest_seconds(reply.retry_after)
         return error
 
 
@@ -299,6 +318,14 @@ def _refused_as_invalid(facts: _ErrorFacts) -> InvalidRequest:
         "fields.",
         param=param,
     )
+
+
+def _rest_seconds(header: bytes | None) -> float | None:
+    try:
+        seconds = float(header or b"0")
+    except ValueError:
+        return None
+    return min(seconds, _REST_SECONDS_MAX) if seconds > 0 else None  # NaN too
 
 
 def _retry_after_seconds(header: bytes | None) -> float:

@@ -4,14 +4,20 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.support.builders import chat_bytes
+from tests.support.clock import FixedClock
 
 from tollway.accounts import Account
 from tollway.catalogue import Model, Price, Serving
 from tollway.errors import RequestError
+from tollway.gateway.route import Router
 from tollway.gateway.types import Admission, Call, Caller, Cost, Meter, Standing, StoredReply
 from tollway.ledger.base import Hold, Settlement
 from tollway.rates.base import RateState
 from tollway.tokens import Token
+from tollway.upstreams.balance import Watched
+from tollway.upstreams.base import Upstream
+from tollway.upstreams.health import Health
+from tollway.upstreams.places import Places
 from tollway.wire.requests import parse_chat_request
 
 NOW = 1_795_420_800.0
@@ -106,6 +112,25 @@ def a_meter(**values: Any) -> Meter:
     for name, value in values.items():
         setattr(meter, name, value)
     return meter
+
+
+def a_router(
+    *upstreams: Upstream,
+    clock: FixedClock | None = None,
+    circuit_failures: int = 5,
+    **places: Any,
+) -> Router:
+    """`places` are the arguments of each upstream's `Places`."""
+    clock = clock or FixedClock()
+    watched = {
+        upstream.name: Watched(
+            upstream,
+            Health(upstream.name, clock.monotonic, lambda: 0.5, circuit_failures),
+            Places(**places),
+        )
+        for upstream in upstreams
+    }
+    return Router(watched, clock)
 
 
 class ReplyLog:

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.gateway.parts import NOW, ReplyLog, a_meter, an_admission
+from tests.unit.gateway.parts import NOW, ReplyLog, a_meter, a_router, an_admission
 
 from tollway.errors import RequestError, Unavailable, UpstreamFailed
 from tollway.gateway import relay as relay_module
@@ -92,8 +92,7 @@ class Upstream:
 
 
 def route_to(upstream: Upstream, admission: Admission) -> Route:
-    serving = admission.model.servings[0]
-    return Route(upstream, serving, Ask("req", serving.model, {}, 5))
+    return a_router(upstream).route(admission)
 
 
 def chunk(delta: dict[str, Any] | None = None, **changes: Any) -> bytes:

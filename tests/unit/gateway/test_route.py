@@ -1,0 +1,615 @@
+"""One request's way through several upstreams: which is asked, and when another is."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from tests.support.clock import FixedClock
+from tests.unit.gateway.parts import ReplyLog, a_model, a_router, an_admission
+
+from tollway.catalogue import Serving
+from tollway.errors import (
+    InvalidRequest,
+    RequestError,
+    Unavailable,
+    UpstreamFailed,
+    UpstreamTimeout,
+)
+from tollway.gateway import route as route_module
+from tollway.gateway.relay import relay
+from tollway.gateway.route import Router
+from tollway.gateway.types import Admission, Meter
+from tollway.ledger.base import Attempt, Outcome, Settlement
+from tollway.upstreams.balance import Watched
+from tollway.upstreams.base import Ask, EventSink
+from tollway.wire.chat import ChatCompletion
+
+WHOLE = msgspec.json.encode(
+    {
+        "id": "chatcmpl-theirs",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "Hello."},
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11},
+    }
+)
+EVENT = b'{"id":"c","choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":null}]}'
+END = b'{"id":"c","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}'
+
+
+def failing(
+    status: int | None = None,
+    *,
+    rest_seconds: float | None = None,
+    was_sent: bool = True,
+    kind: Callable[[str], RequestError] = UpstreamFailed,
+) -> RequestError:
+    error = kind("It failed.")
+    error.upstream_status = status
+    error.upstream_rest_seconds = rest_seconds
+    error.was_sent = was_sent
+    return error
+
+
+class Upstream:
+    """Answers as its `script` says, one element a request, and truthfully when that is used up."""
+
+    def __init__(self, name: str, *script: RequestError | list[bytes], counted: int | None = None):
+        self.name = name
+        self.script: list[RequestError | list[bytes]] = list(script)
+        self.asks: list[Ask] = []
+        self.runs = True
+        self.gate: asyncio.Event | None = None
+        self._counted = counted
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    def ready(self) -> bool:
+        return self.runs
+
+    async def count_input_tokens(self, ask: Ask) -> int | None:
+        return self._counted
+
+    async def complete(self, ask: Ask) -> ChatCompletion:
+        self.asks.append(ask)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.script:
+            said = self.script.pop(0)
+            assert isinstance(said, RequestError)
+            raise said
+        return msgspec.json.decode(WHOLE, type=ChatCompletion)
+
+    async def stream(self, ask: Ask, sink: EventSink) -> None:
+        self.asks.append(ask)
+        said = self.script.pop(0) if self.script else [EVENT, END]
+        if isinstance(said, RequestError):
+            raise said
+        sink.opened(_Source())
+        for event in said:
+            sink.event(event)
+        sink.flush()
+
+
+class _Source:
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def abandon(self, error: RequestError) -> None: ...
+
+
+class Desk:
+    """A model `m1` served by these upstreams."""
+
+    def __init__(
+        self,
+        *upstreams: Upstream,
+        priorities: tuple[int, ...] = (),
+        **options: Any,
+    ) -> None:
+        self.clock = FixedClock()
+        self.upstreams = upstreams
+        self.router: Router = a_router(*upstreams, clock=self.clock, **options)
+        self.watched: dict[str, Watched] = {one.name: one for one in self.router.upstreams()}
+        levels = priorities or (0,) * len(upstreams)
+        self.model = a_model(
+            servings=tuple(
+                Serving(one.name, f"{one.name}s-name", 1, priority)
+                for one, priority in zip(upstreams, levels, strict=True)
+            )
+        )
+        self.meter = Meter()
+        self.reply = ReplyLog()
+
+    def admission(self, *, stream: bool = False, **fields: Any) -> Admission:
+        return an_admission(model=self.model, stream=stream, **fields)
+
+    async def ask(self, *, stream: bool = False) -> RequestError | None:
+        self.meter, self.reply = Meter(), ReplyLog()
+        admission = self.admission(stream=stream)
+        try:
+            await relay(self.router.route(admission), admission, self.reply, self.meter)
+        except RequestError as error:
+            return error
+        return None
+
+    @property
+    def attempts(self) -> list[tuple[str, int | None]]:
+        return [(attempt.upstream, attempt.status) for attempt in self.meter.attempts]
+
+    @property
+    def in_flight(self) -> list[int]:
+        return [watched.places.in_flight for watched in self.watched.values()]
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(route_module, "BACKOFF_SECONDS", 0.0)
+
+
+# --- another upstream -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        failing(was_sent=False, kind=Unavailable),
+        failing(kind=UpstreamTimeout),
+        failing(),
+        *(failing(status) for status in (401, 402, 403, 404, 408, 418, 429, 500, 502, 503, 504)),
+        failing(429, rest_seconds=7),
+        failing(200),
+    ],
+    ids=str,
+)
+async def test_another_upstream_is_asked_where_one_fails_before_its_first_byte(
+    error: RequestError, stream: bool
+) -> None:
+    desk = Desk(Upstream("gpu-1", error), Upstream("gpu-2"))
+
+    assert await desk.ask(stream=stream) is None
+
+    assert desk.meter.attempts == [
+        Attempt("gpu-1", error.upstream_status, error.code),
+        Attempt("gpu-2", 200),
+    ]
+    assert desk.meter.upstream == "gpu-2"
+    assert desk.in_flight == [0, 0]
+
+
+async def test_each_attempt_has_the_requests_id_and_the_upstreams_own_name_of_the_model() -> None:
+    desk = Desk(Upstream("gpu-1", failing(502)), Upstream("gpu-2"))
+    await desk.ask()
+    first, second = desk.upstreams[0].asks[0], desk.upstreams[1].asks[0]
+    assert first.request_id == second.request_id == desk.admission().call.request_id
+    assert (first.model, second.model) == ("gpu-1s-name", "gpu-2s-name")
+
+
+async def test_a_request_that_is_wrong_is_not_tried_elsewhere() -> None:
+    desk = Desk(Upstream("gpu-1", failing(400, kind=InvalidRequest)), Upstream("gpu-2"))
+    assert isinstance(await desk.ask(), InvalidRequest)
+    assert desk.attempts == [("gpu-1", 400)]
+
+
+async def test_there_are_at_most_three_tries() -> None:
+    desk = Desk(*(Upstream(f"gpu-{n}", failing(502)) for n in range(5)))
+    assert isinstance(await desk.ask(), UpstreamFailed)
+    assert len(desk.meter.attempts) == 3
+    assert len({upstream for upstream, _ in desk.attempts}) == 3
+    assert desk.in_flight == [0] * 5
+
+
+async def test_a_stream_whose_client_has_something_of_it_is_not_tried_elsewhere() -> None:
+    desk = Desk(Upstream("gpu-1", [EVENT]), Upstream("gpu-2"))
+    assert isinstance(await desk.ask(stream=True), UpstreamFailed)
+    assert desk.attempts == [("gpu-1", 200)]
+    assert desk.reply.written.count(b'"content":"Hi"') == 1
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [],
+        [b"no JSON"],
+        [b'{"error":{"message":"The engine died."}}'],
+        [b'{"id":"c","choices":[{"index":0,"delta":{},"finish_reason":"abort"}]}'],
+        [b'{"id":"c","choices":[{"index":7,"delta":{"content":"Hi"}}]}'],
+    ],
+    ids=["nothing", "rubbish", "error event", "abort", "wrong choice"],
+)
+async def test_a_stream_that_was_accepted_and_brought_nothing_is_tried_elsewhere(
+    events: list[bytes],
+) -> None:
+    desk = Desk(Upstream("gpu-1", events), Upstream("gpu-2"))
+    assert await desk.ask(stream=True) is None
+    assert desk.attempts == [("gpu-1", 200), ("gpu-2", 200)]
+    assert desk.reply.written.count(b'"content":"Hi"') == 1
+    assert desk.meter.upstream_id == "c"
+    assert desk.meter.output_pieces == 1
+
+
+async def test_a_comment_that_kept_the_connection_is_no_part_of_an_answer() -> None:
+    desk = Desk(Upstream("gpu-1", failing(kind=UpstreamTimeout)), Upstream("gpu-2"))
+    admission = desk.admission(stream=True)
+    desk.reply.begin(admission)
+    desk.reply.write(b": keep-alive\n\n")
+    await relay(desk.router.route(admission), admission, desk.reply, desk.meter)
+    assert desk.attempts == [("gpu-1", None), ("gpu-2", 200)]
+
+
+async def test_without_budget_a_failed_request_is_not_tried_again() -> None:
+    desk = Desk(Upstream("gpu-1"), Upstream("gpu-2"), circuit_failures=0)
+    first, second = desk.upstreams
+    tries = 0
+    for _ in range(100):
+        first.script = [failing(500)]
+        second.script = [failing(500)]
+        await desk.ask()
+        desk.clock.advance(0.01)
+        tries += len(desk.meter.attempts) - 1
+    assert tries <= 20 + 10 + 3
+    assert dict(desk.router.tries_refused())["m1"] > 50
+
+
+async def test_what_was_never_sent_costs_no_budget() -> None:
+    desk = Desk(Upstream("gpu-1"), Upstream("gpu-2"))
+    for _ in range(200):
+        desk.upstreams[0].script = [failing(was_sent=False, kind=Unavailable)]
+        assert await desk.ask() is None
+    assert dict(desk.router.tries_refused()) == {"m1": 0}
+
+
+# --- the same upstream again ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        failing(was_sent=False, kind=Unavailable),
+        failing(),
+        failing(502),
+        failing(503),
+    ],
+    ids=str,
+)
+async def test_the_only_upstream_is_asked_again_where_its_trouble_may_be_that_of_a_moment(
+    error: RequestError,
+) -> None:
+    desk = Desk(Upstream("gpu-1", error, error))
+    assert await desk.ask() is None
+    assert len(desk.meter.attempts) == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        failing(kind=UpstreamTimeout),
+        failing(504, kind=UpstreamTimeout),
+        failing(200),
+        failing(500),
+        failing(401),
+        failing(429),
+        failing(429, rest_seconds=7),
+        failing(503, rest_seconds=7),
+        Unavailable("Its own queue is full.", code="overloaded"),
+    ],
+    ids=str,
+)
+async def test_the_only_upstream_is_not_asked_again_where_that_cannot_help(
+    error: RequestError,
+) -> None:
+    desk = Desk(Upstream("gpu-1", error))
+    assert await desk.ask() is error
+    assert len(desk.meter.attempts) == 1
+
+
+async def test_it_waits_before_it_asks_the_same_one_again_and_not_before_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(route_module, "BACKOFF_SECONDS", 0.1)
+    monkeypatch.setattr(route_module.asyncio, "sleep", sleep)
+    await Desk(Upstream("gpu-1", failing(502)), Upstream("gpu-2")).ask()
+    assert waits == []
+
+    await Desk(Upstream("gpu-1", failing(502), failing(502))).ask()
+
+    assert 0.05 <= waits[0] <= 0.15
+    assert 0.1 <= waits[1] <= 0.3
+
+
+# --- priority -------------------------------------------------------------------------------------
+
+
+async def test_the_next_priority_is_asked_only_where_the_first_cannot_serve() -> None:
+    desk = Desk(Upstream("spare"), Upstream("gpu-1"), Upstream("gpu-2"), priorities=(1, 0, 0))
+    for _ in range(10):
+        await desk.ask()
+        assert desk.meter.upstream != "spare"
+
+    for upstream in desk.upstreams[1:]:
+        upstream.runs = False
+    await desk.ask()
+    assert desk.attempts == [("spare", 200)]
+
+
+async def test_a_failing_first_priority_is_tried_out_before_the_next() -> None:
+    desk = Desk(
+        Upstream("spare"),
+        Upstream("gpu-1", failing(502)),
+        Upstream("gpu-2", failing(502)),
+        priorities=(1, 0, 0),
+    )
+    await desk.ask()
+    assert [upstream for upstream, _ in desk.attempts] == ["gpu-1", "gpu-2", "spare"]
+
+
+# --- what speaks against one ----------------------------------------------------------------------
+
+
+async def test_one_that_asked_for_rest_gets_it() -> None:
+    desk = Desk(Upstream("gpu-1", failing(429, rest_seconds=7)), Upstream("gpu-2"))
+    await desk.ask()
+    for _ in range(5):
+        desk.clock.advance(1)
+        await desk.ask()
+        assert desk.attempts == [("gpu-2", 200)]
+    desk.clock.advance(20)
+    desk.upstreams[1].runs = False
+    await desk.ask()
+    assert desk.attempts == [("gpu-1", 200)]
+
+
+async def test_where_none_may_be_asked_the_client_is_told_when() -> None:
+    desk = Desk(
+        Upstream("gpu-1", failing(429, rest_seconds=30)),
+        Upstream("gpu-2", failing(429, rest_seconds=12)),
+    )
+    await desk.ask()
+    error = await desk.ask()
+    assert isinstance(error, Unavailable)
+    assert error.retry_after_seconds == pytest.approx(12)
+    assert "None of the model's 2 servers" in error.message
+    assert desk.attempts == []
+    with pytest.raises(Unavailable):
+        await desk.router.count_input_tokens(desk.model, desk.admission().parsed, 5)
+
+
+async def test_a_failing_probe_is_made_good_by_another_upstream() -> None:
+    desk = Desk(Upstream("gpu-1"), Upstream("gpu-2"))
+    desk.upstreams[0].script = [failing() for _ in range(6)]
+    for _ in range(5):
+        desk.watched["gpu-1"].health.failed(failing())
+    desk.clock.advance(1.5)
+    assert await desk.ask() is None
+    assert desk.attempts == [("gpu-1", None), ("gpu-2", 200)]
+    assert await desk.ask() is None
+    assert desk.attempts == [("gpu-2", 200)]
+
+
+async def test_a_cancelled_request_gives_its_place_and_its_probe_back() -> None:
+    upstream = Upstream("gpu-1")
+    upstream.gate = asyncio.Event()
+    desk = Desk(upstream)
+    for _ in range(5):
+        desk.watched["gpu-1"].health.failed(failing())
+    desk.clock.advance(1.5)
+    task = asyncio.create_task(desk.ask())
+    await asyncio.sleep(0)
+    assert desk.in_flight == [1]
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert desk.in_flight == [0]
+    assert desk.watched["gpu-1"].health.may_be_asked()
+
+
+async def test_a_report_beyond_the_cap_counts_against_the_upstream_that_gave_it() -> None:
+    desk = Desk(Upstream("gpu-1"), Upstream("gpu-2"))
+    outcome = Outcome(
+        status="completed",
+        model="m1",
+        input_tokens=9,
+        output_tokens=9,
+        source="upstream",
+        cost=9,
+        attempts=(),
+        upstream="gpu-2",
+        upstream_id=None,
+        client_request_id=None,
+        first_token_seconds=None,
+        total_seconds=1.0,
+    )
+    for _ in range(3):
+        desk.router.settled(outcome, Settlement(5, 4, 0))
+    assert [one.may_be_asked() for one in desk.router.upstreams()] == [True, False]
+
+
+def test_what_is_not_ready_is_named_only_where_a_model_has_none_left() -> None:
+    desk = Desk(Upstream("gpu-1"), Upstream("gpu-2"))
+    desk.upstreams[0].runs = False
+    assert desk.router.not_ready([desk.model]) == []
+    for _ in range(3):
+        desk.watched["gpu-2"].health.reported(5)
+    assert desk.router.not_ready([desk.model]) == [
+        "model m1: upstream gpu-1 is not ready, it does not run; upstream gpu-2 is not ready, it "
+        "reported more than it was allowed to use"
+    ]
+
+
+async def test_only_a_model_with_one_upstream_has_its_input_counted_by_it() -> None:
+    """Another upstream may count more than the one that was asked, and the hold is a promise."""
+    lone = Desk(Upstream("gpu-1", counted=5))
+    both = Desk(Upstream("gpu-1", counted=5), Upstream("gpu-2", counted=7))
+    parsed = lone.admission().parsed
+    assert await lone.router.count_input_tokens(lone.model, parsed, 10) == 5
+    assert await both.router.count_input_tokens(both.model, parsed, 10) is None
+
+
+# --- places ---------------------------------------------------------------------------------------
+
+
+async def settle_down() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+class Gated:
+    """Upstreams that answer when they are told to, and the requests that run."""
+
+    def __init__(self, *names: str, priorities: tuple[int, ...] = (), **places: Any) -> None:
+        self.upstreams = [Upstream(name) for name in names]
+        for upstream in self.upstreams:
+            upstream.gate = asyncio.Event()
+        self.desk = Desk(*self.upstreams, priorities=priorities, **places)
+        self.tasks: list[asyncio.Task[str | RequestError]] = []
+
+    async def start(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.tasks.append(asyncio.create_task(self._ask()))
+            await settle_down()
+
+    async def _ask(self) -> str | RequestError:
+        meter, admission = Meter(), self.desk.admission()
+        try:
+            await relay(self.desk.router.route(admission), admission, ReplyLog(), meter)
+        except RequestError as error:
+            return error
+        assert meter.upstream is not None
+        return meter.upstream
+
+    def open(self, *indexes: int) -> None:
+        for index in indexes:
+            gate = self.upstreams[index].gate
+            assert gate is not None
+            gate.set()
+
+    async def results(self) -> list[str | RequestError]:
+        return await asyncio.gather(*self.tasks)
+
+
+async def test_no_upstream_runs_more_than_it_may() -> None:
+    gated = Gated("gpu-1", "gpu-2", limit=2)
+    await gated.start(7)
+    assert gated.desk.in_flight == [2, 2]
+    assert [len(upstream.asks) for upstream in gated.upstreams] == [2, 2]
+    gated.open(0, 1)
+    assert all(isinstance(result, str) for result in await gated.results())
+    assert gated.desk.in_flight == [0, 0]
+
+
+async def test_who_waits_takes_the_first_place_that_is_free_anywhere() -> None:
+    gated = Gated("gpu-1", "gpu-2", limit=1)
+    await gated.start(3)
+    gated.open(1)
+    assert await gated.tasks[2] == "gpu-2"
+    gated.open(0)
+    assert await gated.results() == ["gpu-1", "gpu-2", "gpu-2"]
+
+
+async def test_who_comes_later_does_not_overtake() -> None:
+    gated = Gated("gpu-1", limit=1)
+    await gated.start(3)
+    order: list[int] = []
+    for index, task in enumerate(gated.tasks):
+        task.add_done_callback(lambda _, index=index: order.append(index))
+    gated.open(0)
+    await gated.results()
+    assert order == [0, 1, 2]
+
+
+async def test_a_full_queue_is_a_503_that_says_when_to_come_back() -> None:
+    gated = Gated("gpu-1", limit=1, queue_length=1)
+    await gated.start(3)
+    refused = await gated.tasks[2]
+    assert isinstance(refused, Unavailable)
+    assert refused.code == "overloaded"
+    assert refused.retry_after_seconds == 5
+    assert "1 wait for a place" in refused.message
+    gated.open(0)
+    assert (await gated.results())[:2] == ["gpu-1", "gpu-1"]
+
+
+async def test_a_full_queue_leads_to_the_next_priority_and_so_does_no_queue() -> None:
+    for queue_length, waiting in ((1, 1), (0, 0)):
+        gated = Gated("gpu-1", "spare", priorities=(0, 1), limit=1, queue_length=queue_length)
+        await gated.start(2 + waiting)
+        assert [len(upstream.asks) for upstream in gated.upstreams] == [1, 1]
+        gated.open(0, 1)
+        assert (await gated.results())[-1] == "spare"
+
+
+async def test_who_waited_too_long_goes_to_the_next_priority() -> None:
+    gated = Gated("gpu-1", "spare", priorities=(0, 1), limit=1, queue_seconds=0.01)
+    await gated.start(2)
+    gated.open(1)
+    assert await gated.tasks[1] == "spare"
+    assert gated.desk.watched["gpu-1"].places.waiting == 0
+    gated.open(0)
+    assert await gated.results() == ["gpu-1", "spare"]
+
+
+async def test_who_waited_too_long_and_has_nowhere_to_go_is_told_so() -> None:
+    gated = Gated("gpu-1", limit=1, queue_seconds=0.01)
+    await gated.start(2)
+    refused = await gated.tasks[1]
+    assert isinstance(refused, Unavailable)
+    assert refused.code == "overloaded"
+    gated.open(0)
+    await gated.results()
+
+
+async def test_who_waits_for_one_that_is_not_to_be_asked_any_more_looks_elsewhere() -> None:
+    gated = Gated("gpu-1", "spare", priorities=(0, 1), limit=1)
+    await gated.start(2)
+    gated.upstreams[0].script = [failing(429, rest_seconds=30)]
+    gated.open(0, 1)
+    assert await gated.results() == ["spare", "spare"]
+
+
+async def test_a_client_that_leaves_the_queue_leaves_no_place_taken() -> None:
+    gated = Gated("gpu-1", limit=1)
+    await gated.start(2)
+    gated.tasks[1].cancel()
+    await settle_down()
+    assert gated.desk.watched["gpu-1"].places.waiting == 0
+    gated.open(0)
+    assert await gated.tasks[0] == "gpu-1"
+    assert gated.desk.in_flight == [0]
+
+
+async def test_a_place_given_in_the_very_moment_of_leaving_is_not_lost() -> None:
+    gated = Gated("gpu-1", limit=1)
+    await gated.start(2)
+    gated.desk.watched["gpu-1"].places.leave()
+    gated.tasks[1].cancel()
+    await settle_down()
+    assert gated.desk.in_flight == [0]
+    gated.desk.watched["gpu-1"].places.in_flight += 1
+    gated.open(0)
+    assert await gated.tasks[0] == "gpu-1"
+
+
+async def test_a_request_that_failed_elsewhere_waits_for_a_place_too() -> None:
+    gated = Gated("gpu-1", "gpu-2", limit=1)
+    await gated.start(2)
+    gated.upstreams[0].script = [failing(502)]
+    gated.open(0)
+    await settle_down()
+    assert gated.desk.in_flight == [0, 1]
+    gated.open(1)
+    assert await gated.results() == ["gpu-2", "gpu-2"]
