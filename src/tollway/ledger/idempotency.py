@@ -64,7 +64,7 @@ class SqliteIdempotencyKeys:
     ) -> Earlier | None:
         name = (account_id, key)
         if (running := self._running.get(name)) is not None:
-            _require_same_body(running, body_digest)
+            require_same_body(running, body_digest)
             raise IdempotencyConflict(
                 "The first request with this Idempotency-Key is still running. Wait for its reply.",
                 code="idempotency_in_progress",
@@ -89,7 +89,7 @@ class SqliteIdempotencyKeys:
             return None
         self._forget(request_id)
         earlier_digest, earlier_id, reply = earlier
-        _require_same_body(earlier_digest, body_digest)
+        require_same_body(earlier_digest, body_digest)
         return Earlier(earlier_id, reply)
 
     def _now(self) -> float:
@@ -122,7 +122,7 @@ class SqliteIdempotencyKeys:
         return name
 
 
-def _require_same_body(earlier: bytes, now: bytes) -> None:
+def require_same_body(earlier: bytes, now: bytes) -> None:
     if earlier != now:
         raise IdempotencyMismatch(
             "This Idempotency-Key was used within the last day with another body. Use a new key "

@@ -16,7 +16,6 @@ lesser of the two balances.
 
 import asyncio
 import hashlib
-import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +31,6 @@ from tollway.database.sqlite import SqliteDatabase
 from tollway.errors import CreditsWhy, Refused, Unavailable
 from tollway.ledger.base import (
     Attempt,
-    ChargeEntry,
     Checkpoint,
     Entry,
     EntryKind,
@@ -44,9 +42,17 @@ from tollway.ledger.base import (
     Receipt,
     Recovered,
     Settlement,
-    entry_bytes,
 )
 from tollway.ledger.idempotency import ClaimEnd, SqliteIdempotencyKeys
+from tollway.ledger.rows import (
+    ENTRIES,
+    RECEIPT,
+    as_entry,
+    as_receipt,
+    entry_hash,
+    entry_row,
+    milliseconds,
+)
 
 RETRY_AFTER_FAULT_SECONDS = 5.0
 
@@ -235,7 +241,7 @@ class SqliteLedger:
             purse.take(-amount)
         future: asyncio.Future[tuple[Entry, bool]] = asyncio.get_running_loop().create_future()
         # As the file keeps it, so that it reads the same when it comes from there.
-        created_at = _milliseconds(self._clock.now()) / 1000
+        created_at = milliseconds(self._clock.now()) / 1000
         entry = Entry(account_id, 0, kind, amount, 0, ref, description, created_at)
         future.add_done_callback(lambda done: self._added(account_id, amount, done))
         self._database.submit(_Add(self._chains, future, entry, audit, opening))
@@ -282,8 +288,8 @@ class SqliteLedger:
             self._ask_for_balances()
 
     async def _entry(self, ref: str, kind: EntryKind) -> Entry | None:
-        rows = await self._database.fetch(_ENTRIES + " WHERE ref = ? AND kind = ?", (ref, kind))
-        return _entry(rows[0]) if rows else None
+        rows = await self._database.fetch(ENTRIES + " WHERE ref = ? AND kind = ?", (ref, kind))
+        return as_entry(rows[0]) if rows else None
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -293,8 +299,8 @@ class SqliteLedger:
         )
 
     async def receipt(self, request_id: str) -> Receipt | None:
-        rows = await self._database.fetch(_RECEIPT, (request_id,))
-        return _receipt(rows[0]) if rows else None
+        rows = await self._database.fetch(RECEIPT, (request_id,))
+        return as_receipt(rows[0]) if rows else None
 
     async def admissions_since(self, then: float) -> list[tuple[str, float]]:
         """Account and time (seconds since the epoch) of each request recorded since `then`, oldest
@@ -323,7 +329,7 @@ class _Chains:
         if balance < 0:
             raise Refused(f"The balance would fall to {balance} credits.")
         placed = msgspec.structs.replace(entry, seq=seq + 1, balance_after=balance)
-        hash_ = hashlib.sha256(head + entry_bytes(placed)).digest()
+        hash_ = entry_hash(head, placed)
         self._tips[entry.account_id] = (balance, seq + 1, hash_)
         self._changed.add(entry.account_id)
         return placed, hash_
@@ -344,7 +350,7 @@ class _Chains:
             balance,
             hold.request_id,
             f"{outcome.model}: {outcome.input_tokens} + {outcome.output_tokens} tokens",
-            _milliseconds(charge.closed_at),
+            milliseconds(charge.closed_at),
         )
         hash_ = hashlib.sha256(head + _encode(columns)).digest()
         self._tips[account_id] = (balance, seq, hash_)
@@ -550,15 +556,15 @@ class _Add:
         results: list[tuple[Entry, bool]] = []
         for work in batch:
             before = connection.execute(
-                _ENTRIES + " WHERE ref = ? AND kind = ?", (work.entry.ref, work.entry.kind)
+                ENTRIES + " WHERE ref = ? AND kind = ?", (work.entry.ref, work.entry.kind)
             ).fetchone()
             if before is not None:
-                results.append((_entry(before), False))
+                results.append((as_entry(before), False))
                 continue
             if work.opening is not None:
                 connection.execute(*work.opening)
             placed, hash_ = work.chains.append(connection, work.entry)
-            insert_rows(connection, "ledger", [_entry_row(placed, hash_)])
+            insert_rows(connection, "ledger", [entry_row(placed, hash_)])
             if work.audit is not None:
                 connection.execute(*work.audit)
             work.chains.store(connection)
@@ -645,24 +651,6 @@ def _insert_sql(table: str, columns: int, rows: int) -> str:
     return f"INSERT INTO {table} VALUES " + ", ".join([one] * rows)  # noqa: S608 (the table's name is ours)
 
 
-def _milliseconds(seconds: float) -> int:
-    return round(seconds * 1000)
-
-
-def _entry_row(entry: Entry, hash_: bytes) -> tuple[Any, ...]:
-    return (
-        entry.account_id,
-        entry.seq,
-        entry.kind,
-        entry.amount,
-        entry.balance_after,
-        entry.ref,
-        entry.description,
-        _milliseconds(entry.created_at),
-        hash_,
-    )
-
-
 def _hold_row(charge: _Charge) -> tuple[Any, ...]:
     hold, settlement = charge.hold, charge.settlement
     return (
@@ -675,8 +663,8 @@ def _hold_row(charge: _Charge) -> tuple[Any, ...]:
         0,
         settlement.shortfall,
         charge.state,
-        _milliseconds(hold.held_at),
-        _milliseconds(charge.closed_at),
+        milliseconds(hold.held_at),
+        milliseconds(charge.closed_at),
     )
 
 
@@ -697,9 +685,9 @@ def _usage_row(charge: _Charge) -> tuple[Any, ...]:
         outcome.upstream_id,
         _encode(outcome.attempts).decode(),
         outcome.client_request_id,
-        _milliseconds(hold.held_at),
-        None if first is None else _milliseconds(first),
-        _milliseconds(outcome.total_seconds),
+        milliseconds(hold.held_at),
+        None if first is None else milliseconds(first),
+        milliseconds(outcome.total_seconds),
         outcome.cached_tokens,
         outcome.reasoning_tokens,
     )
@@ -718,16 +706,12 @@ def _checkpoint_row(checkpoint: Checkpoint) -> tuple[Any, ...]:
         checkpoint.input_tokens,
         checkpoint.output_tokens,
         checkpoint.client_request_id,
-        _milliseconds(hold.held_at),
-        _milliseconds(checkpoint.now),
+        milliseconds(hold.held_at),
+        milliseconds(checkpoint.now),
         checkpoint.cached_tokens,
         checkpoint.reasoning_tokens,
     )
 
-
-_ENTRIES = (
-    "SELECT account_id, seq, kind, amount, balance_after, ref, description, created_at FROM ledger"
-)
 
 _CHECKPOINT_INTO = (
     "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -745,19 +729,6 @@ SELECT checkpoints.hold_id, checkpoints.account_id, checkpoints.token_id, checkp
  WHERE NOT EXISTS (SELECT 1 FROM holds WHERE holds.id = checkpoints.hold_id)
  ORDER BY checkpoints.hold_id"""
 
-_RECEIPT = """
-SELECT usage.request_id, usage.account_id, usage.token_id, usage.model, usage.status, usage.source,
-       usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens,
-       prices.id, prices.prompt_rate, prices.completion_rate,
-       COALESCE(prices.cached_prompt_rate, prices.prompt_rate),
-       COALESCE(prices.reasoning_rate, prices.completion_rate),
-       holds.amount, holds.charged + holds.late, holds.shortfall, usage.remaining,
-       usage.upstream, usage.upstream_id, usage.attempts, usage.client_request_id,
-       usage.created_at, usage.first_token_ms, usage.total_ms, ledger.seq, ledger.hash
-  FROM usage JOIN holds ON holds.id = usage.request_id JOIN prices ON prices.id = holds.price_id
-  LEFT JOIN ledger ON ledger.ref = holds.id AND ledger.kind = 'charge'
- WHERE usage.request_id = ?"""
-
 
 def _entries(
     connection: sqlite3.Connection, account_id: str, page: int, limit: int
@@ -767,33 +738,7 @@ def _entries(
     (total,) = connection.execute("SELECT seq FROM accounts WHERE id = ?", (account_id,)).fetchone()
     newest = total - (page - 1) * limit
     rows = connection.execute(
-        _ENTRIES + " WHERE account_id = ? AND seq <= ? AND seq > ? ORDER BY seq DESC",
+        ENTRIES + " WHERE account_id = ? AND seq <= ? AND seq > ? ORDER BY seq DESC",
         (account_id, newest, newest - limit),
     ).fetchall()
-    return [_entry(row) for row in rows], total
-
-
-def _entry(row: tuple[Any, ...]) -> Entry:
-    return Entry(*row[:7], created_at=row[7] / 1000)
-
-
-def _receipt(row: tuple[Any, ...]) -> Receipt:
-    (
-        *of_request,
-        attempts,
-        client_request_id,
-        created_at_ms,
-        first_token_ms,
-        total_ms,
-        seq,
-        hash_,
-    ) = row
-    return Receipt(
-        *of_request,
-        attempts=msgspec.convert(json.loads(attempts), tuple[Attempt, ...]),
-        client_request_id=client_request_id,
-        created_at=created_at_ms / 1000,
-        first_token_ms=first_token_ms,
-        total_ms=total_ms,
-        entry=None if seq is None else ChargeEntry(seq, hash_),
-    )
+    return [as_entry(row) for row in rows], total
