@@ -58,7 +58,7 @@ from tollway.ledger.signing import SigningKey
 from tollway.ledger.sqlite import SqliteLedger
 from tollway.metrics import Exposition, Metrics, UpstreamNow
 from tollway.outbox import Outbox
-from tollway.rates.base import WINDOW_SECONDS
+from tollway.rates.base import CHAT, WINDOW_SECONDS, RateLimiter
 from tollway.rates.concurrency import Concurrency
 from tollway.rates.memory import MemoryRateLimiter
 from tollway.settings import Settings, StoreAddress
@@ -136,6 +136,14 @@ async def check_database(settings: Settings) -> tuple[str | None, list[str]]:
     return next(shown(lacks, []), None), list(shown([], beyond))
 
 
+async def check_rate_store(settings: Settings) -> str:
+    """The name and version of the configured server. Raises `StartError` where it cannot be
+    used."""
+    from tollway.rates.valkey import probe
+
+    return await probe(settings.server.rate_store.reveal())
+
+
 @asynccontextmanager
 async def open_operations(
     settings: Settings, *, may_create: bool = False
@@ -205,11 +213,10 @@ async def _serve(
         access_log = AccessLog(settings.server.access_log, settings.server.data_dir, metrics)
         await access_log.start()
         stack.push_async_callback(access_log.stop)
-        limiter = MemoryRateLimiter(store.clock)
-        await _refill_rates(limiter, store)
+        limiter, concurrency = await _rates(settings, store, metrics, stack)
         observer = RequestObserver(metrics, access_log, store.clock)
         watched = _watched(settings, upstreams, store.clock)
-        gateway = _gateway(settings, store, watched, limiter, observer)
+        gateway = _gateway(settings, store, watched, limiter, concurrency, observer)
         control = ControlServer(settings.server.data_dir, store.operations)
         await control.start()
         stack.push_async_callback(control.stop)
@@ -248,7 +255,8 @@ def _gateway(
     settings: Settings,
     store: Store,
     watched: Mapping[str, Watched],
-    limiter: MemoryRateLimiter,
+    limiter: RateLimiter,
+    concurrency: Concurrency,
     observer: RequestObserver,
 ) -> _Gateway:
     authenticator = Authenticator(
@@ -263,7 +271,7 @@ def _gateway(
         store.catalogue,
         router.count_input_tokens,
         limiter,
-        Concurrency(),
+        concurrency,
         store.ledger,
         _limits(settings),
     )
@@ -283,7 +291,7 @@ def _http_server(
     settings: Settings,
     store: Store,
     gateway: _Gateway,
-    limiter: MemoryRateLimiter,
+    limiter: RateLimiter,
     metrics: Metrics,
     observer: RequestObserver,
     stopping: asyncio.Event,
@@ -481,6 +489,22 @@ async def _first_of(serving: asyncio.Task[None], stopping: asyncio.Event) -> Non
     told.cancel()
 
 
+async def _rates(
+    settings: Settings, store: Store, metrics: Metrics, stack: AsyncExitStack
+) -> tuple[RateLimiter, Concurrency]:
+    address = settings.server.rate_store
+    if not address.scheme:
+        limiter = MemoryRateLimiter(store.clock)
+        await _refill_rates(limiter, store)
+        return limiter, Concurrency()
+    from tollway.rates.valkey import ValkeyRateLimiter  # 9 MB that few need
+
+    shared = ValkeyRateLimiter(address.reveal(), store.clock, metrics)
+    await shared.start()
+    stack.push_async_callback(shared.stop)
+    return shared, shared.concurrency
+
+
 async def _refill_rates(limiter: MemoryRateLimiter, store: Store) -> None:
     """A restart gives nobody a second minute's worth."""
     now = store.clock.now()
@@ -488,7 +512,7 @@ async def _refill_rates(limiter: MemoryRateLimiter, store: Store) -> None:
     for account_id, admitted_at in await store.ledger.admissions_since(now - WINDOW_SECONDS):
         ages.setdefault(account_id, []).append(now - admitted_at)
     for account_id, of_account in ages.items():
-        limiter.refill("chat:" + account_id, of_account)
+        limiter.refill(CHAT + account_id, of_account)
 
 
 # --- from settings to parts -----------------------------------------------------------------------

@@ -142,13 +142,15 @@ def serve(
 @app.command()
 def check(config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
     """Read the configuration, secrets included, and say what would be served. Starts nothing. A
-    database server is connected to, and the rights of the role there are looked at."""
+    database server is connected to, and the rights of the role there are looked at; so is a rate
+    store."""
     from tollway.settings import load_settings
 
     settings = load_settings(config, data_dir=data_dir)
     for warning in settings.warnings:
         typer.echo(warning, err=True)
     excess = _check_database(settings)
+    rate_store = _check_rate_store(settings)
     if as_json:
         _print_json(_served(settings))
         return
@@ -159,6 +161,7 @@ def check(config: Config = None, data_dir: DataDir = None, as_json: Json = False
             "listens on": f"http://{_in_url(server.host)}:{server.port}/api/v1",
             "data directory": server.data_dir,
             "database": server.database,
+            "rate store": rate_store,
         }
     )
     for line in excess:
@@ -198,6 +201,18 @@ def _check_database(settings: "Settings") -> list[str]:
     return excess
 
 
+def _check_rate_store(settings: "Settings") -> str:
+    """What it is. Raises `StartError` where it cannot be used."""
+    address = settings.server.rate_store
+    if not address.scheme:
+        return str(address)
+    import asyncio
+
+    from tollway.app import check_rate_store
+
+    return f"{address} ({asyncio.run(check_rate_store(settings))})"
+
+
 def _served(settings: "Settings") -> Object:
     server = settings.server
     return {
@@ -205,6 +220,7 @@ def _served(settings: "Settings") -> Object:
         "port": server.port,
         "dataDir": str(server.data_dir),
         "database": str(server.database),
+        "rateStore": str(server.rate_store),
         "upstreams": [{"name": u.name, "baseUrl": u.base_url} for u in settings.upstreams],
         "models": [
             {

@@ -46,6 +46,7 @@ _DURATION_BOUNDS = (
 )
 _BATCH_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 _COMMIT_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+_RATE_STORE_BOUNDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
 
 _CONDITIONS = ("serving", "open", "probing", "resting", "set aside", "unhealthy")
 _HOLD_AGES_SECONDS = (10, 60, 300, 900)
@@ -242,6 +243,27 @@ ACCESS_LINES_LOST = Described(
     "counter",
     "Lines of the access log that could not be written. Should stay 0: look at its disk.",
 )
+RATES_EXACT = Described(
+    "tollway_rates_exact",
+    "gauge",
+    "1 while rates are counted over all replicas; 0 while the rate store is gone, or recovers, and "
+    "this replica admits its share of each limit.",
+)
+REPLICAS_LIVE = Described(
+    "tollway_replicas_live",
+    "gauge",
+    "Replicas that share the rate store, as last known; 1 without one.",
+)
+RATE_STORE_FALLS = Described(
+    "tollway_rate_store_falls_total",
+    "counter",
+    "How often the rate store was lost, or did not answer in time.",
+)
+RATE_STORE_SECONDS = Described(
+    "tollway_rate_store_seconds",
+    "histogram",
+    "How long a call of the rate store took. A call carries what has gathered since the last one.",
+)
 BUILD = Described(
     "tollway_build_info", "gauge", "Always 1; its label is the version.", ("version",)
 )
@@ -282,6 +304,10 @@ _OURS = (
     COMMIT_BATCH,
     COMMIT_SECONDS,
     ACCESS_LINES_LOST,
+    RATES_EXACT,
+    REPLICAS_LIVE,
+    RATE_STORE_FALLS,
+    RATE_STORE_SECONDS,
     BUILD,
 )
 # Read from /proc by prometheus_client, so only on Linux.
@@ -408,6 +434,10 @@ class Metrics:
         self.access_lines_lost = 0
         self.before_reading: list[Callable[[], None]] = []
         """Called before a scrape: whoever has something that is not counted yet counts it."""
+        self.rates_exact = True
+        self.replicas_live = 1
+        self.rate_store_falls = 0
+        self.rate_store_seconds = Histogram(_RATE_STORE_BOUNDS)
         self._commit_batch = Histogram(_BATCH_BOUNDS)
         self._commit_seconds = Histogram(_COMMIT_BOUNDS)
 
@@ -470,6 +500,10 @@ class Metrics:
         yield _histograms(COMMIT_BATCH, [(self._commit_batch,)])
         yield _histograms(COMMIT_SECONDS, [(self._commit_seconds,)])
         yield _counters(ACCESS_LINES_LOST, [(self.access_lines_lost,)])
+        yield _gauge(RATES_EXACT, [(int(self.rates_exact),)])
+        yield _gauge(REPLICAS_LIVE, [(self.replicas_live,)])
+        yield _counters(RATE_STORE_FALLS, [(self.rate_store_falls,)])
+        yield _histograms(RATE_STORE_SECONDS, [(self.rate_store_seconds,)])
 
     def _by_model(self, what: Described, value: Callable[[ModelCounts], int]) -> Metric:
         return _counters(what, ((model, value(counts)) for model, counts in self.models.items()))

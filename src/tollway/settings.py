@@ -149,8 +149,14 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         ),
     ] = msgspec.field(default_factory=lambda: StoreAddress("sqlite"))
     rate_store: Annotated[
-        str, Meta(description='Where rates are counted. This version has `"memory"`.')
-    ] = "memory"
+        StoreAddress,
+        Meta(
+            description='Where rates are counted: `"memory"`, the default, is for one process; '
+            "`valkey://:password@host:6379/0` (`valkeys://` with TLS, `redis://` and `rediss://` "
+            "for Redis, `unix://PATH`) is for any number. `env:NAME` or `file:PATH` says where that"
+            " is written."
+        ),
+    ] = msgspec.field(default_factory=lambda: StoreAddress("memory"))
     trusted_proxies: Annotated[
         tuple[str, ...],
         Meta(
@@ -639,7 +645,9 @@ def resolve_address(value: str, folder: Path) -> StoreAddress:
     try:
         urlsplit(address).port  # noqa: B018 (read for what it raises)
     except ValueError:
-        raise ValueError("This is no URL. Write it like postgresql://user@host/name") from None
+        raise ValueError(
+            "This is no URL. Write it like postgresql://user@host/name or valkey://host:6379/0"
+        ) from None
     return StoreAddress(address)
 
 
@@ -682,11 +690,11 @@ def _check_server(server: Server) -> None:
             'it is neither "sqlite" nor begins with postgresql://. Write it like '
             "postgresql://user:password@host/name, or refer to it with env:NAME or file:PATH",
         )
-    if server.rate_store != "memory":
+    if server.rate_store != StoreAddress("memory") and not _is_valkey(server.rate_store):
         raise _wrong(
             "server.rate_store",
-            'this version has no other rate store than "memory": Valkey is not yet available. '
-            "Leave the key out",
+            'it is neither "memory" nor the address of a Valkey or Redis. Write it like '
+            "valkey://host:6379/0, or refer to it with env:NAME or file:PATH",
         )
     for index, proxy in enumerate(server.trusted_proxies):
         try:
@@ -696,6 +704,15 @@ def _check_server(server: Server) -> None:
                 f"server.trusted_proxies[{index}]",
                 f"{error}. Give an address such as 10.0.0.7 or a network such as 10.0.0.0/8",
             ) from None
+
+
+def _is_valkey(address: StoreAddress) -> bool:
+    parts = urlsplit(address.reveal())
+    if address.scheme == "unix":
+        return bool(parts.path) and not parts.hostname
+    number = parts.path.removeprefix("/")
+    known = address.scheme in ("valkey", "valkeys", "redis", "rediss")
+    return known and bool(parts.hostname) and (not number or number.isdecimal())
 
 
 def _check_upstreams(upstreams: list[Upstream]) -> None:

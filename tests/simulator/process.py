@@ -42,6 +42,7 @@ from tollway.gateway.types import Call
 from tollway.ledger.base import genesis
 from tollway.ledger.sqlite import SqliteLedger
 from tollway.metrics import Metrics
+from tollway.rates.concurrency import Concurrency
 from tollway.rates.memory import MemoryRateLimiter
 from tollway.settings import Embedded, Limits, Model, ServedBy, Server, Settings
 from tollway.tokens import Tokens
@@ -216,7 +217,7 @@ class Process:
             "gpu-1", time.monotonic, self._random.random, 0
         )
         watched = {"gpu-1": Watched(self.upstream, health, Places())}
-        gateway = app._gateway(settings, store, watched, limiter, observer)
+        gateway = app._gateway(settings, store, watched, limiter, Concurrency(), observer)
         self.pipeline = gateway.pipeline
         self.concurrency = gateway.gate._concurrency
         self._door = SimulatedDoor(self.pipeline, time, life)

@@ -174,7 +174,11 @@ def test_cached_tokens_and_reasoning_may_have_rates_of_their_own(tmp_path: Path)
         ('[server]\ndatabase = "oracle://x/y"', "server.database: it is neither"),
         ('[server]\ndatabase = "env:NOT_SET"', "server.database: the environment variable NOT_SET"),
         ('[server]\ndatabase = "postgresql://x:y/z"', "server.database: this is no URL."),
-        ('[server]\nrate_store = "valkey://x"', "server.rate_store: this version has no other"),
+        ('[server]\nrate_store = "valkey"', "server.rate_store: it is neither"),
+        ('[server]\nrate_store = "memcached://x"', "server.rate_store: it is neither"),
+        ('[server]\nrate_store = "valkey://x/first"', "server.rate_store: it is neither"),
+        ('[server]\nrate_store = "valkey:///0"', "server.rate_store: it is neither"),
+        ('[server]\nrate_store = "unix://x"', "server.rate_store: it is neither"),
         ('[server]\ntrusted_proxies = ["::1", "x"]', "server.trusted_proxies[1]: 'x' does not"),
         ("[limits]\nrequests_per_minute = 0", "limits.requests_per_minute: expected"),
         ("[tiers]\nbudget = 1", "tiers.budget: expected a table, got a whole number."),
@@ -402,3 +406,23 @@ def test_a_database_is_referred_to_and_its_password_never_shown(
         assert (database.reveal(), database.scheme) == (url, "postgresql")
         assert str(database) == "postgresql://server@db.example:5433/tollway"
         assert "s3cret" not in repr(database)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("valkey://:s3cret@rates.example:6380/2", "valkey://rates.example:6380/2"),
+        ("rediss://tollway:s3cret@rates.example", "rediss://tollway@rates.example"),
+        ("unix:///run/valkey.sock", "unix:///run/valkey.sock"),
+        ("memory", "memory"),
+    ],
+)
+def test_a_rate_store_is_referred_to_and_its_password_never_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, shown: str
+) -> None:
+    monkeypatch.setenv("RATES", address)
+
+    rate_store = settings_of(tmp_path, '[server]\nrate_store = "env:RATES"').server.rate_store
+
+    assert rate_store.reveal() == address
+    assert str(rate_store) == shown

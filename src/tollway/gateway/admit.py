@@ -120,21 +120,21 @@ class Gate:
         return Cost(input_tokens, counted, output_tokens, choices, credits)
 
     def _enter(self, caller: Caller) -> None:
-        limit = caller.account.concurrent_requests
-        if limit is None:
-            limit = self._limits.concurrent_requests
+        limit = self._concurrency_limit(caller)
         if not self._concurrency.enter(caller.account.id, limit):
-            raise RateLimited(
-                f"This account has {limit} requests running, its limit. "
-                "Wait until one of them ends.",
-                RateWhy("concurrent_requests", limit, CONCURRENCY_RETRY_SECONDS),
-            )
+            raise _crowded(limit)
+
+    def _concurrency_limit(self, caller: Caller) -> int:
+        limit = caller.account.concurrent_requests
+        return self._limits.concurrent_requests if limit is None else limit
 
     async def _take_rate(self, caller: Caller, taken: list[tuple[str, float]]) -> RateState:
         """The account's place, and the token's where it has a limit of its own; `taken` gets what
         must be given back."""
         take = await self._limiter.take(caller.rate_key, self._rate_limit(caller))
         if not take.admitted:
+            if take.crowded:
+                raise _crowded(self._concurrency_limit(caller))
             raise _too_many("account", "requests_per_minute", take.state)
         taken.append((caller.rate_key, take.admitted_at))
         if (limit := caller.token.requests_per_minute) is None:
@@ -225,6 +225,13 @@ def _seconds(header: bytes) -> float:
             "for example 30000."
         )
     return int(header) / 1000
+
+
+def _crowded(limit: int) -> RateLimited:
+    return RateLimited(
+        f"This account has {limit} requests running, its limit. Wait until one of them ends.",
+        RateWhy("concurrent_requests", limit, CONCURRENCY_RETRY_SECONDS),
+    )
 
 
 def _too_many(whose: str, limit: RateLimit, state: RateState) -> RateLimited:

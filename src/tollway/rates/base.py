@@ -10,6 +10,8 @@ from typing import Protocol
 from msgspec import Struct
 
 WINDOW_SECONDS = 60.0
+CHAT = "chat:"
+"""What the key of an account's chat requests begins with; the account's id follows."""
 
 
 class RateState(Struct, frozen=True, gc=False):
@@ -22,11 +24,16 @@ class RateState(Struct, frozen=True, gc=False):
 
 
 class Take(Struct, frozen=True, gc=False):
-    """The answer to `take`. `admitted_at` names the place, so that it can be given back."""
+    """The answer to `take`. `admitted_at` names the place, so that it can be given back.
+
+    `crowded`: not the rate refuses, but the number of the account's requests at a time over all
+    replicas, which is looked at together with a place for chat.
+    """
 
     admitted: bool
     admitted_at: float
     state: RateState
+    crowded: bool = False
 
 
 class RateLimiter(Protocol):
