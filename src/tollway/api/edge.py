@@ -7,9 +7,8 @@ body within 30 (uvicorn waits for ever). And a POST to `.../chat/completions` is
 pipeline as a `Call`, and answered on the transport, without an ASGI scope and its messages, which
 saves about 15 us a request (docs/decisions/0001).
 
-A client that keeps its connection sends nearly the same head with every request: all but the number
-in Content-Length is the same to the byte. So a head that was parsed once is remembered
-(`LearnedHead`), and the next request is only compared with it.
+A client that keeps its connection sends nearly the same head with every request. So one that was
+parsed is learned (`heads.py`), and the next request's is only compared with it.
 
 An `Exchange` is one request on the short way and its reply. It stands where uvicorn keeps its
 `RequestResponseCycle`, with the four attributes that uvicorn looks at there, so that pipelining and
@@ -22,7 +21,6 @@ Reading is never paused while a metered request runs: that would hide that its c
 import asyncio
 import http
 import logging
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -43,6 +41,7 @@ from tollway.errors import (
     RequestError,
 )
 from tollway.gateway.types import Call
+from tollway.heads import LearnedHead
 from tollway.outbox import Outbox
 
 HEAD_SECONDS_MAX = 10.0
@@ -260,7 +259,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._took_at = 0.0  # when the client was last seen to read
         self._deaf = False  # what still comes is not read
         self._serving: Exchange | None = None
-        self._learned: LearnedHead | None = None
+        self._learned: tuple[LearnedHead, Head] | None = None
         self._learning_tries = LEARNING_TRIES_MAX
         self._running: RequestResponseCycle | None = None  # the same on uvicorn's way
         self.url = b""
@@ -291,9 +290,10 @@ class EdgeProtocol(HttpToolsProtocol):
             return
         between_requests = not self._receiving
         if between_requests and self._learned is not None and self.cycle.response_complete:
-            body = self._learned.body_in(data)
+            learned, head = self._learned
+            body = learned.body_in(data)
             if body is not None:
-                self.cycle = exchange = Exchange(self, self._learned.head)
+                self.cycle = exchange = Exchange(self, head)
                 exchange.body_complete = True
                 self._serve(exchange, body)
                 return
@@ -316,8 +316,13 @@ class EdgeProtocol(HttpToolsProtocol):
     def _learn_head(self, data: bytes) -> None:
         self._learning_tries -= 1
         exchange = self.cycle
-        if isinstance(exchange, Exchange) and exchange.refusal is None:
-            self._learned = LearnedHead.of(data, exchange.head) or self._learned
+        if not isinstance(exchange, Exchange) or exchange.refusal is not None:
+            return
+        head = exchange.head
+        is_usual = head.keep_alive and not head.expects_100 and data.startswith(b"POST ")
+        learned = LearnedHead.of(data, head.length) if is_usual and head.length else None
+        if learned is not None:
+            self._learned = (learned, head)
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """An offer may be ignored (RFC 9110, 7.8), and clients send it with any request (Java's
@@ -682,51 +687,3 @@ class _HeadTooLarge(Exception):
 
 
 _NO_HEAD = Head("", None, None, None, None, None, None, False, False, True, False)
-_find_length = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)[ \t]*\r\n", re.IGNORECASE).search
-_LENGTH_DIGITS_MAX = 7
-
-
-class LearnedHead:
-    """A head that the parser has accepted, cut where the digits of its Content-Length are.
-
-    Another request is read without the parser if it has the same bytes around some number, that
-    number is the length of what follows, and all of it came with one read: then the parser would
-    have said the same again, but for the length. It is at the boundary of two messages and stays
-    there. This takes 1 us where the parser and its callbacks take 13 (cold, under load).
-    """
-
-    __slots__ = ("after", "before", "head")
-
-    def __init__(self, before: bytes, after: bytes, head: Head) -> None:
-        self.before = before
-        self.after = after
-        self.head = head
-
-    @classmethod
-    def of(cls, data: bytes, head: Head) -> "LearnedHead | None":
-        """None unless `data` is one request with a body, whole and alone, framed by its length."""
-        end = data.find(b"\r\n\r\n") + 4
-        digits = _find_length(data, 0, end)
-        if (
-            digits is None
-            or not head.length
-            or len(data) != end + head.length
-            or not head.keep_alive
-            or head.expects_100
-            or not data.startswith(b"POST ")
-        ):
-            return None
-        return cls(data[: digits.start(1)], data[digits.end(1) : end], head)
-
-    def body_in(self, data: bytes) -> bytes | None:
-        """The body of a request with this head; None where `data` is anything else."""
-        before, after = self.before, self.after
-        if not data.startswith(before):
-            return None
-        start = len(before)
-        end = data.find(after, start, start + _LENGTH_DIGITS_MAX + len(after))
-        digits = data[start:end]
-        body = data[end + len(after) :]
-        if end > start and digits.isdigit() and int(digits) == len(body):
-            return body
-        return None

@@ -27,12 +27,14 @@ from tollway.errors import (
     UpstreamFailed,
     UpstreamTimeout,
 )
+from tollway.heads import LearnedHead
 from tollway.outbox import Outbox
 from tollway.reach import refusal, refusal_of_host
 
 HEAD_BYTES_MAX = 64 * 1024
 IDLE_CONNECTIONS_MAX = 256
 IDLE_SECONDS_MAX = 60.0
+MISSES_MAX = 32
 
 log = logging.getLogger("tollway.upstreams")
 
@@ -93,6 +95,7 @@ class ConnectionPool:
         self.deadlines = deadlines
         self.host_header = parts.netloc
         self._outbox = Outbox()
+        self._heads = LearnedHeads()
         self._idle: deque[Connection] = deque()
         self._busy: set[Connection] = set()
         self._sweep: asyncio.TimerHandle | None = None
@@ -108,19 +111,37 @@ class ConnectionPool:
         was answered, so the request is sent again, once, on a new one.
         """
         connection = self._take_idle()
-        if connection is not None:
+        is_new = connection is None
+        while True:
+            if connection is None:
+                connection = await self._connect()
+            self._busy.add(connection)
+            if self._sweep is None:
+                self._schedule_sweep()
             try:
-                await self._exchange(connection, request, receiver)
-                return
+                await connection.exchange(request, receiver)
             except _StaleConnection:
-                pass
-        connection = await self._connect()
-        try:
-            await self._exchange(connection, request, receiver)
-        except _StaleConnection:
-            raise UpstreamFailed(
-                "The model's server closed the connection without an answer. Try again."
-            ) from None
+                connection.abort()
+                if is_new:
+                    raise UpstreamFailed(
+                        "The model's server closed the connection without an answer. Try again."
+                    ) from None
+            except BaseException:
+                connection.abort()
+                raise
+            else:
+                self._keep(connection)
+                return
+            finally:
+                self._busy.discard(connection)
+            connection, is_new = None, True
+
+    def _keep(self, connection: "Connection") -> None:
+        connection.resume_reading()  # a client that was too slow is no matter of the next one's
+        if connection.is_usable() and len(self._idle) < IDLE_CONNECTIONS_MAX:
+            self._idle.append(connection)
+        else:
+            connection.abort()
 
     async def close(self) -> None:
         for connection in (*self._idle, *self._busy):
@@ -188,7 +209,7 @@ class ConnectionPool:
         for address in addresses:
             try:
                 _, connection = await loop.create_connection(
-                    lambda: Connection(loop, self._outbox),
+                    lambda: Connection(loop, self._outbox, self._heads),
                     address,
                     self.port,
                     ssl=self._tls,
@@ -200,23 +221,6 @@ class ConnectionPool:
             else:
                 return connection
         raise OSError(f"{self.host} has no address")
-
-    async def _exchange(self, connection: "Connection", request: bytes, receiver: Receiver) -> None:
-        self._busy.add(connection)
-        if self._sweep is None:
-            self._schedule_sweep()
-        try:
-            await connection.exchange(request, receiver)
-        except BaseException:
-            connection.abort()
-            raise
-        finally:
-            self._busy.discard(connection)
-        connection.resume_reading()  # a client that was too slow is no matter of the next one's
-        if connection.is_usable() and len(self._idle) < IDLE_CONNECTIONS_MAX:
-            self._idle.append(connection)
-        else:
-            connection.abort()
 
     def _schedule_sweep(self) -> None:
         loop = asyncio.get_running_loop()
@@ -244,6 +248,57 @@ def _not_sent(error: RequestError) -> RequestError:
     return error
 
 
+class LearnedHeads:
+    """The head that this server's last whole reply came with (`heads.py`). A Date may be in it, so
+    it is learned anew each second; from a server whose heads do not repeat, only now and then."""
+
+    __slots__ = ("_last", "_misses")
+
+    def __init__(self) -> None:
+        self._last: tuple[LearnedHead, ResponseHead] | None = None
+        self._misses = 0
+
+    def read(self, data: bytes) -> tuple[ResponseHead, bytes] | None:
+        """Head and body, if `data` is a whole reply like the last."""
+        if self._last is None:
+            return None
+        learned, head = self._last
+        body = learned.body_in(data)
+        if body is None:
+            return None
+        self._misses = 0
+        return head, body
+
+    def learn(self, data: bytes, head: ResponseHead, length: int) -> None:
+        self._misses += 1
+        self._last = None
+        if self._misses > MISSES_MAX and self._misses % MISSES_MAX:
+            return
+        if head.status == 200 and (learned := LearnedHead.of(data, length)) is not None:
+            self._last = (learned, head)
+
+
+_SIZE_DIGITS_MAX = 6
+
+
+def _only_chunk(data: bytes) -> bytes | None:
+    """The content of a chunk that is all of `data`, as one of a stream mostly is. The parser would
+    say the same, with three callbacks: between two chunks it need not see this one."""
+    end = data.find(b"\r\n", 1, _SIZE_DIGITS_MAX + 2)
+    size = _chunk_size(data[:end]) if end > 0 else 0
+    if size and len(data) == end + size + 4 and data.endswith(b"\r\n"):
+        return data[end + 2 : -2]
+    return None
+
+
+def _chunk_size(digits: bytes) -> int:
+    """0 for what is no size, as for the last chunk's: both are the parser's."""
+    try:
+        return int(digits, 16) if digits.isalnum() else 0  # int() would take a sign or a space
+    except ValueError:
+        return 0
+
+
 class _StaleConnection(Exception):
     """The server closed a kept connection before anything of this reply came."""
 
@@ -253,10 +308,13 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_answered",
+        "_between_chunks",
         "_content_type",
         "_done",
         "_framed",
         "_head_bytes",
+        "_heads",
+        "_length",
         "_loop",
         "_outbox",
         "_parser",
@@ -270,9 +328,12 @@ class Connection(asyncio.Protocol):
         "idle_since",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, outbox: Outbox, heads: LearnedHeads
+    ) -> None:
         self._loop = loop
         self._outbox = outbox
+        self._heads = heads
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._receiver: Receiver | None = None
@@ -287,7 +348,8 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         self._receiver = receiver
         self._done = self._loop.create_future()
-        self._answered = self._framed = False
+        self._answered = self._framed = self._between_chunks = False
+        self._length = 0
         self._head_bytes = 0
         self._content_type = b""
         self._retry_after: bytes | None = None
@@ -350,9 +412,19 @@ class Connection(asyncio.Protocol):
         if self._done is None:  # nobody asked: not a server to go on with
             self.abort()
             return
-        self._answered = True
-        self.heard_at = self._loop.time()
         receiver = self._receiver
+        self.heard_at = self._loop.time()
+        begins = not self._answered
+        if self._between_chunks and receiver is not None:
+            chunk = _only_chunk(data)
+            if chunk is not None:
+                receiver.body(chunk)
+                receiver.flush()
+                return
+        elif begins and receiver is not None and (whole := self._heads.read(data)) is not None:
+            self._take_whole(*whole, receiver, self._done)
+            return
+        self._answered = True
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -363,10 +435,32 @@ class Connection(asyncio.Protocol):
             if self._head_bytes > HEAD_BYTES_MAX:
                 self.fail(UpstreamFailed("The model's server sent a head that does not end."))
                 return
+        if self._between_chunks and not data.endswith(b"\r\n"):
+            self._between_chunks = False  # it has some of the next one's size
         if receiver is not None:
             receiver.flush()
         if self._done.done():
             self._done = None
+            if begins and self._length and self.is_usable():
+                status = self._parser.get_status_code()
+                head = ResponseHead(status, self._content_type, self._retry_after)
+                self._heads.learn(data, head, self._length)
+
+    def _take_whole(
+        self,
+        head: ResponseHead,
+        body: bytes,
+        receiver: Receiver,
+        done: "asyncio.Future[None]",
+    ) -> None:
+        self._done = self._receiver = None
+        self._used = True
+        self.idle_since = self._loop.time()
+        receiver.head(head, self)
+        receiver.body(body)
+        receiver.flush()
+        if not done.done():
+            done.set_result(None)
 
     def eof_received(self) -> bool:
         return False
@@ -398,7 +492,10 @@ class Connection(asyncio.Protocol):
         name = name.lower()
         if name == b"content-type":
             self._content_type = value.lower()
-        elif name in (b"content-length", b"transfer-encoding"):
+        elif name == b"content-length":
+            self._framed = True
+            self._length = int(value)
+        elif name == b"transfer-encoding":
             self._framed = True
         elif name == b"retry-after":
             self._retry_after = value
@@ -414,7 +511,14 @@ class Connection(asyncio.Protocol):
         if self._receiver is not None:
             self._receiver.body(data)
 
+    def on_chunk_header(self) -> None:
+        self._between_chunks = False
+
+    def on_chunk_complete(self) -> None:
+        self._between_chunks = True
+
     def on_message_complete(self) -> None:
+        self._between_chunks = False
         # 100 Continue, 103 Early Hints: the reply is still to come.
         if self._parser.get_status_code() < 200:
             self._head_bytes = 0
