@@ -15,7 +15,7 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -35,7 +35,7 @@ from tollway.api.edge import EdgeProtocol
 from tollway.api.observer import RequestObserver
 from tollway.api.operation import ApiParts
 from tollway.api.routes import create_app
-from tollway.catalogue import Catalogue, ModelOffer, Serving
+from tollway.catalogue import Catalogue
 from tollway.clock import Clock, SystemClock
 from tollway.console import Console, Welcome
 from tollway.database.postgres import PostgresDatabase
@@ -48,7 +48,7 @@ from tollway.errors import (
     RequestError,
     StartError,
 )
-from tollway.gateway.admit import Gate, Limits
+from tollway.gateway.admit import Gate
 from tollway.gateway.authenticate import Authenticator
 from tollway.gateway.pipeline import Pipeline
 from tollway.gateway.route import Router
@@ -56,15 +56,17 @@ from tollway.gateway.settle import checkpoints_of
 from tollway.ledger.base import Liveness, genesis
 from tollway.ledger.signing import SigningKey
 from tollway.ledger.sqlite import SqliteLedger
+from tollway.live import Live, limits_of, offers_of
 from tollway.metrics import Exposition, Metrics, UpstreamNow
 from tollway.outbox import Outbox
 from tollway.rates.base import CHAT, WINDOW_SECONDS, RateLimiter
 from tollway.rates.concurrency import Concurrency
 from tollway.rates.memory import MemoryRateLimiter
-from tollway.settings import Settings, StoreAddress
+from tollway.reload import ConfigurationFile, Reloader, Terminal, WithReload
+from tollway.settings import EMBEDDED, Settings, StoreAddress
+from tollway.settings import Upstream as UpstreamSettings
 from tollway.tokens import Tokens
 from tollway.upstreams.balance import Watched
-from tollway.upstreams.base import Upstream
 from tollway.upstreams.checks import keep_checking
 from tollway.upstreams.connection import Deadlines
 from tollway.upstreams.embedded.upstream import EmbeddedSettings, EmbeddedUpstream, find_model
@@ -75,7 +77,6 @@ from tollway.upstreams.places import Places
 CHECKPOINT_SECONDS = 1.0
 KEY_SWEEP_SECONDS = 60.0
 STOP_SECONDS_MAX = 10.0
-EMBEDDED = "embedded"
 DATABASE_FILE = "tollway.db"
 
 log = logging.getLogger("tollway")
@@ -95,15 +96,16 @@ class Store:
     signing_key: SigningKey
 
 
-def serve(settings: Settings, console: Console) -> None:
-    """Runs until SIGTERM or Ctrl-C. Raises `StartError` and `ConfigurationError`."""
+def serve(settings: Settings, console: Console, file: ConfigurationFile | None) -> None:
+    """Runs until SIGTERM or Ctrl-C. `file` is what the settings came from, if from one, and is read
+    again when it changes. Raises `StartError` and `ConfigurationError`."""
     _configure_logging()
     for warning in settings.warnings:
         log.warning("%s", warning)
     with contextlib.closing(_bind(settings)) as listener:
         # Before there is an event loop: a fetch that is interrupted cleans up after itself.
         model_file = _find_model(settings, console)
-        uvloop.run(_serve(settings, console, listener, model_file))
+        uvloop.run(_serve(settings, console, file, listener, model_file))
 
 
 def migrate_database(
@@ -180,7 +182,7 @@ async def open_store(
             await ledger.load()
             for recovered in await ledger.recover():
                 log.warning("recovered after a crash: %s", recovered)
-            catalogue = await Catalogue.load(_offers(settings), database, clock)
+            catalogue = await Catalogue.load(offers_of(settings), database, clock)
             operations = Operations(
                 accounts=accounts,
                 tokens=tokens,
@@ -200,24 +202,29 @@ async def open_store(
 
 
 async def _serve(
-    settings: Settings, console: Console, listener: socket.socket, model_file: Path | None
+    settings: Settings,
+    console: Console,
+    file: ConfigurationFile | None,
+    listener: socket.socket,
+    model_file: Path | None,
 ) -> None:
     stopping = _stop_on_signals()
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         store = await stack.enter_async_context(open_store(settings, metrics.committed))
         new_secret = await store.operations.ensure_default_account()
-        upstreams = _upstreams(settings, model_file)
-        for upstream in upstreams.values():
-            stack.push_async_callback(upstream.stop)
         access_log = AccessLog(settings.server.access_log, settings.server.data_dir, metrics)
         await access_log.start()
         stack.push_async_callback(access_log.stop)
         limiter, concurrency = await _rates(settings, store, metrics, stack)
         observer = RequestObserver(metrics, access_log, store.clock)
-        watched = _watched(settings, upstreams, store.clock)
+        watched = _upstreams(settings, model_file, store.clock)
         gateway = _gateway(settings, store, watched, limiter, concurrency, observer)
-        control = ControlServer(settings.server.data_dir, store.operations)
+        live = _live(settings, store, gateway, watched)
+        stack.push_async_callback(live.stop)
+        reloader = Reloader(file, settings, live.adopt, metrics)
+        _reload_on_hangup(reloader, stopping)
+        control = ControlServer(settings.server.data_dir, WithReload(store.operations, reloader))
         await control.start()
         stack.push_async_callback(control.stop)
         server = _http_server(settings, store, gateway, limiter, metrics, observer, stopping)
@@ -225,12 +232,13 @@ async def _serve(
         stack.push_async_callback(_stop_serving, server, serving)
         checkpoints = asyncio.create_task(_write_checkpoints(gateway.pipeline, store))
         stack.callback(checkpoints.cancel)
-        for checking in _checks(settings, upstreams, watched):
-            stack.callback(asyncio.create_task(checking).cancel)
+        live.start_checks()
         sweeping = asyncio.create_task(_sweep_idempotency_keys(store))
         stack.callback(sweeping.cancel)
+        watching = asyncio.create_task(reloader.watch())
+        stack.callback(watching.cancel)
         try:
-            await _start_upstreams(upstreams, serving, stopping)
+            await _start_upstreams(watched, serving, stopping)
             _calm_the_collector()
             if not stopping.is_set():
                 console.welcome(_welcome(settings, listener, new_secret))
@@ -273,7 +281,7 @@ def _gateway(
         limiter,
         concurrency,
         store.ledger,
-        _limits(settings),
+        limits_of(settings),
     )
     pipeline = Pipeline(
         authenticator,
@@ -285,6 +293,24 @@ def _gateway(
         store_replies=settings.server.store_replies,
     )
     return _Gateway(authenticator, gate, router, pipeline)
+
+
+def _live(
+    settings: Settings, store: Store, gateway: _Gateway, watched: Mapping[str, Watched]
+) -> Live:
+    return Live(
+        settings,
+        catalogue=store.catalogue,
+        router=gateway.router,
+        gate=gateway.gate,
+        authenticator=gateway.authenticator,
+        operations=store.operations,
+        database=store.database,
+        clock=store.clock,
+        watched=watched,
+        watch=functools.partial(_watch, clock=store.clock),
+        check=_check,
+    )
 
 
 def _http_server(
@@ -315,7 +341,6 @@ def _http_server(
             ledger=store.ledger,
             catalogue=store.catalogue,
             limiter=limiter,
-            limits=_limits(settings),
             clock=store.clock,
             observer=observer,
             exposition=Exposition(
@@ -432,6 +457,18 @@ def _stop_on_signals() -> asyncio.Event:
     return stopping
 
 
+def _reload_on_hangup(reloader: Reloader, stopping: asyncio.Event) -> None:
+    terminal = Terminal()
+
+    def hung_up() -> None:
+        if terminal.is_gone():
+            stopping.set()
+        else:
+            reloader.ask()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up)
+
+
 def _find_model(settings: Settings, console: Console) -> Path | None:
     if not settings.serves_embedded:
         return None
@@ -467,11 +504,11 @@ def _bind(settings: Settings) -> socket.socket:
 
 
 async def _start_upstreams(
-    upstreams: Mapping[str, Upstream], serving: asyncio.Task[None], stopping: asyncio.Event
+    watched: Mapping[str, Watched], serving: asyncio.Task[None], stopping: asyncio.Event
 ) -> None:
     """The socket listens meanwhile: `/healthz` answers at once, `/readyz` when the models are
     there."""
-    starting = asyncio.gather(*(upstream.start() for upstream in upstreams.values()))
+    starting = asyncio.gather(*(one.upstream.start() for one in watched.values()))
     stopped = asyncio.ensure_future(_first_of(serving, stopping))
     await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
@@ -518,36 +555,6 @@ async def _refill_rates(limiter: MemoryRateLimiter, store: Store) -> None:
 # --- from settings to parts -----------------------------------------------------------------------
 
 
-def _offers(settings: Settings) -> list[ModelOffer]:
-    return [
-        ModelOffer(
-            id=model.id,
-            tier=model.tier,
-            input_credits_per_million=model.prompt_rate,
-            output_credits_per_million=model.completion_rate,
-            context_length=model.context_length,
-            max_output_tokens=model.max_output_tokens,
-            default_max_tokens=model.default_max_tokens,
-            supported_parameters=model.supported_parameters,
-            confidential=model.confidential,
-            servings=tuple(
-                Serving(by.upstream, by.model, by.weight, by.priority) for by in model.upstreams
-            ),
-            cached_credits_per_million=model.cached_prompt_rate,
-            reasoning_credits_per_million=model.reasoning_rate,
-        )
-        for model in settings.models
-    ]
-
-
-def _limits(settings: Settings) -> Limits:
-    return Limits(
-        settings.limits.requests_per_minute,
-        settings.limits.other_requests_per_minute,
-        settings.limits.concurrent_requests,
-    )
-
-
 def _embedded_settings(settings: Settings) -> EmbeddedSettings:
     embedded = settings.embedded
     return EmbeddedSettings(
@@ -560,10 +567,21 @@ def _embedded_settings(settings: Settings) -> EmbeddedSettings:
     )
 
 
-def _upstreams(settings: Settings, model_file: Path | None) -> dict[str, Upstream]:
-    upstreams: dict[str, Upstream] = {}
-    for server in settings.upstreams:
-        upstreams[server.name] = OpenAICompatible(
+def _upstreams(settings: Settings, model_file: Path | None, clock: Clock) -> dict[str, Watched]:
+    watched = {server.name: _watch(server, clock=clock) for server in settings.upstreams}
+    if model_file is not None:
+        connect = functools.partial(OpenAICompatible, EMBEDDED)
+        watched[EMBEDDED] = Watched(
+            EmbeddedUpstream(EMBEDDED, _embedded_settings(settings), model_file, connect),
+            Health(EMBEDDED, clock.monotonic, random.random),
+            Places(),
+        )
+    return watched
+
+
+def _watch(server: UpstreamSettings, *, clock: Clock) -> Watched:
+    return Watched(
+        OpenAICompatible(
             server.name,
             server.base_url,
             None if server.api_key is None else server.api_key.reveal(),
@@ -574,41 +592,19 @@ def _upstreams(settings: Settings, model_file: Path | None) -> dict[str, Upstrea
                 server.total_seconds,
             ),
             allow_link_local=server.allow_link_local,
-        )
-    if model_file is not None:
-        connect = functools.partial(OpenAICompatible, EMBEDDED)
-        upstreams[EMBEDDED] = EmbeddedUpstream(
-            EMBEDDED, _embedded_settings(settings), model_file, connect
-        )
-    return upstreams
+        ),
+        Health(server.name, clock.monotonic, random.random, server.circuit_failures),
+        Places(server.concurrent_requests, server.queue_length, server.queue_seconds),
+    )
 
 
-def _watched(
-    settings: Settings, upstreams: Mapping[str, Upstream], clock: Clock
-) -> dict[str, Watched]:
-    watched = {
-        name: Watched(upstream, Health(name, clock.monotonic, random.random), Places())
-        for name, upstream in upstreams.items()
-    }
-    for server in settings.upstreams:
-        watched[server.name] = Watched(
-            upstreams[server.name],
-            Health(server.name, clock.monotonic, random.random, server.circuit_failures),
-            Places(server.concurrent_requests, server.queue_length, server.queue_seconds),
-        )
-    return watched
-
-
-def _checks(
-    settings: Settings, upstreams: Mapping[str, Upstream], watched: Mapping[str, Watched]
-) -> Iterator[Coroutine[None, None, None]]:
-    for server in settings.upstreams:
-        upstream = upstreams[server.name]
-        if server.health_path is not None and isinstance(upstream, OpenAICompatible):
-            health = watched[server.name].health
-            yield keep_checking(
-                upstream, health, server.health_path, server.health_seconds, random.random
-            )
+def _check(server: UpstreamSettings, watched: Watched) -> Coroutine[None, None, None] | None:
+    upstream = watched.upstream
+    if server.health_path is None or not isinstance(upstream, OpenAICompatible):
+        return None
+    return keep_checking(
+        upstream, watched.health, server.health_path, server.health_seconds, random.random
+    )
 
 
 def _upstream_now(watched: Watched) -> UpstreamNow:

@@ -126,6 +126,13 @@ class Catalogue:
             catalogue._models[offer.id] = _model(offer, price, first_seen.get(offer.id, now))
         return catalogue
 
+    def put(self, other: "Catalogue") -> None:
+        """What the other one has is on offer from now on, and nothing else. A model that has not
+        changed stays the very same; a request that has begun keeps its own."""
+        self._models = {
+            id_: _kept(self._models.get(id_), model) for id_, model in other._models.items()
+        }
+
     def find(self, model_id: str, allowed: frozenset[str] | None) -> Model:
         """`allowed` are the models that the token may use (None: all). Raises `NotFound` alike for
         unknown and not allowed."""
@@ -144,6 +151,14 @@ class Catalogue:
 
     def __contains__(self, model_id: str) -> bool:
         return model_id in self._models
+
+
+def _kept(before: Model | None, after: Model) -> Model:
+    if before is None:
+        return after
+    # The first time it was on offer is known to the microsecond until it is read from its row.
+    after = msgspec.structs.replace(after, created_at=before.created_at)
+    return before if after == before else after
 
 
 def _model(offer: ModelOffer, price: Price, created_at: float) -> Model:

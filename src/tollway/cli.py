@@ -22,7 +22,7 @@ from tollway.errors import Refused, StartError, TollwayError
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-    from tollway.settings import Settings
+    from tollway.settings import Embedded, Settings
 
 Object = Mapping[str, Any]
 Row = Callable[[Object], Sequence[object]]
@@ -133,10 +133,14 @@ def serve(
     """
     from tollway.app import serve as run
     from tollway.console import PlainConsole, TerminalConsole
+    from tollway.reload import ConfigurationFile
     from tollway.settings import load_settings
 
-    settings = load_settings(config, data_dir=data_dir, host=host, port=port)
-    run(settings, TerminalConsole() if sys.stdout.isatty() else PlainConsole())
+    def read(embedded: "Embedded | None" = None) -> "Settings":
+        return load_settings(config, data_dir=data_dir, host=host, port=port, embedded=embedded)
+
+    file = None if config is None else ConfigurationFile(config.absolute(), read)
+    run(read(), TerminalConsole() if sys.stdout.isatty() else PlainConsole(), file)
 
 
 @app.command()
@@ -185,6 +189,33 @@ def check(config: Config = None, data_dir: DataDir = None, as_json: Json = False
             for m in settings.models
         ),
     )
+
+
+@app.command()
+def reload(config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Have the running server read its configuration again, and print what changed.
+
+    Models, prices, upstreams and limits change at once, and no request is dropped. What is wrong is
+    refused whole (exit status 1), and the server goes on as it did. SIGHUP and a changed file do
+    the same.
+    """
+    from tollway.api.admin.control import ask
+    from tollway.settings import load_settings
+
+    if data_dir is None:  # with it, what is wrong with the file is the server's to say
+        data_dir = load_settings(config, for_serving=False).server.data_dir
+    result = ask(data_dir, "reload", {})
+    if result is None:
+        raise Refused(f"No server runs on {data_dir}. It reads its configuration when it starts.")
+    if as_json:
+        _print_json(result)
+        return
+    for change in result["changes"]:
+        typer.echo(change)
+    for change in result["afterRestart"]:
+        typer.echo(f"{change} (with a restart alone)")
+    if not result["changes"] and not result["afterRestart"]:
+        typer.echo("Nothing has changed.")
 
 
 def _check_database(settings: "Settings") -> list[str]:

@@ -8,6 +8,7 @@ Every metric is one of the `Described` values below. `described` lists them all,
 page and the test that holds the page to the code.
 """
 
+import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -264,6 +265,18 @@ RATE_STORE_SECONDS = Described(
     "histogram",
     "How long a call of the rate store took. A call carries what has gathered since the last one.",
 )
+RELOADS = Described(
+    "tollway_configuration_reloads_total",
+    "counter",
+    "How often a changed configuration was put in place (ok) or refused (refused: the log says "
+    "what is wrong, and the one before stays).",
+    ("result",),
+)
+RELOADED_AT = Described(
+    "tollway_configuration_reloaded_timestamp_seconds",
+    "gauge",
+    "When the configuration that runs was put in place, by the wall clock.",
+)
 BUILD = Described(
     "tollway_build_info", "gauge", "Always 1; its label is the version.", ("version",)
 )
@@ -308,6 +321,8 @@ _OURS = (
     REPLICAS_LIVE,
     RATE_STORE_FALLS,
     RATE_STORE_SECONDS,
+    RELOADS,
+    RELOADED_AT,
     BUILD,
 )
 # Read from /proc by prometheus_client, so only on Linux.
@@ -438,6 +453,8 @@ class Metrics:
         self.replicas_live = 1
         self.rate_store_falls = 0
         self.rate_store_seconds = Histogram(_RATE_STORE_BOUNDS)
+        self.reloads = {"ok": 0, "refused": 0}
+        self.configured_at = time.time()
         self._commit_batch = Histogram(_BATCH_BOUNDS)
         self._commit_seconds = Histogram(_COMMIT_BOUNDS)
 
@@ -465,6 +482,11 @@ class Metrics:
         if status in (401, 402, 403, 404, 429):
             refusal = (upstream, status)
             self.upstream_refusals[refusal] = self.upstream_refusals.get(refusal, 0) + 1
+
+    def reloaded(self, *, ok: bool) -> None:
+        self.reloads["ok" if ok else "refused"] += 1
+        if ok:
+            self.configured_at = time.time()
 
     def committed(self, pieces: int, seconds: float) -> None:
         """Called by the database's writer thread, and by nobody else."""
@@ -504,6 +526,8 @@ class Metrics:
         yield _gauge(REPLICAS_LIVE, [(self.replicas_live,)])
         yield _counters(RATE_STORE_FALLS, [(self.rate_store_falls,)])
         yield _histograms(RATE_STORE_SECONDS, [(self.rate_store_seconds,)])
+        yield _counters(RELOADS, self.reloads.items())
+        yield _gauge(RELOADED_AT, [(self.configured_at,)])
 
     def _by_model(self, what: Described, value: Callable[[ModelCounts], int]) -> Metric:
         return _counters(what, ((model, value(counts)) for model, counts in self.models.items()))

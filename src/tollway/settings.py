@@ -84,6 +84,12 @@ class Secret:
     def __repr__(self) -> str:
         return "Secret(...)"
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._value == other._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
 
 class StoreAddress:
     """Where something is kept: `sqlite` or `memory` here, or the URL of a server. `str` and `repr`
@@ -479,6 +485,7 @@ def load_settings(
     data_dir: Path | None = None,
     host: str | None = None,
     port: int | None = None,
+    embedded: Embedded | None = None,
     for_serving: bool = True,
 ) -> Settings:
     """What the file says, or the defaults without one; the other arguments go before the file's.
@@ -488,7 +495,7 @@ def load_settings(
     """
     document = {} if path is None else _read(path)
     folder = Path.cwd() if path is None else path.resolve().parent
-    settings = _Reader(folder, for_serving).settings(document)
+    settings = _Reader(folder, for_serving, embedded).settings(document)
     overrides: dict[str, Any] = {
         "data_dir": None if data_dir is None else data_dir.expanduser().absolute(),
         "host": host,
@@ -528,8 +535,9 @@ T = TypeVar("T")
 
 
 class _Reader:
-    def __init__(self, folder: Path, for_serving: bool) -> None:
+    def __init__(self, folder: Path, for_serving: bool, embedded: Embedded | None) -> None:
         self._folder = folder
+        self._embedded = embedded
         self._for_serving = for_serving
         self._key_files: list[Path] = []
 
@@ -540,7 +548,9 @@ class _Reader:
                 raise _unknown(key, key, sections)
         server = self._convert(document.get("server", {}), Server, "server")
         _check_server(server)
-        embedded = self._convert(document.get("embedded", {}), Embedded, "embedded")
+        embedded = self._embedded
+        if embedded is None:
+            embedded = self._convert(document.get("embedded", {}), Embedded, "embedded")
         if self._for_serving and embedded.gguf is not None and not embedded.gguf.is_file():
             raise _wrong("embedded.gguf", f"there is no file {embedded.gguf}. Correct the path")
         upstreams = self._elements(document, "upstreams", Upstream)

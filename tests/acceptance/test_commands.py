@@ -16,6 +16,7 @@ NOWHERE = "http://127.0.0.1:1/v1"
 COMMANDS: list[tuple[str, list[str]]] = [
     ("serve", ["--config", "--data-dir", "--host", "--port"]),
     ("check", ["--config", "--data-dir", "--json"]),
+    ("reload", ["--config", "--data-dir", "--json"]),
     ("account create", ["NAME", "--credits"]),
     ("account list", []),
     ("account show", ["NAME"]),

@@ -201,7 +201,6 @@ async def an_api(
             catalogue=catalogue,
             limiter=limiter,
             gate=Gate(catalogue, count, limiter, Concurrency(), ledger, limits),
-            limits=limits,
             clock=clock,
             observer=observer,
             exposition=Exposition(

@@ -1,10 +1,14 @@
-"""docs/reference says what the code does: each page is as scripts/reference would write it now."""
+"""docs/reference says what the code does, each page as scripts/reference would write it now; and
+what other pages show can be used as it stands there."""
+
+import re
+from pathlib import Path
 
 import pytest
 from tests.support.reference import FOLDER, PAGES
 
 from tollway import metrics
-from tollway.settings import SECTIONS
+from tollway.settings import SECTIONS, load_settings
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -31,3 +35,32 @@ def test_every_metric_is_explained() -> None:
 
     for one in metrics.described():
         assert f"| `{one.name}` | {one.kind} |" in page
+
+
+DOCS = FOLDER.parent
+TOML = [
+    pytest.param(page, block, id=f"{page.relative_to(DOCS)}-{number}")
+    for page in [*sorted(DOCS.glob("how-to/*.md")), DOCS / "start.md", DOCS.parent / "README.md"]
+    for number, block in enumerate(re.findall(r"```toml\n(.*?)```", page.read_text("utf-8"), re.S))
+]
+
+
+@pytest.mark.parametrize(("page", "block"), TOML)
+def test_every_configuration_that_a_page_shows_is_one(
+    page: Path, block: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "tollway.toml"
+    file.write_text(block, encoding="utf-8")
+
+    settings = load_settings(file, for_serving=False)
+
+    assert settings.models
+
+
+LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.stem)
+def test_every_link_to_a_page_of_ours_leads_somewhere(page: Path) -> None:
+    for target in LINK.findall(page.read_text("utf-8")):
+        assert (page.parent / target).exists(), target

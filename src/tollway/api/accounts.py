@@ -54,7 +54,7 @@ class AccountObject(Struct, frozen=True, rename="camel"):
 async def show_account(asked: Asked) -> Answer:
     await asked.take_place()
     account, token = asked.caller.account, asked.caller.token
-    installation, cap = asked.parts.limits, token.spend_cap
+    installation, cap = asked.parts.gate.limits, token.spend_cap
     held = asked.parts.ledger.held(account.id)
     chat, at_once = account.requests_per_minute, account.concurrent_requests
     limits = AccountLimits(

@@ -36,7 +36,7 @@ from tollway.errors import (
     RequestError,
     Unavailable,
 )
-from tollway.gateway.admit import Gate, Limits
+from tollway.gateway.admit import Gate
 from tollway.gateway.authenticate import Authenticator, require_scope
 from tollway.gateway.types import Call, Caller, Standing
 from tollway.ledger.base import Ledger
@@ -76,7 +76,6 @@ class ApiParts:
     catalogue: Catalogue
     limiter: RateLimiter
     gate: Gate
-    limits: Limits
     clock: Clock
     observer: Answers
     exposition: Exposition
@@ -155,7 +154,7 @@ class Asked:
 
     @property
     def _rate_limit(self) -> int:
-        return self.parts.limits.other_requests_per_minute
+        return self.parts.gate.limits.other_requests_per_minute
 
 
 @dataclass(frozen=True, slots=True)

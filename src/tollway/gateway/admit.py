@@ -47,6 +47,8 @@ class Limits(Struct, frozen=True):
 
 
 class Gate:
+    """`limits` are those of now: a reload puts others in their place."""
+
     def __init__(
         self,
         catalogue: Catalogue,
@@ -61,7 +63,7 @@ class Gate:
         self._limiter = limiter
         self._concurrency = concurrency
         self._ledger = ledger
-        self._limits = limits
+        self.limits = limits
 
     async def admit(self, caller: Caller, call: Call, parsed: ParsedRequest) -> Admission:
         model = self._catalogue.find(parsed.request.model, caller.token.models)
@@ -126,7 +128,7 @@ class Gate:
 
     def _concurrency_limit(self, caller: Caller) -> int:
         limit = caller.account.concurrent_requests
-        return self._limits.concurrent_requests if limit is None else limit
+        return self.limits.concurrent_requests if limit is None else limit
 
     async def _take_rate(self, caller: Caller, taken: list[tuple[str, float]]) -> RateState:
         """The account's place, and the token's where it has a limit of its own; `taken` gets what
@@ -148,7 +150,7 @@ class Gate:
 
     def _rate_limit(self, caller: Caller) -> int:
         limit = caller.account.requests_per_minute
-        return self._limits.requests_per_minute if limit is None else limit
+        return self.limits.requests_per_minute if limit is None else limit
 
     async def _hold(
         self,

@@ -16,6 +16,8 @@ CALLERS_KEPT_MAX = 65_536
 
 
 class Authenticator:
+    """`failures_per_minute` is the limit of now: a reload puts another in its place."""
+
     def __init__(
         self,
         tokens: Tokens,
@@ -27,7 +29,7 @@ class Authenticator:
         self._tokens = tokens
         self._accounts = accounts
         self._limiter = limiter
-        self._failures_per_minute = failures_per_minute
+        self.failures_per_minute = failures_per_minute
         self._now = clock.now
         self._callers: dict[bytes | None, Caller] = {}
 
@@ -62,7 +64,7 @@ class Authenticator:
         return caller
 
     async def _count_failure(self, address: str) -> None:
-        take = await self._limiter.take("authentication:" + address, self._failures_per_minute)
+        take = await self._limiter.take("authentication:" + address, self.failures_per_minute)
         if not take.admitted:
             raise RateLimited(
                 f"This address has failed to authenticate {take.state.limit} times within "

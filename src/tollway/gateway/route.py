@@ -35,6 +35,14 @@ class Router:
         self._watched = watched
         self._monotonic = clock.monotonic
         self._pools: dict[str, _Pool] = {}
+        self._former: dict[int, _Pool] = {}
+
+    def put(self, watched: Mapping[str, Watched], models: Iterable[Model]) -> None:
+        """These are the upstreams and the models from now on. What is the same goes on as it was;
+        a request that was admitted by a model that is not any more finds its way as before."""
+        before, self._watched = self._pools, watched
+        self._former = {id(pool.model): pool for pool in before.values()}
+        self._pools = {model.id: self._kept(before.get(model.id), model) for model in models}
 
     def not_ready(self, models: Iterable[Model]) -> list[str]:
         """For each model that no upstream can serve now, why not."""
@@ -53,8 +61,11 @@ class Router:
 
     def settled(self, outcome: Outcome, settlement: Settlement) -> None:
         """What an upstream reported decides whether it is asked again."""
-        if outcome.upstream is not None and outcome.source == "upstream":
-            self._watched[outcome.upstream].health.reported(settlement.shortfall)
+        if outcome.upstream is None or outcome.source != "upstream":
+            return
+        watched = self._watched.get(outcome.upstream)
+        if watched is not None:  # it may have been taken out meanwhile
+            watched.health.reported(settlement.shortfall)
 
     def route(self, admission: Admission) -> "PoolRoute":
         pool = self._pool(admission.model)
@@ -87,8 +98,19 @@ class Router:
 
     def _pool(self, model: Model) -> "_Pool":
         pool = self._pools.get(model.id)
-        if pool is None or pool.model is not model:
-            pool = self._pools[model.id] = _Pool(model, self._watched, self._monotonic)
+        return pool if pool is not None and pool.model is model else self._other_pool(model)
+
+    def _other_pool(self, model: Model) -> "_Pool":
+        """Of a model that is asked for the first time, or was on offer until a moment ago."""
+        former = self._former.get(id(model))
+        if former is not None:
+            return former
+        pool = self._pools[model.id] = _Pool(model, self._watched, self._monotonic)
+        return pool
+
+    def _kept(self, pool: "_Pool | None", model: Model) -> "_Pool":
+        if pool is None or pool.model is not model or not pool.is_of(self._watched):
+            return _Pool(model, self._watched, self._monotonic)
         return pool
 
 
@@ -101,13 +123,20 @@ class _Pool:
         self.model = model
         self.monotonic = monotonic
         self.budget = RetryBudget(monotonic)
-        self.choices = [Choice(watched[serving.upstream], serving) for serving in model.servings]
+        self.choices = [
+            Choice(watched[serving.upstream], serving)
+            for serving in model.servings
+            if serving.upstream in watched
+        ]
         self.lone = self.choices[0] if len(self.choices) == 1 else None
         priorities = sorted({serving.priority for serving in model.servings})
         self.tiers = tuple(
             tuple(choice for choice in self.choices if choice.serving.priority == priority)
             for priority in priorities
         )
+
+    def is_of(self, watched: Mapping[str, Watched]) -> bool:
+        return all(watched.get(choice.watched.name) is choice.watched for choice in self.choices)
 
     def fields(self, parsed: ParsedRequest) -> Mapping[str, object]:
         supported = self.model.supported_parameters

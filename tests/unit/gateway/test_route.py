@@ -156,6 +156,23 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(route_module, "BACKOFF_SECONDS", 0.0)
 
 
+def an_outcome_at(upstream: str) -> Outcome:
+    return Outcome(
+        status="completed",
+        model="m1",
+        input_tokens=9,
+        output_tokens=9,
+        source="upstream",
+        cost=9,
+        attempts=(),
+        upstream=upstream,
+        upstream_id=None,
+        client_request_id=None,
+        first_token_seconds=None,
+        total_seconds=1.0,
+    )
+
+
 # --- another upstream -----------------------------------------------------------------------------
 
 
@@ -420,20 +437,7 @@ async def test_a_cancelled_request_gives_its_place_and_its_probe_back() -> None:
 
 async def test_a_report_beyond_the_cap_counts_against_the_upstream_that_gave_it() -> None:
     desk = Desk(Upstream("gpu-1"), Upstream("gpu-2"))
-    outcome = Outcome(
-        status="completed",
-        model="m1",
-        input_tokens=9,
-        output_tokens=9,
-        source="upstream",
-        cost=9,
-        attempts=(),
-        upstream="gpu-2",
-        upstream_id=None,
-        client_request_id=None,
-        first_token_seconds=None,
-        total_seconds=1.0,
-    )
+    outcome = an_outcome_at("gpu-2")
     for _ in range(3):
         desk.router.settled(outcome, Settlement(5, 4, 0))
     assert [one.may_be_asked() for one in desk.router.upstreams()] == [True, False]
@@ -613,3 +617,50 @@ async def test_a_request_that_failed_elsewhere_waits_for_a_place_too() -> None:
     assert gated.desk.in_flight == [0, 1]
     gated.open(1)
     assert await gated.results() == ["gpu-2", "gpu-2"]
+
+
+# --- others in their place ------------------------------------------------------------------------
+
+
+def watched_of(*upstreams: Upstream) -> dict[str, Watched]:
+    return {one.name: one for one in a_router(*upstreams).upstreams()}
+
+
+async def test_a_request_that_was_admitted_before_a_reload_finds_the_upstreams_it_began_with() -> (
+    None
+):
+    desk = Desk(Upstream("gpu-1"), Upstream("gpu-2"))
+    await desk.ask()
+    admission = desk.admission()
+    new = Upstream("gpu-3")
+    desk.router.put(
+        watched_of(new), [a_model(servings=(Serving("gpu-3", "other"),), context_length=5)]
+    )
+
+    await relay(desk.router.route(admission), admission, ReplyLog(), Meter())
+
+    assert new.asks == []
+    assert sum(len(upstream.asks) for upstream in desk.upstreams) == 2
+    desk.router.settled(an_outcome_at("gpu-1"), Settlement(charged=5, shortfall=4, available=0))
+
+
+async def test_what_a_reload_leaves_as_it_is_keeps_its_budget_and_its_record() -> None:
+    desk = Desk(Upstream("gpu-1", failing(502)), Upstream("gpu-2"))
+    await desk.ask()
+    before = desk.router._pool(desk.model)  # pyright: ignore[reportPrivateUsage]
+
+    desk.router.put({**desk.watched, "gpu-3": watched_of(Upstream("gpu-3"))["gpu-3"]}, [desk.model])
+    assert desk.router._pool(desk.model) is before  # pyright: ignore[reportPrivateUsage]
+
+    desk.router.put(watched_of(Upstream("gpu-1"), Upstream("gpu-2")), [desk.model])
+    assert desk.router._pool(desk.model) is not before  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_a_model_whose_upstreams_are_all_gone_is_unavailable() -> None:
+    """It takes two reloads within one request's admission to come to that."""
+    desk = Desk(Upstream("gpu-1"), Upstream("gpu-2"))
+    for name in ("gpu-3", "gpu-4"):
+        servings = (Serving(name, "m"),)
+        desk.router.put(watched_of(Upstream(name)), [a_model(servings=servings)])
+
+    assert isinstance(await desk.ask(), Unavailable)

@@ -49,7 +49,8 @@ class Books(Database, Protocol):
 
 
 class Operations:
-    """`genesis(account_id)` is where the ledger begins an account's chain of entries."""
+    """`genesis(account_id)` is where the ledger begins an account's chain of entries;
+    `starting_credits` are those of now: a reload puts others in their place."""
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class Operations:
         self._clock = clock
         self._genesis = genesis
         self._signing_key = signing_key
-        self._starting_credits = starting_credits
+        self.starting_credits = starting_credits
         self._operations: Mapping[str, Operation] = {
             "account create": self.account_create,
             "account list": self.account_list,
@@ -109,7 +110,7 @@ class Operations:
         """
         account = self._find(DEFAULT_ACCOUNT)
         if account is None:
-            account = await self._open(DEFAULT_ACCOUNT, self._starting_credits, actor="tollway")
+            account = await self._open(DEFAULT_ACCOUNT, self.starting_credits, actor="tollway")
         elif self._tokens.list(account.id):
             return None
         _, secret = await self._tokens.issue(
@@ -129,7 +130,7 @@ class Operations:
         credits: Annotated[int, Meta(ge=0, le=_CREDITS_MAX)] | None = None,
         actor: str,
     ) -> Object:
-        credits = self._starting_credits if credits is None else credits
+        credits = self.starting_credits if credits is None else credits
         return self._account(await self._open(name, credits, actor=actor))
 
     async def account_list(self) -> Object:
