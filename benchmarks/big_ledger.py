@@ -28,9 +28,9 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.gateways import MODEL, PATH, Gateway, tollway, tollway_places
+from benchmarks.gateways import MODEL, PATH, Gateway, tollway, tollway_places, upstream
 from benchmarks.load import Figures, plain
-from benchmarks.processes import BUILD, LOAD_CORE, built, free_port, raise_file_limit, running, used
+from benchmarks.processes import BUILD, free_port, raise_file_limit, used
 from tollway.accounts import Accounts
 from tollway.api.admin.control import ask
 from tollway.database.sqlite import SqliteDatabase, connect
@@ -195,12 +195,11 @@ def main() -> None:
 @contextlib.contextmanager
 def _both(places: Path, program: list[str], new: Path, old: Path) -> Generator[list[Installation]]:
     with contextlib.ExitStack() as stack:
-        port = free_port()
-        upstream = [built("fake_upstream"), str(port)]
-        log = places / "upstream.log"
-        stack.enter_context(running(upstream, core=LOAD_CORE, port=port, log=log))
+        model = stack.enter_context(upstream(places))
         yield [
-            Installation(name, data, stack.enter_context(tollway(places, port, program, data=data)))
+            Installation(
+                name, data, stack.enter_context(tollway(places, model, program, data=data))
+            )
             for name, data in (("new", new), ("5 million rows", old))
         ]
 

@@ -1,18 +1,37 @@
 """How each gateway under test is set up and started: nginx as the yardstick, Tollway with
-everything on."""
+everything on; and the model's server behind them all."""
 
 import contextlib
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import GATEWAY_CORE, free_port, running
+from benchmarks.processes import GATEWAY_CORE, LOAD_CORE, built, free_port, running
 
 MODEL = "m1"
 PATH = "/api/v1/chat/completions"
+MEMORY = "/dev/shm"  # noqa: S108 (a folder of a random name is made in it)
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """The model's server: a stand-in that answers at once."""
+
+    port: int
+    pid: int
+
+
+@contextlib.contextmanager
+def upstream(folder: Path) -> Generator[Upstream]:
+    port = free_port()
+    command = [built("fake_upstream"), str(port)]
+    log = folder / "upstream.log"
+    with running(command, core=LOAD_CORE, port=port, log=log) as process:
+        yield Upstream(port, process.pid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +42,17 @@ class Gateway:
     name: str
     pid: int
     port: int
-    token: str
+    upstream: Upstream
+    token: str = "none"  # noqa: S105 (it is none)
     path: str = PATH
     model: str = MODEL
     headers: tuple[tuple[str, str], ...] = ()
+
+
+@contextlib.contextmanager
+def direct(upstream: Upstream) -> Generator[Gateway]:
+    """No gateway at all: what the load and the model's server need, and how fast they can be."""
+    yield Gateway("no gateway", upstream.pid, upstream.port, upstream)
 
 
 # One worker that passes the same bytes on: no check, no log, connections kept on both sides,
@@ -43,7 +69,8 @@ http {{
   tcp_nodelay on;
   keepalive_requests 1000000000;
   keepalive_timeout 600s;
-  client_body_buffer_size 64k;
+  client_max_body_size 32m;
+  client_body_buffer_size 2m;
   client_body_temp_path body;
   proxy_temp_path proxy;
   fastcgi_temp_path fastcgi;
@@ -70,17 +97,17 @@ http {{
 
 
 @contextlib.contextmanager
-def nginx(folder: Path, upstream_port: int) -> Generator[Gateway]:
+def nginx(folder: Path, upstream: Upstream) -> Generator[Gateway]:
     """A private instance: its own prefix, pid file and temporary folders."""
     port = free_port()
     # Started by root its worker would become nobody, who may not enter the private folder.
     user = "user root;\n" if os.geteuid() == 0 else ""
     (folder / "nginx.conf").write_text(
-        NGINX.format(user=user, port=port, upstream_port=upstream_port)
+        NGINX.format(user=user, port=port, upstream_port=upstream.port)
     )
     command = ["nginx", "-p", f"{folder}/", "-c", "nginx.conf", "-e", "stderr"]
     with running(command, core=GATEWAY_CORE, port=port, log=folder / "nginx.log") as process:
-        yield Gateway("nginx", process.pid, port, "unused")
+        yield Gateway("nginx", process.pid, port, upstream)
 
 
 # Every check stays on: only the numbers that a single account would run into are raised.
@@ -115,16 +142,33 @@ upstreams = [{{ name = "bench", model = "{model}" }}]
 
 @contextlib.contextmanager
 def tollway(
-    folder: Path, upstream_port: int, program: Sequence[str], *, data: Path | None = None
+    folder: Path,
+    upstream: Upstream,
+    program: Sequence[str],
+    *,
+    data: Path | None = None,
+    name: str = "Tollway",
 ) -> Generator[Gateway]:
     """As a user starts it: SQLite, each charge on disk before its answer ends. With a new data
     directory, or one that is there."""
     port = free_port()
-    places = tollway_places(folder, upstream_port, data or folder / "data")
+    places = tollway_places(folder, upstream.port, data or folder / "data")
     command = [*program, "serve", *places, "--port", str(port)]
     log = folder / f"tollway-{port}.log"
     with running(command, core=GATEWAY_CORE, port=port, log=log) as process:
-        yield Gateway("Tollway", process.pid, port, _issue_token(program, places))
+        yield Gateway(name, process.pid, port, upstream, _issue_token(program, places))
+
+
+@contextlib.contextmanager
+def tollway_in_memory(
+    folder: Path, upstream: Upstream, program: Sequence[str]
+) -> Generator[Gateway]:
+    """The same with its data where an fsync takes no time: what a request takes beside it."""
+    with (
+        tempfile.TemporaryDirectory(prefix="tollway-bench-", dir=MEMORY) as data,
+        tollway(folder, upstream, program, data=Path(data), name="Tollway in memory") as gateway,
+    ):
+        yield gateway
 
 
 def tollway_places(folder: Path, upstream_port: int, data: Path) -> list[str]:

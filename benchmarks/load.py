@@ -3,13 +3,16 @@ what each is for."""
 
 import json
 import re
+import resource
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.gateways import Gateway
-from benchmarks.processes import LOAD_CORE, NATIVE, built, on_load_core, used
+from benchmarks.processes import LOAD_CORE, NATIVE, built, cpu_seconds, on_load_core, used
 
 CONNECTIONS = 64
 BURST_STREAMS = 32
@@ -20,6 +23,14 @@ IDLE_STREAMS = 1000
 IDLE_SECONDS = 5
 IDLE_PACE_MS = 60_000
 WARM_SECONDS = 2
+RATE = 3000
+LOW_RATE = 50
+CROWD_STREAMS = 1000
+CROWD_CHUNKS = 250
+LARGE_RATE = 20
+LARGE_MESSAGES = 200
+LARGE_MESSAGE_BYTES = 5220
+SMALL_MESSAGE_BYTES = 728
 
 Figures = dict[str, float]
 
@@ -33,6 +44,7 @@ def idle(gateway: Gateway, seconds: int) -> Figures:
     holding = subprocess.Popen(
         ["taskset", "-c", LOAD_CORE, *command, "hold"],
         stdout=subprocess.PIPE,
+        env=_env(gateway),
     )
     time.sleep(IDLE_SECONDS)
     during = used(gateway.pid)
@@ -51,35 +63,100 @@ def plain(gateway: Gateway, seconds: int, tokens: Path | None = None) -> Figures
     """Whole replies, keep-alive, as fast as they go; with a file of `tokens`, another one each
     time."""
     _wrk(gateway, WARM_SECONDS, tokens)
-    before = used(gateway.pid)
-    printed = _wrk(gateway, seconds, tokens)
-    after = used(gateway.pid)
+    with _spent(gateway) as spent:
+        printed = _wrk(gateway, seconds, tokens)
     count = int(_found(r"(\d+) requests in", printed))
     failed = re.search(r"Non-2xx or 3xx responses: (\d+)", printed)
     broken = re.findall(r"(?:connect|read|write|timeout) (\d+)", printed)
     return {
-        "request_us": (after.cpu_seconds - before.cpu_seconds) * 1e6 / max(count, 1),
+        "request_us": spent.gateway_us / max(count, 1),
         "requests_per_second": float(_found(r"Requests/sec:\s+([\d.]+)", printed)),
         "p50_ms": _ms(_found(r"(?m)^\s+50%\s+(\S+)", printed)),
         "p99_ms": _ms(_found(r"(?m)^\s+99%\s+(\S+)", printed)),
+        "load_share": spent.load_share,
         "errors": (int(failed[1]) if failed else 0) + sum(int(number) for number in broken),
+    }
+
+
+def rate(gateway: Gateway, seconds: int, requests_per_second: float = RATE) -> Figures:
+    """The same number of requests a second for every gateway, whether or not it has answered those
+    before."""
+    _paced_requests(gateway, WARM_SECONDS, requests_per_second)
+    with _spent(gateway) as spent:
+        asked = _paced_requests(gateway, seconds, requests_per_second)
+    return {
+        "rate_request_us": spent.gateway_us / max(asked["requests"], 1),
+        "rate_p50_ms": asked["p50"],
+        "rate_p99_ms": asked["p99"],
+        "rate_late": asked["late"] / max(asked["requests"], 1),
+        "errors": asked["errors"],
     }
 
 
 def burst(gateway: Gateway, seconds: int) -> Figures:
     """Streams that the upstream writes as fast as it can: chunks come many at a time."""
     _stream(gateway, BURST_STREAMS, WARM_SECONDS, pace_ms=0)
-    cpu_us, streamed = _measured_stream(gateway, BURST_STREAMS, seconds, pace_ms=0)
-    return {"burst_chunk_us": cpu_us / max(streamed["chunks"], 1), "errors": streamed["errors"]}
+    with _spent(gateway) as spent:
+        streamed = _stream(gateway, BURST_STREAMS, seconds, pace_ms=0)
+    return {
+        "burst_chunk_us": spent.gateway_us / max(streamed["chunks"], 1),
+        "burst_chunks_per_second": streamed["chunks"] / streamed["secs"],
+        "errors": streamed["errors"],
+    }
 
 
 def paced(gateway: Gateway, seconds: int) -> Figures:
     """Streams as a model writes them: each chunk is a wake-up of its own."""
-    cpu_us, streamed = _measured_stream(gateway, PACED_STREAMS, seconds, pace_ms=PACE_MS)
+    with _spent(gateway) as spent:
+        streamed = _stream(gateway, PACED_STREAMS, seconds, pace_ms=PACE_MS)
     return {
-        "paced_chunk_us": cpu_us / max(streamed["chunks"], 1),
+        "paced_chunk_us": spent.gateway_us / max(streamed["chunks"], 1),
         "first_chunk_p50_ms": streamed["ttfc_p50"],
         "first_chunk_p99_ms": streamed["ttfc_p99"],
+        "paced_load_share": spent.load_share,
+        "errors": streamed["errors"],
+    }
+
+
+def large(gateway: Gateway, seconds: int) -> Figures:
+    """A conversation of 1 MiB in 200 messages, twenty a second."""
+    with _spent(gateway) as spent:
+        asked = _paced_requests(
+            gateway, seconds, LARGE_RATE, LARGE_MESSAGES, LARGE_MESSAGE_BYTES, connections=8
+        )
+    return {
+        "large_request_us": spent.gateway_us / max(asked["requests"], 1),
+        "large_p50_ms": asked["p50"],
+        "errors": asked["errors"],
+    }
+
+
+def low(gateway: Gateway, seconds: int) -> Figures:
+    """What a request takes where nothing else runs: whole replies, then streams, fifty a second."""
+    whole = _paced_requests(gateway, seconds, LOW_RATE)
+    streamed = _paced_requests(gateway, seconds, LOW_RATE, stream=True)
+    return {
+        "low_p50_ms": whole["p50"],
+        "low_p99_ms": whole["p99"],
+        "low_first_p50_ms": streamed["first_p50"],
+        "low_first_p99_ms": streamed["first_p99"],
+        "errors": whole["errors"] + streamed["errors"],
+    }
+
+
+def crowd(gateway: Gateway, seconds: int) -> Figures:
+    """A thousand streams of a chunk each 20 ms: 50,000 chunks a second."""
+    lasts = CROWD_CHUNKS * PACE_MS // 1000  # until the last has begun
+    command = _stream_command(gateway, CROWD_STREAMS, lasts + seconds, PACE_MS, chunks=CROWD_CHUNKS)
+    with _spent(gateway) as spent:
+        streamed = json.loads(on_load_core([*command, "spread"], _env(gateway)))
+    return {
+        "crowd_chunk_us": spent.gateway_us / max(streamed["chunks"], 1),
+        "crowd_first_p50_ms": streamed["ttfc_p50"],
+        "crowd_first_p99_ms": streamed["ttfc_p99"],
+        "crowd_gap_p99_ms": streamed["gap_p99"],
+        "crowd_gap_max_ms": streamed["gap_max"],
+        "crowd_load_share": spent.load_share,
         "errors": streamed["errors"],
     }
 
@@ -87,28 +164,75 @@ def paced(gateway: Gateway, seconds: int) -> Figures:
 TESTS: dict[str, Callable[[Gateway, int], Figures]] = {
     "idle": idle,
     "plain": plain,
+    "rate": rate,
     "burst": burst,
     "paced": paced,
+    "large": large,
+    "low": low,
+    "crowd": crowd,
 }
 UNIT_OF = {"plain": "request_us", "burst": "burst_chunk_us", "paced": "paced_chunk_us"}
 
 
-def _measured_stream(
-    gateway: Gateway, streams: int, seconds: int, pace_ms: int
-) -> tuple[float, Figures]:
-    before = used(gateway.pid)
-    streamed = _stream(gateway, streams, seconds, pace_ms)
-    after = used(gateway.pid)
-    return (after.cpu_seconds - before.cpu_seconds) * 1e6, streamed
+# --- what a test spent ----------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Spent:
+    """`load_share` is how much of their core the load and the model's server used: near 1 they, and
+    not the gateway, would be what is measured."""
+
+    gateway_us: float = 0.0
+    load_share: float = 0.0
+
+
+@contextmanager
+def _spent(gateway: Gateway) -> Generator[Spent]:
+    spent = Spent()
+    own, model, load, began = _now(gateway)
+    yield spent
+    own_after, model_after, load_after, ended = _now(gateway)
+    spent.gateway_us = (own_after - own) * 1e6
+    spent.load_share = (model_after - model + load_after - load) / (ended - began)
+
+
+def _now(gateway: Gateway) -> tuple[float, float, float, float]:
+    """Seconds of CPU: the gateway's, the model's server's, the load's that have ended; and the
+    time."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    load = children.ru_utime + children.ru_stime
+    model = cpu_seconds(gateway.upstream.pid)
+    return cpu_seconds(gateway.pid), model, load, time.monotonic()
+
+
+# --- the load -------------------------------------------------------------------------------------
 
 
 def _stream(gateway: Gateway, streams: int, seconds: int, pace_ms: int) -> Figures:
-    return json.loads(on_load_core(_stream_command(gateway, streams, seconds, pace_ms)))
+    command = _stream_command(gateway, streams, seconds, pace_ms)
+    return json.loads(on_load_core(command, _env(gateway)))
 
 
-def _stream_command(gateway: Gateway, streams: int, seconds: int, pace_ms: int) -> list[str]:
+def _stream_command(
+    gateway: Gateway, streams: int, seconds: int, pace_ms: int, chunks: int = CHUNKS
+) -> list[str]:
     program = [built("stream_load"), str(gateway.port), gateway.path, gateway.token, gateway.model]
-    return [*program, str(streams), str(seconds), str(CHUNKS), str(pace_ms)]
+    return [*program, str(streams), str(seconds), str(chunks), str(pace_ms)]
+
+
+def _paced_requests(
+    gateway: Gateway,
+    seconds: int,
+    requests_per_second: float,
+    messages: int = 1,
+    message_bytes: int = SMALL_MESSAGE_BYTES,
+    *,
+    stream: bool = False,
+    connections: int = CONNECTIONS,
+) -> Figures:
+    program = [built("rate_load"), str(gateway.port), gateway.path, gateway.token, gateway.model]
+    numbers = [connections, seconds, requests_per_second, messages, message_bytes, int(stream)]
+    return json.loads(on_load_core([*program, *map(str, numbers)], _env(gateway)))
 
 
 def _wrk(gateway: Gateway, seconds: int, tokens: Path | None = None) -> str:
@@ -116,11 +240,12 @@ def _wrk(gateway: Gateway, seconds: int, tokens: Path | None = None) -> str:
     options = ["-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "10s", "--latency"]
     script = NATIVE / ("post.lua" if tokens is None else "post_many.lua")
     command = ["wrk", *options, "-s", str(script), url]
+    return on_load_core(command, _env(gateway) | {"TOKENS": str(tokens)})
+
+
+def _env(gateway: Gateway) -> dict[str, str]:
     more = "|".join(f"{name}: {value}" for name, value in gateway.headers)
-    env = {"TOKEN": gateway.token, "MODEL": gateway.model, "EXTRA_HEADERS": more}
-    if tokens is not None:
-        env["TOKENS"] = str(tokens)
-    return on_load_core(command, env)
+    return {"TOKEN": gateway.token, "MODEL": gateway.model, "EXTRA_HEADERS": more}
 
 
 def _found(pattern: str, text: str) -> str:

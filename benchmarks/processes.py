@@ -24,23 +24,33 @@ STOP_SECONDS = 10
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """By a process and all below it, threads included. `proportional_bytes` counts a shared page
-    once."""
+    """Memory of a process and all below it. `proportional_bytes` counts a shared page once."""
 
-    cpu_seconds: float
     resident_bytes: int
     proportional_bytes: int
 
 
 def used(pid: int) -> Used:
-    cpu_seconds, resident, proportional = 0.0, 0, 0
-    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+    resident, proportional = 0, 0
+    for process in _tree(pid):
         with contextlib.suppress(psutil.NoSuchProcess, OSError):
             memory = process.memory_full_info()
-            cpu_seconds += time.clock_gettime(_cpu_clock(process.pid))
             resident += memory.rss
             proportional += memory.pss
-    return Used(cpu_seconds, resident, proportional)
+    return Used(resident, proportional)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of a process and all below it, threads included, to the nanosecond."""
+    seconds = 0.0
+    for process in _tree(pid):
+        with contextlib.suppress(OSError):
+            seconds += time.clock_gettime(_cpu_clock(process.pid))
+    return seconds
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
 
 
 def _cpu_clock(pid: int) -> int:
@@ -68,6 +78,14 @@ def raise_file_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FILES_MAX if hard == resource.RLIM_INFINITY else min(FILES_MAX, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def take_priority(nice: int) -> None:
+    """On a shared machine: below 0 (root's) the neighbours wait for us, and not we for them.
+    Children inherit this. Linux may weigh whole sessions against one another, so both are told."""
+    os.setpriority(os.PRIO_PROCESS, 0, nice)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(nice))
 
 
 @contextlib.contextmanager

@@ -19,9 +19,9 @@ from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 
-from benchmarks.gateways import Gateway, tollway
+from benchmarks.gateways import Gateway, tollway, upstream
 from benchmarks.load import TESTS, UNIT_OF
-from benchmarks.processes import LOAD_CORE, built, free_port, raise_file_limit, running
+from benchmarks.processes import LOAD_CORE, raise_file_limit
 
 SAMPLES_A_SECOND = 2000
 PYTHON_SAMPLES_A_SECOND = 500
@@ -69,12 +69,8 @@ def main() -> None:
 def _server(program: list[str]) -> Generator[tuple[Gateway, Path]]:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tollway-profile-")))
-        port = free_port()
-        upstream = [built("fake_upstream"), str(port)]
-        stack.enter_context(
-            running(upstream, core=LOAD_CORE, port=port, log=folder / "upstream.log")
-        )
-        yield stack.enter_context(tollway(folder, port, program)), folder
+        model = stack.enter_context(upstream(folder))
+        yield stack.enter_context(tollway(folder, model, program)), folder
 
 
 @contextlib.contextmanager

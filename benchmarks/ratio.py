@@ -1,10 +1,12 @@
 """CPU and memory of a request through Tollway, as a ratio to nginx passing the same bytes.
 
-    python -m benchmarks.ratio [--rounds 3] [--secs 8] [--only plain,paced] [--gateways
-    nginx,tollway]
+    python -m benchmarks.ratio [--rounds 3] [--secs 8] [--only plain,paced]
+        [--gateways nginx,tollway]
 
-Both gateways run at the same time, pinned to one core, and take turns within every round; the load
-and the model's server run on the other. See README.md for what is measured and why.
+The gateways run at the same time, pinned to one core, and take turns within every round; the load
+and the model's server run on the other. Beside the two there are `direct`, no gateway at all, and
+`memory`, Tollway with its data in memory, where an fsync takes no time. See README.md for what is
+measured and why.
 """
 
 import argparse
@@ -19,12 +21,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.gateways import Gateway, nginx, tollway
+from benchmarks.gateways import (
+    Gateway,
+    Upstream,
+    direct,
+    nginx,
+    tollway,
+    tollway_in_memory,
+    upstream,
+)
 from benchmarks.load import TESTS, Figures
-from benchmarks.processes import LOAD_CORE, built, free_port, raise_file_limit, running
+from benchmarks.processes import raise_file_limit, take_priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +51,38 @@ class Measure:
     aim: str = ""
 
 
+USUAL_TESTS = ["idle", "plain", "rate", "burst", "paced", "large"]
+GATEWAYS: dict[str, Callable[[Path, Upstream, list[str]], AbstractContextManager[Gateway]]] = {
+    "direct": lambda folder, model, program: direct(model),
+    "nginx": lambda folder, model, program: nginx(folder, model),
+    "tollway": lambda folder, model, program: tollway(folder, model, program),
+    "memory": lambda folder, model, program: tollway_in_memory(folder, model, program),
+}
+
 MEASURES = (
     Measure("request_us", "CPU µs a request", must="<= 6x", aim="<= 4x"),
     Measure("paced_chunk_us", "CPU µs a paced chunk", must="<= 3x", aim="<= 2x"),
     Measure("burst_chunk_us", "CPU µs a burst chunk", digits=2),
     Measure("idle_stream_kb", "KB an idle stream", must="<= 24 KB", aim="<= 12 KB"),
     Measure("resident_mb", "RSS MB before load", must="<= 80 MB", aim="<= 50 MB"),
+    Measure("large_request_us", "CPU µs a request of 1 MiB", digits=0, must="<= 3x", aim="<= 3x"),
+    Measure("rate_request_us", "CPU µs a request, 3,000 a second for both"),
     Measure("requests_per_second", "requests/s", best=max, digits=0),
     Measure("p50_ms", "p50 ms", digits=2),
     Measure("p99_ms", "p99 ms", digits=2),
     Measure("first_chunk_p50_ms", "time to first chunk, p50 ms", digits=2),
     Measure("first_chunk_p99_ms", "time to first chunk, p99 ms", digits=2),
+    Measure("low_p50_ms", "50 a second: p50 ms", digits=2),
+    Measure("low_p99_ms", "50 a second: p99 ms", digits=2),
+    Measure("low_first_p50_ms", "50 a second: first chunk, p50 ms", digits=2),
+    Measure("low_first_p99_ms", "50 a second: first chunk, p99 ms", digits=2),
+    Measure("crowd_chunk_us", "1,000 streams: CPU µs a chunk"),
+    Measure("crowd_first_p50_ms", "1,000 streams: first chunk, p50 ms", digits=2),
+    Measure("crowd_first_p99_ms", "1,000 streams: first chunk, p99 ms", digits=2),
+    Measure("crowd_gap_p99_ms", "1,000 streams: between two reads, p99 ms"),
+    Measure("crowd_gap_max_ms", "1,000 streams: longest between two reads, ms"),
+    Measure("crowd_load_share", "the same, 1,000 streams", best=max, digits=2),
+    Measure("load_share", "share of the load's core that was used", best=max, digits=2),
     Measure("errors", "errors", best=max, digits=0),
 )
 
@@ -61,6 +93,7 @@ MEASURES = (
 def main() -> None:
     chosen = _options()
     raise_file_limit()
+    take_priority(chosen.nice)
     program = shlex.split(chosen.tollway)
     rounds: list[dict[str, Figures]] = []
     for number in range(chosen.rounds):
@@ -84,9 +117,11 @@ def _options() -> argparse.Namespace:
     beside = Path(sys.executable).with_name("tollway")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--secs", type=int, default=8, help="of each test in each round")
-    options.add_argument("--only", type=_names(TESTS), default=list(TESTS), help=",".join(TESTS))
-    both = ("nginx", "tollway")
-    options.add_argument("--gateways", type=_names(both), default=list(both), help=",".join(both))
+    options.add_argument("--only", type=_names(TESTS), default=USUAL_TESTS, help=",".join(TESTS))
+    options.add_argument(
+        "--gateways", type=_names(GATEWAYS), default=["nginx", "tollway"], help=",".join(GATEWAYS)
+    )
+    options.add_argument("--nice", type=int, default=0, help="-20: the neighbours wait (root)")
     options.add_argument("--tollway", default=str(beside), help="the command to run (%(default)s)")
     options.add_argument("--out", help="also write the table to this file")
     return options.parse_args()
@@ -107,16 +142,10 @@ def _round(chosen: argparse.Namespace, program: list[str], *, reverse: bool) -> 
     """Every test on every gateway, in turns. Each round starts them afresh, in the other order."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tollway-bench-")))
-        upstream_port = free_port()
-        upstream = [built("fake_upstream"), str(upstream_port)]
-        stack.enter_context(
-            running(upstream, core=LOAD_CORE, port=upstream_port, log=folder / "upstream.log")
-        )
-        gateways: list[Gateway] = []
-        if "nginx" in chosen.gateways:
-            gateways.append(stack.enter_context(nginx(folder, upstream_port)))
-        if "tollway" in chosen.gateways:
-            gateways.append(stack.enter_context(tollway(folder, upstream_port, program)))
+        model = stack.enter_context(upstream(folder))
+        gateways = [
+            stack.enter_context(GATEWAYS[name](folder, model, program)) for name in chosen.gateways
+        ]
         if reverse:
             gateways.reverse()
         measured: dict[str, Figures] = {gateway.name: {"errors": 0} for gateway in gateways}
@@ -132,7 +161,7 @@ def _round(chosen: argparse.Namespace, program: list[str], *, reverse: bool) -> 
 
 
 def _report(rounds: list[dict[str, Figures]], chosen: argparse.Namespace) -> str:
-    names = sorted(rounds[0], key=lambda name: name != "nginx")
+    names = list(rounds[0])  # the first round has them in the order that was asked for
     titles = ["", *names, "ratio", "median ratio", "must", "aim"]
     day = time.strftime("%Y-%m-%d")
     lines = [
