@@ -42,7 +42,13 @@ class Installation:
         fresh.write_text(self.text)
         fresh.rename(self.server.config)
 
-    def reload(self, *replacements: tuple[str, str]) -> Finished:
+    def reload(self, *replacements: tuple[str, str]) -> dict[str, list[str]]:
+        """Before the server has looked at the file itself. Raises `Refused`."""
+        self.write(*replacements)
+        return self.server.operate("reload")
+
+    def command(self, *replacements: tuple[str, str]) -> Finished:
+        """The same by `tollway reload`, which may come too late to be the first."""
         self.write(*replacements)
         return self.server.command("reload")
 
@@ -116,10 +122,7 @@ def test_a_price_changes_from_the_next_request_on_and_a_running_one_keeps_its_ow
         after = customer.chat(max_tokens=50)
         events = client.read_events()
 
-    assert (done.status, done.stdout) == (
-        0,
-        "models.acme/parrot.prompt_rate: 1000000 -> 3000000\n",
-    )
+    assert done["changes"] == ["models.acme/parrot.prompt_rate: 1000000 -> 3000000"]
     assert events[-1].data == "[DONE]"
     before = customer.receipt(running.header("x-request-id") or "")
     assert (before["rates"]["prompt"], before["credits"]["consumed"]) == (1_000_000, 9 + 2 * 2)
@@ -147,7 +150,7 @@ def test_an_upstream_that_is_taken_out_ends_what_it_runs_and_then_its_connection
         asked_of_the_new = new.last.body["model"]
         events = client.read_events()
 
-    removed, added, model = done.stdout.splitlines()
+    removed, added, model = done["changes"]
     assert (removed, added) == ("upstreams.gpu-1: removed", "upstreams.gpu-2: added")
     assert re.fullmatch(r"models\.acme/parrot\.upstreams: .*gpu-1.* -> .*gpu-2.*", model)
     assert asked_of_the_new == "parrot-2"
@@ -259,7 +262,7 @@ def test_a_server_in_a_terminal_goes_when_the_terminal_does(tmp_path: Path) -> N
 def test_a_bad_file_is_refused_whole_and_the_server_goes_on(installed: Installation) -> None:
     customer = installed.customer()
 
-    done = installed.reload(
+    done = installed.command(
         ("prompt_rate = 1000000", "prompt_rate = 3000000"),
         ("[[models]]\n", "[[models]]\nidd = 1\n"),
     )
@@ -270,7 +273,7 @@ def test_a_bad_file_is_refused_whole_and_the_server_goes_on(installed: Installat
     assert f"the configuration was refused, the running one stays: {why}" in installed.server.stderr
     assert rates_of(customer, customer.chat(max_tokens=50)) == (1_000_000, 2_000_000)
     assert installed.metric('tollway_configuration_reloads_total{result="refused"}') >= 1
-    assert installed.reload(("idd = 1\n", "")).status == 0
+    installed.reload(("idd = 1\n", ""))
     assert rates_of(customer, customer.chat(max_tokens=50)) == (3_000_000, 2_000_000)
     assert installed.metric('tollway_configuration_reloads_total{result="ok"}') == 1
     assert installed.metric("tollway_configuration_reloaded_timestamp_seconds") > 1.7e9
@@ -281,16 +284,18 @@ def test_what_needs_a_restart_is_named_and_the_rest_is_taken(installed: Installa
         ("[limits]", "[server]\ndrain_seconds = 7\n[limits]\nstarting_credits = 7")
     )
 
-    assert done.status == 0
-    assert done.stdout.splitlines() == [
-        "limits.starting_credits: 100000 -> 7",
-        "server.drain_seconds: 120.0 -> 7.0 (with a restart alone)",
-    ]
+    assert done == {
+        "changes": ["limits.starting_credits: 100000 -> 7"],
+        "afterRestart": ["server.drain_seconds: 120.0 -> 7.0"],
+    }
+    # It waits for the restart still.
+    again = installed.server.command("reload").stdout
+    assert again == "server.drain_seconds: 120.0 -> 7.0 (with a restart alone)\n"
     assert "changes with a restart alone: server.drain_seconds: 120.0" in installed.server.stderr
 
 
 def test_a_model_that_would_need_the_embedded_one_is_refused(installed: Installation) -> None:
-    done = installed.reload(
+    done = installed.command(
         (
             "[[models]]",
             '[[models]]\nid = "x"\ntier = "budget"\n'
@@ -304,8 +309,20 @@ def test_a_model_that_would_need_the_embedded_one_is_refused(installed: Installa
 
 
 def test_where_nothing_has_changed_it_says_so(installed: Installation) -> None:
-    assert installed.reload().stdout == "Nothing has changed.\n"
-    assert installed.server.operate("reload") == {"changes": [], "afterRestart": []}
+    assert installed.command().stdout == "Nothing has changed.\n"
+    assert installed.reload() == {"changes": [], "afterRestart": []}
+
+
+def test_the_command_prints_what_changed(installed: Installation) -> None:
+    printed = ""
+    for rate in range(2, 12):  # the server may have looked at the file before the command did
+        before = re.search(r"prompt_rate = \d+", installed.text)
+        assert before is not None
+        printed = installed.command((before[0], f"prompt_rate = {rate}000000")).stdout
+        if printed != "Nothing has changed.\n":
+            break
+
+    assert re.fullmatch(r"models\.acme/parrot\.prompt_rate: \d+000000 -> \d+000000\n", printed)
 
 
 def test_without_a_server_there_is_nothing_to_reload(tmp_path: Path) -> None:
