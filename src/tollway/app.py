@@ -35,6 +35,7 @@ from tollway.api.edge import EdgeProtocol
 from tollway.api.observer import RequestObserver
 from tollway.api.operation import ApiParts
 from tollway.api.routes import create_app
+from tollway.api.server import HttpServer
 from tollway.catalogue import Catalogue
 from tollway.clock import Clock, SystemClock
 from tollway.console import Console, Welcome
@@ -76,7 +77,6 @@ from tollway.upstreams.places import Places
 
 CHECKPOINT_SECONDS = 1.0
 KEY_SWEEP_SECONDS = 60.0
-STOP_SECONDS_MAX = 10.0
 DATABASE_FILE = "tollway.db"
 
 log = logging.getLogger("tollway")
@@ -229,7 +229,7 @@ async def _serve(
         stack.push_async_callback(control.stop)
         server = _http_server(settings, store, gateway, limiter, metrics, observer, stopping)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        stack.push_async_callback(_stop_serving, server, serving)
+        stack.push_async_callback(server.stop, serving)
         checkpoints = asyncio.create_task(_write_checkpoints(gateway.pipeline, store))
         stack.callback(checkpoints.cancel)
         live.start_checks()
@@ -244,6 +244,8 @@ async def _serve(
                 console.welcome(_welcome(settings, listener, new_secret))
             await _first_of(serving, stopping)
             console.stopping(len(gateway.pipeline.running), settings.server.drain_seconds)
+            server.wind_down()
+            await asyncio.wait([serving], timeout=settings.server.drain_delay_seconds)
         finally:
             server.should_exit = True
 
@@ -321,7 +323,7 @@ def _http_server(
     metrics: Metrics,
     observer: RequestObserver,
     stopping: asyncio.Event,
-) -> "_Server":
+) -> HttpServer:
     trusted = tuple(ip_network(proxy) for proxy in settings.server.trusted_proxies)
 
     def not_ready() -> list[str]:
@@ -373,32 +375,7 @@ def _http_server(
         timeout_keep_alive=75,
         timeout_graceful_shutdown=max(1, round(settings.server.drain_seconds)),
     )
-    return _Server(config)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn raises the signals that it caught again when it has stopped; here the app has more to
-    close."""
-
-    @contextlib.contextmanager
-    def capture_signals(self):  # pyright: ignore[reportMissingParameterType]
-        yield
-
-
-async def _stop_serving(server: _Server, serving: asyncio.Task[None]) -> None:
-    """Ends when no request runs any more: what the drain's deadline cancelled still settles."""
-    server.should_exit = True
-    await asyncio.wait([serving])
-    tasks = server.server_state.tasks
-    if tasks:
-        for task in tasks:
-            # A second cancellation would fall on the settlement that the first one set off, and
-            # the client would not be told.
-            if not task.cancelling():
-                task.cancel()
-        await asyncio.wait(tasks, timeout=STOP_SECONDS_MAX)
-    if not serving.cancelled() and (error := serving.exception()) is not None:
-        raise error
+    return HttpServer(config, door)
 
 
 async def _write_checkpoints(pipeline: Pipeline, store: Store) -> None:

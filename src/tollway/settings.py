@@ -174,6 +174,16 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         float,
         Meta(ge=0, le=3600, description="How long requests in flight may go on after SIGTERM."),
     ] = 120.0
+    drain_delay_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=300,
+            description="How long after SIGTERM requests are still accepted, while `/readyz` says "
+            "503 and each reply closes its connection: the time that a load balancer needs to send "
+            "its requests elsewhere.",
+        ),
+    ] = 0.0
     store_replies: Annotated[
         bool,
         Meta(

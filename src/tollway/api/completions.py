@@ -24,6 +24,7 @@ class ChatDoor:
         self._pipeline = pipeline
         self._clock = clock
         self.trusted_proxies = trusted_proxies
+        self.winding_down = False
 
     async def serve(self, call: Call, exchange: Exchange) -> None:
         reply = ChatReply(exchange)

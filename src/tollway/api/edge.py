@@ -49,6 +49,7 @@ BODY_SECONDS_MAX = 30.0
 IDLE_SECONDS_MAX = 75.0
 STALLED_SECONDS_MAX = 30.0
 LINGER_SECONDS = 2.0
+LAST_IDLE_SECONDS = 1.0
 HEAD_BYTES_MAX = 32 * 1024
 PIPELINED_MAX = 16
 UNSENT_BYTES_MAX = 64 * 1024
@@ -69,6 +70,7 @@ class Door(Protocol):
     """What the edge hands requests to."""
 
     trusted_proxies: Sequence[Network]
+    winding_down: bool
 
     async def serve(self, call: Call, exchange: "Exchange") -> None:
         """Answers on the exchange, whatever happens. Cancelled when the client leaves."""
@@ -229,6 +231,7 @@ class EdgeProtocol(HttpToolsProtocol):
     idle_seconds_max = IDLE_SECONDS_MAX
     stalled_seconds_max = STALLED_SECONDS_MAX
     linger_seconds = LINGER_SECONDS
+    last_idle_seconds = LAST_IDLE_SECONDS
 
     # uvicorn declares neither None.
     parser: Any
@@ -262,6 +265,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._learned: tuple[LearnedHead, Head] | None = None
         self._learning_tries = LEARNING_TRIES_MAX
         self._running: RequestResponseCycle | None = None  # the same on uvicorn's way
+        self._winding_down = False
         self.url = b""
         self.headers = []
 
@@ -272,6 +276,8 @@ class EdgeProtocol(HttpToolsProtocol):
         transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
         self._idle_since = self.loop.time()
         self._idle_timer = self.loop.call_later(self.head_seconds_max, self._look_at_idleness)
+        if self._door.winding_down:
+            self.wind_down()
 
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in (self._receive_timer, self._idle_timer, self._stall_timer):
@@ -339,15 +345,30 @@ class EdgeProtocol(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.data_received(head + b"\r\n" + rest)
 
+    def wind_down(self) -> None:
+        """The next reply that can still say so is the last on this connection, and says so: whoever
+        reads that sends nothing more here. A connection that closes without a word takes along the
+        request that is on its way, and no proxy may send a POST a second time."""
+        self._winding_down = True
+        self._learned, self._learning_tries = None, 0
+        for cycle in (self._serving, self._running, self.cycle):
+            begun = (
+                cycle.status if isinstance(cycle, Exchange) else cycle and cycle.response_started
+            )
+            if cycle is not None and not begun:
+                cycle.keep_alive = False
+
     def shutdown(self) -> None:
-        """A graceful stop: what runs may end, then the connection closes."""
+        """A graceful stop: what is on its way or runs may end, then the connection closes."""
         self._outbox.flush()
-        if self._serving is None:
+        if self._serving is None and not self._receiving:
             super().shutdown()
-        else:
-            self._serving.keep_alive = False
-            if self.cycle is not None:
-                self.cycle.keep_alive = False
+            return
+        self.wind_down()
+        self.idle_seconds_max = self.last_idle_seconds
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        self._look_at_idleness()
 
     # --- httptools' callbacks ---------------------------------------------------------------------
 
@@ -440,7 +461,7 @@ class EdgeProtocol(HttpToolsProtocol):
             http_1_1 and headers.get(b"expect", b"").lower() == b"100-continue",
             b"trailers" in headers.get(b"te", b"").lower(),
             http_1_1,
-            http_1_1 and self.parser.should_keep_alive(),
+            http_1_1 and not self._winding_down and self.parser.should_keep_alive(),
         )
 
     def _invite_body(self, exchange: Exchange) -> None:
@@ -512,6 +533,8 @@ class EdgeProtocol(HttpToolsProtocol):
         )
         waiting = len(self.pipeline)
         super().on_headers_complete()
+        if self._winding_down:
+            self.cycle.keep_alive = False
         if len(self.pipeline) > waiting:
             cycle, app = self.pipeline.popleft()
             self._enqueue(cycle, app)
