@@ -70,6 +70,7 @@ from tollway.tokens import Tokens
 from tollway.upstreams.balance import Watched
 from tollway.upstreams.checks import keep_checking
 from tollway.upstreams.connection import Deadlines
+from tollway.upstreams.dialects import DIALECTS
 from tollway.upstreams.embedded.upstream import EmbeddedSettings, EmbeddedUpstream, find_model
 from tollway.upstreams.health import Health
 from tollway.upstreams.openai import OpenAICompatible
@@ -569,6 +570,8 @@ def _watch(server: UpstreamSettings, *, clock: Clock) -> Watched:
                 server.total_seconds,
             ),
             allow_link_local=server.allow_link_local,
+            dialect=DIALECTS[server.dialect],
+            api_version=server.api_version,
         ),
         Health(server.name, clock.monotonic, random.random, server.circuit_failures),
         Places(server.concurrent_requests, server.queue_length, server.queue_seconds),

@@ -24,6 +24,7 @@ from tollway.gateway.authenticate import Authenticator
 from tollway.gateway.route import Router
 from tollway.settings import EMBEDDED, Settings
 from tollway.upstreams.balance import Watched
+from tollway.upstreams.dialects import DIALECTS, GENERIC, understood_by
 
 RETIRE_LOOK_SECONDS = 0.5
 
@@ -135,6 +136,7 @@ class Live:
 
 
 def offers_of(settings: Settings) -> list[ModelOffer]:
+    dialects = {server.name: DIALECTS[server.dialect] for server in settings.upstreams}
     return [
         ModelOffer(
             id=model.id,
@@ -144,7 +146,10 @@ def offers_of(settings: Settings) -> list[ModelOffer]:
             context_length=model.context_length,
             max_output_tokens=model.max_output_tokens,
             default_max_tokens=model.default_max_tokens,
-            supported_parameters=model.supported_parameters,
+            supported_parameters=_supported(
+                model.supported_parameters,
+                understood_by(dialects.get(by.upstream, GENERIC) for by in model.upstreams),
+            ),
             confidential=model.confidential,
             servings=tuple(
                 Serving(by.upstream, by.model, by.weight, by.priority) for by in model.upstreams
@@ -154,6 +159,15 @@ def offers_of(settings: Settings) -> list[ModelOffer]:
         )
         for model in settings.models
     ]
+
+
+def _supported(
+    named: frozenset[str] | None, understood: frozenset[str] | None
+) -> frozenset[str] | None:
+    """Of the fields that the operator named, those that some upstream understands; None: all."""
+    if named is None or understood is None:
+        return understood if named is None else named
+    return named & understood
 
 
 def limits_of(settings: Settings) -> Limits:

@@ -65,6 +65,25 @@ Parameter = Literal[
 """The request's optional fields. A test keeps it equal to
 `tollway.wire.requests.OPTIONAL_FIELDS`."""
 
+DialectName = Literal[
+    "generic",
+    "vllm",
+    "sglang",
+    "ollama",
+    "llama-server",
+    "tgi",
+    "openai",
+    "azure",
+    "openrouter",
+    "mistral",
+    "deepseek",
+    "groq",
+    "together",
+    "anthropic",
+    "gemini",
+]
+"""A test keeps it equal to `tollway.upstreams.dialects.DIALECTS`."""
+
 Rate = Annotated[int, Meta(ge=0, le=_CREDITS_MAX)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Tokens = Annotated[int, Meta(ge=1, le=_TOKENS_MAX)]
@@ -292,6 +311,20 @@ class Upstream(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Meta(
             description="Where its key is: `env:NAME` or `file:PATH`; never the key itself. "
             "Default: no key is sent."
+        ),
+    ] = None
+    dialect: Annotated[
+        DialectName,
+        Meta(
+            description="What kind of server it is, so that it is asked as it understands: see "
+            "[dialects](dialects.md)."
+        ),
+    ] = "generic"
+    api_version: Annotated[
+        str | None,
+        Meta(
+            description="For Azure's addresses of deployments, `2024-10-21` or later: base_url "
+            "then ends in `/openai`, and a model is asked as the deployment of that name."
         ),
     ] = None
     allow_link_local: Annotated[
@@ -750,6 +783,17 @@ def _check_upstreams(upstreams: list[Upstream]) -> None:
         why = refusal_of_host(host, allow_link_local=upstream.allow_link_local)
         if why is not None:
             raise _wrong(path, f"no upstream may be at {host}: {why}. Give its own address")
+        _check_api_version(f"upstreams[{index}].api_version", upstream)
+
+
+def _check_api_version(path: str, upstream: Upstream) -> None:
+    version = upstream.api_version
+    if version is None:
+        return
+    if upstream.dialect != "azure":
+        raise _wrong(path, 'only Azure has one. Set dialect = "azure" with it, or leave it out')
+    if re.fullmatch(r"[A-Za-z0-9.-]{1,64}", version) is None:
+        raise _wrong(path, "it is a date. Write it like 2024-10-21, or 2025-04-01-preview")
 
 
 def _check_base_url(path: str, base_url: str) -> None:

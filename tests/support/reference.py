@@ -1,4 +1,4 @@
-"""The pages of docs/reference, made from the code: its settings, metrics, commands and API.
+"""The pages of docs/reference, made from the code: its settings, metrics, commands, API, dialects.
 
 `scripts/reference` writes them; tests/unit/test_docs.py holds them to the code.
 """
@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from tollway import cli, metrics
 from tollway.api.openapi import document
 from tollway.settings import SECTIONS, Secret, StoreAddress
+from tollway.upstreams.dialects import DIALECTS, OPENAIS_OWN, Dialect
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 HELP_COLUMNS = 100
@@ -100,11 +101,94 @@ def api_page() -> str:
     return _page(lines)
 
 
+def dialects_page() -> str:
+    lines = [
+        "# Dialects",
+        "",
+        "Servers that speak OpenAI's API differ in small things. `dialect` in `[[upstreams]]` says"
+        " which one an upstream is; without it an upstream is `generic`: it is asked as OpenAI"
+        " documents, and all shapes of replies below are read. Clients see one form whichever"
+        " server answers: reasoning in `reasoning_content`, the four finish reasons, calls with ids"
+        " and numbers, and the parts of the usage where OpenAI has them.",
+        "",
+        "## How it is asked",
+        "",
+        "A field that a server does not understand is not sent. Where no upstream of a model"
+        " understands it, the model does not support it: it is named in"
+        " `X-Tollway-Ignored-Params`, and refused for a strict token.",
+        "",
+    ]
+    rows = list(DIALECTS.values())
+    lines += [f"*OpenAI's own* are {_codes(sorted(OPENAIS_OWN))}.", ""]
+    lines += _table(
+        ("Dialect", "Server", "Cap on length", "Not sent", "And"),
+        ((f"`{row.name}`", row.title, f"`{row.cap}`", _not_sent(row), _asked(row)) for row in rows),
+    )
+    lines += [
+        "",
+        "## What it answers",
+        "",
+        "OpenAI's own words for an end are read everywhere, and so is each of these; what is none"
+        " of them (`abort`, `error`, `insufficient_system_resource`) is a failure of the upstream."
+        " *Busy* are the statuses of a server that is at its capacity.",
+        "",
+    ]
+    lines += _table(
+        ("Dialect", "Reasoning in", "Ends", "Cached tokens in", "Reasoning tokens in", "Busy"),
+        (
+            (
+                f"`{row.name}`",
+                _codes(row.reasoning),
+                ", ".join(f"`{theirs}` = `{ours}`" for theirs, ours in row.ends.items()),
+                _codes(row.cached_tokens),
+                _codes(row.reasoning_tokens)
+                + (" or `total_tokens` alone" if row.counts_reasoning_apart else ""),
+                ", ".join(str(status) for status in sorted(row.too_busy)),
+            )
+            for row in rows
+        ),
+    )
+    return _page(lines)
+
+
+def _codes(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _not_sent(row: Dialect) -> str:
+    names = _codes(sorted(row.dropped - OPENAIS_OWN))
+    if not OPENAIS_OWN & row.dropped:
+        return names
+    kept = _codes(sorted(OPENAIS_OWN - row.dropped))
+    return ", ".join(filter(None, (names, "*OpenAI's own*" + (f" but {kept}" if kept else ""))))
+
+
+def _asked(row: Dialect) -> str:
+    """What else is done for a server, in words."""
+    notes = [f"`{ours}` is sent as `{theirs}`" for ours, theirs in row.renamed.items()]
+    if not row.asks_for_usage:
+        notes.append("usage comes unasked")
+    if row.choices_max is not None:
+        notes.append(f"`n` above {row.choices_max} is refused")
+    if row.top_p_below is not None:
+        notes.append(f"`top_p` of {row.top_p_below:g} is left out")
+    if not row.takes_developer:
+        notes.append("a developer message becomes a system message")
+    if not row.takes_names:
+        notes.append("names of messages are left out")
+    if row.call_ids != "any":
+        notes.append(f"ids of calls are made of {row.call_ids}")
+    if row.key_header != "authorization":
+        notes.append(f"the key is in the header `{row.key_header}`")
+    return "; ".join(notes)
+
+
 PAGES: Mapping[str, Callable[[], str]] = {
     "settings.md": settings_page,
     "metrics.md": metrics_page,
     "commands.md": commands_page,
     "api.md": api_page,
+    "dialects.md": dialects_page,
 }
 
 

@@ -161,6 +161,16 @@ def test_cached_tokens_and_reasoning_may_have_rates_of_their_own(tmp_path: Path)
     ]
 
 
+def test_an_upstream_has_a_dialect(tmp_path: Path) -> None:
+    azure = UPSTREAM.replace("gpu-1", "azure") + 'dialect = "azure"\napi_version = "2024-10-21"\n'
+    settings = settings_of(tmp_path, UPSTREAM + azure)
+
+    assert [(u.dialect, u.api_version) for u in settings.upstreams] == [
+        ("generic", None),
+        ("azure", "2024-10-21"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -213,6 +223,12 @@ def test_cached_tokens_and_reasoning_may_have_rates_of_their_own(tmp_path: Path)
             "upstreams[0].name: `embedded` is the model that Tollway runs itself",
         ),
         (UPSTREAM + UPSTREAM, "upstreams[1].name: 'gpu-1' is taken by upstreams[0]."),
+        (UPSTREAM + 'dialect = "klingon"', "upstreams[0].dialect: invalid enum value 'klingon'."),
+        (UPSTREAM + 'api_version = "2024-10-21"', "upstreams[0].api_version: only Azure has one."),
+        (
+            UPSTREAM + 'dialect = "azure"\napi_version = "v/1"',
+            "upstreams[0].api_version: it is a date. Write it like 2024-10-21",
+        ),
         (UPSTREAM + "total_seconds = 0", "upstreams[0].total_seconds: expected a number > 0"),
         (UPSTREAM + MODEL, "models[0]: the model m1 has no price. Give it a tier"),
         (UPSTREAM + MODEL + "prompt_rate = 1", "models[0].completion_rate: it is missing."),

@@ -609,5 +609,7 @@ def _describe_chunks(schemas: Json) -> None:
     chunk["properties"]["object"] = {"const": "chat.completion.chunk"}
     chunk["properties"]["usage"] = {"anyOf": [_ref(CompletionUsage), {"type": "null"}]}
     chunk["required"] = ["id", "object", "created", "model", "choices"]
+    for reply in ("Delta", "ReplyMessage"):
+        del schemas[reply]["properties"]["reasoning"]  # `reasoning_content` is what we say
     for struct in (Delta, ChunkChoice):
         schemas[struct.__name__]["title"] = struct.__name__

@@ -25,6 +25,13 @@ from tollway.errors import RequestError, UpstreamFailed
 from tollway.gateway.types import Admission, Meter, Reply, Route
 from tollway.ledger.base import Attempt, Outcome, Settlement
 from tollway.upstreams.base import Ask, Source, Upstream
+from tollway.upstreams.normalise import (
+    ChoiceState,
+    finish_reason,
+    mended_chunk,
+    normalise_choice,
+    normalise_delta,
+)
 from tollway.wire.chat import ChatCompletion, Choice
 from tollway.wire.events import Chunk, ChunkChoice
 from tollway.wire.usage import UsageReport, read_usage
@@ -41,22 +48,6 @@ _encode = msgspec.json.Encoder().encode
 _decode_chunk = msgspec.json.Decoder(Chunk).decode
 # What can be cut from one JSON string and put into another as it is.
 _plain_text = re.compile(rb'[^"\\\x00-\x1f\x7f-\xff]+').fullmatch
-
-# What servers call the ends that OpenAI's API knows by one of four names.
-_FINISH_REASONS = {
-    "stop": "stop",
-    "length": "length",
-    "tool_calls": "tool_calls",
-    "content_filter": "content_filter",
-    "function_call": "tool_calls",
-    "eos": "stop",
-    "eos_token": "stop",
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "max_tokens": "length",
-    "model_length": "length",
-    "tool_use": "tool_calls",
-}
 
 
 async def relay(route: Route, admission: Admission, reply: Reply, meter: Meter) -> "Answer":
@@ -114,7 +105,8 @@ async def _relay_whole(route: Route, admission: Admission, meter: Meter) -> "Who
     meter.finished = True
     for choice in completion.choices:
         meter.finished = meter.finished and bool(choice.finish_reason)
-        _normalise_choice(choice)
+        ids = _call_ids(admission, choice.index) if choice.message.tool_calls else ""
+        normalise_choice(choice, ids)
         reasoning_bytes = _reasoning_bytes(choice)
         meter.reasoning_bytes += reasoning_bytes
         meter.text_bytes += reasoning_bytes + _text_bytes(choice)
@@ -137,7 +129,7 @@ class _Whole:
         if not completion.choices:
             raise _failed("The model's server answered without a choice. Try again.")
         for choice in completion.choices:
-            if choice.finish_reason and choice.finish_reason not in _FINISH_REASONS:
+            if choice.finish_reason and finish_reason(choice.finish_reason) is None:
                 raise _failed("The model's server gave up in the middle of its reply. Try again.")
         return completion
 
@@ -192,7 +184,7 @@ class StreamRelay:
         self._template: _Template | None = None
         self._sources: list[Source] = []
         self._out: list[bytes] = []
-        self._choices: dict[int, _ChoiceState] = {}
+        self._choices: dict[int, ChoiceState] = {}
         self._created = int(admission.call.now)
         self._fingerprint: str | None = None
         self._failure: RequestError | None = None
@@ -273,9 +265,8 @@ class StreamRelay:
     # --- the plain way ----------------------------------------------------------------------------
 
     def _read(self, payload: bytes) -> None:
-        try:
-            chunk = _decode_chunk(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        chunk = _chunk(payload)
+        if chunk is None:
             self._fail("The model's server sent an event that is no chat completion chunk.")
             return
         if chunk.error is not None:
@@ -309,24 +300,12 @@ class StreamRelay:
             if not 0 <= choice.index < self._admission.cost.choices:
                 self._fail("The model's server sent a choice that was not asked for.")
                 return False
-            state = self._choices[choice.index] = _ChoiceState()
-            choice.delta.role = "assistant"
-        if choice.delta.role and not choice.delta.content and not choice.delta.tool_calls:
-            choice.delta.content = ""
-        if choice.delta.tool_calls:
-            state.has_calls = True
-        elif choice.delta.tool_calls is not UNSET:
-            choice.delta.tool_calls = UNSET
-        if choice.finish_reason:
-            reason = finish_reason(choice.finish_reason, has_calls=state.has_calls)
-            if reason is None:
-                self._fail("The model's server gave up in the middle of its reply.")
-                return False
-            choice.finish_reason = reason
-            state.finished = True
-        else:
-            choice.finish_reason = None
-        return True
+            state = ChoiceState(_call_ids(self._admission, choice.index))
+            self._choices[choice.index] = state
+        if normalise_delta(choice, state):
+            return True
+        self._fail("The model's server gave up in the middle of its reply.")
+        return False
 
     def _rewrite(self, chunk: Chunk) -> bytes:
         ours = self._head()
@@ -412,14 +391,6 @@ class StreamRelay:
         self._timer = self._loop.call_later(KEEP_ALIVE_SECONDS - quiet, self._keep_alive)
 
 
-class _ChoiceState:
-    __slots__ = ("finished", "has_calls")
-
-    def __init__(self) -> None:
-        self.finished = False
-        self.has_calls = False
-
-
 class _Template:
     """What stands around the text of an upstream's events, and what we write around it."""
 
@@ -460,13 +431,16 @@ class _Template:
         return cls(before + b'"', b'"' + after, our_before + b'"', b'"' + our_after)
 
 
-def finish_reason(reason: str, *, has_calls: bool) -> str | None:
-    """Our API's word for an upstream's; None where it means that the upstream failed (`abort`,
-    `error`)."""
-    known = _FINISH_REASONS.get(reason)
-    if known in ("stop", "tool_calls"):
-        return "tool_calls" if has_calls else "stop"
-    return known
+def _chunk(payload: bytes) -> Chunk | None:
+    try:
+        return _decode_chunk(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return mended_chunk(payload)
+
+
+def _call_ids(admission: Admission, choice: int) -> str:
+    """What the ids of calls begin with that the upstream gave none."""
+    return f"call_{admission.call.request_id[4:]}_{choice}_"
 
 
 def _usage_object(
@@ -489,16 +463,6 @@ def _usage_object(
     return usage
 
 
-def _normalise_choice(choice: Choice) -> None:
-    message = choice.message
-    has_calls = bool(message.tool_calls)
-    if not has_calls:
-        message.tool_calls = UNSET
-    elif not message.content:
-        message.content = None
-    choice.finish_reason = finish_reason(choice.finish_reason or "stop", has_calls=has_calls)
-
-
 def _failed(message: str) -> UpstreamFailed:
     """Of an upstream that had accepted the request."""
     error = UpstreamFailed(message)
@@ -518,5 +482,5 @@ def _text_bytes(choice: Choice) -> int:
 
 
 def _reasoning_bytes(choice: Choice) -> int:
-    text = choice.message.reasoning_content or choice.message.reasoning
+    text = choice.message.reasoning_content
     return len(text.encode()) if text else 0

@@ -27,6 +27,7 @@ from typing import Literal
 from msgspec import Struct
 
 from tollway.errors import InvalidRequest, RequestError
+from tollway.upstreams.dialects import TOO_BUSY
 
 CIRCUIT_FAILURES = 5
 COOL_DOWN_SECONDS_FIRST = 1.0
@@ -54,10 +55,10 @@ def verdict(error: RequestError) -> Verdict:
         return "served"
     if status is None:
         return "nothing" if error.code == "overloaded" else "down"
-    if status in (429, 503, 529):
+    if status in TOO_BUSY:
         return "overloaded" if error.upstream_rest_seconds is None else "rest"
-    if status in (404, 500):
-        # One client's request alone may cause either, and must not cut off all others'.
+    if status in (400, 404, 500):
+        # One client's request alone may cause each, and must not cut off all others'.
         return "fault" if status == 500 else "served"
     return "down"
 

@@ -1,32 +1,25 @@
-"""Any server that speaks OpenAI's chat completions API over HTTP."""
+"""Any server that speaks OpenAI's chat completions API over HTTP, in its dialect."""
 
 import asyncio
 import logging
-import re
-from collections.abc import Mapping
-from typing import cast
+from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
-from tollway.errors import (
-    ConfigurationError,
-    InvalidRequest,
-    RequestError,
-    Unavailable,
-    UpstreamFailed,
-    UpstreamTimeout,
-)
+from tollway.errors import ConfigurationError, InvalidRequest, RequestError, UpstreamFailed
 from tollway.upstreams.base import Ask, EventSink
 from tollway.upstreams.connection import Connection, ConnectionPool, Deadlines, ResponseHead
+from tollway.upstreams.dialects import GENERIC, Dialect, fields_for
+from tollway.upstreams.normalise import mended_completion
+from tollway.upstreams.refusals import ERROR_BYTES_READ, refusal
 from tollway.wire.chat import ChatCompletion
 from tollway.wire.events import DONE, EventTooLarge, Frames
-from tollway.wire.requests import KNOWN_FIELDS, REWRITTEN_FIELDS, Fields
+from tollway.wire.requests import REWRITTEN_FIELDS, Fields
+from tollway.wire.usage import with_reasoning_apart
 
 REPLY_BYTES_MAX = 32 * 1024 * 1024
 CHECK_SECONDS_MAX = 5.0
-_ERROR_BYTES_READ = 64 * 1024
-_RETRY_AFTER_SECONDS_MAX = 60.0
-_REST_SECONDS_MAX = 3600.0
 
 log = logging.getLogger("tollway.upstreams")
 
@@ -35,7 +28,8 @@ _decode_completion = msgspec.json.Decoder(ChatCompletion).decode
 
 
 class OpenAICompatible:
-    """Implements `Upstream`. `api_key` never appears in a log, an error or a `repr`."""
+    """Implements `Upstream`. `api_key` never appears in a log, an error or a `repr`. With an
+    `api_version` a model is asked by its deployment's own address, as Azure has it."""
 
     def __init__(
         self,
@@ -45,10 +39,19 @@ class OpenAICompatible:
         *,
         deadlines: Deadlines = Deadlines(),  # noqa: B008 (frozen)
         allow_link_local: bool = False,
+        dialect: Dialect = GENERIC,
+        api_version: str | None = None,
     ) -> None:
         self.name = name
+        self._dialect = dialect
+        self._rewrites = dialect.rewrites
+        self._api_version = api_version
         self._pool = ConnectionPool(base_url, deadlines, allow_link_local=allow_link_local)
         self._head, self._check_head = self._request_heads(api_key)
+        cap = dialect.cap.encode()
+        self._whole_body = b'{%b,"model":%b,"' + cap + b'":%d,"stream":false}'
+        usage = b',"stream_options":{"include_usage":true}' if dialect.asks_for_usage else b""
+        self._stream_body = b'{%b,"model":%b,"' + cap + b'":%d,"stream":true' + usage + b"}"
 
     async def start(self) -> None:
         pass
@@ -60,32 +63,33 @@ class OpenAICompatible:
         return True
 
     async def complete(self, ask: Ask) -> ChatCompletion:
-        body = b'{%b,"model":%b,"max_tokens":%d,"stream":false}' % (
-            _fields_json(ask),
+        body = self._whole_body % (
+            self._fields_json(ask),
             _encode(ask.model),
             ask.output_tokens_max,
         )
         reply = _WholeReply()
-        await self._post("/chat/completions", body, reply, ask.request_id)
+        path = "/chat/completions" if self._api_version is None else self._deployment_path(ask)
+        await self._post(path, body, reply, ask.request_id)
         if reply.status != 200:
             raise self._refusal(reply)
         try:
-            return _decode_completion(reply.content())
+            completion = _decode_completion(reply.content())
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            # The place alone: the words may have some of the reply in them.
-            place = str(error).rpartition(" - at ")[2] if " - at " in str(error) else "its JSON"
-            log.error("upstream %s: no chat completion, wrong at %s", self.name, place)
-            raise _failed(
-                "The model's server answered with what is no chat completion.", 200
-            ) from None
+            completion = self._mended(reply, error)
+        if self._dialect.counts_reasoning_apart:
+            completion.usage = with_reasoning_apart(completion.usage)
+        return completion
 
     async def stream(self, ask: Ask, sink: EventSink) -> None:
-        body = (
-            b'{%b,"model":%b,"max_tokens":%d,"stream":true,"stream_options":{"include_usage":true}}'
-            % (_fields_json(ask), _encode(ask.model), ask.output_tokens_max)
+        body = self._stream_body % (
+            self._fields_json(ask),
+            _encode(ask.model),
+            ask.output_tokens_max,
         )
-        reply = _EventStream(sink)
-        await self._post("/chat/completions", body, reply, ask.request_id)
+        reply = _EventStream(sink, self._dialect)
+        path = "/chat/completions" if self._api_version is None else self._deployment_path(ask)
+        await self._post(path, body, reply, ask.request_id)
         if reply.status != 200:
             raise self._refusal(reply)
         if not reply.is_events:
@@ -110,6 +114,44 @@ class OpenAICompatible:
         except (RequestError, TimeoutError):
             return False
         return 200 <= reply.status < 300
+
+    def _deployment_path(self, ask: Ask) -> str:
+        assert self._api_version is not None
+        deployment, version = quote(ask.model, safe=""), quote(self._api_version, safe="")
+        return f"/deployments/{deployment}/chat/completions?api-version={version}"
+
+    def _fields_json(self, ask: Ask) -> bytes:
+        """The inside of a JSON object. A client's own fields were written when they were
+        checked."""
+        fields = ask.fields
+        if self._rewrites:
+            self._require_choices(fields.get("n"))
+            return _encode(fields_for(self._dialect, fields))[1:-1]
+        if isinstance(fields, Fields):
+            return fields.json
+        sent = {name: value for name, value in fields.items() if name not in REWRITTEN_FIELDS}
+        return _encode(sent)[1:-1]
+
+    def _require_choices(self, wanted: object) -> None:
+        most = self._dialect.choices_max
+        if most is not None and isinstance(wanted, int) and wanted > most:
+            raise InvalidRequest(
+                f"n is {wanted} and this model gives {most} choice a request. Send the request "
+                f"{wanted} times, or leave n out.",
+                code="unsupported_parameter",
+                param="n",
+            )
+
+    def _mended(self, reply: "_WholeReply", error: Exception) -> ChatCompletion:
+        mended = mended_completion(reply.content())
+        if mended is not None:
+            return mended
+        if b'"error"' in reply.content()[:ERROR_BYTES_READ]:  # OpenRouter: an error with a 200
+            raise self._refusal(reply)
+        # The place alone: the words may have some of the reply in them.
+        place = str(error).rpartition(" - at ")[2] if " - at " in str(error) else "its JSON"
+        log.error("upstream %s: no chat completion, wrong at %s", self.name, place)
+        raise _failed("The model's server answered with what is no chat completion.", 200)
 
     async def _post(
         self, path: str, body: bytes, reply: "_WholeReply | _EventStream", request_id: str
@@ -137,7 +179,9 @@ class OpenAICompatible:
             "accept: application/json, text/event-stream",
             "accept-encoding: identity",
         ]
-        if api_key is not None:
+        if api_key is not None and self._dialect.key_header == "api-key":
+            lines.append(f"api-key: {api_key}")
+        elif api_key is not None:
             lines.append(f"authorization: Bearer {api_key}")
         common = "\r\n".join(lines).replace("%", "%%").encode()
         post = f"POST {pool.path}".replace("%", "%%").encode() + b"%b HTTP/1.1\r\n" + common
@@ -145,44 +189,7 @@ class OpenAICompatible:
         return post + b"\r\n\r\n", b"GET %b HTTP/1.1\r\n" + common + b"\r\n\r\n"
 
     def _refusal(self, reply: "_WholeReply | _EventStream") -> RequestError:
-        """The client is told what it can do something about; the rest is the operator's trouble and
-        goes to the log."""
-        status = reply.status
-        facts = _error_facts(reply.content())
-        error: RequestError
-        if status in (400, 413, 422):
-            error = _refused_as_invalid(facts)
-        elif status in (408, 504):
-            error = UpstreamTimeout("The model's server gave up waiting for the model. Try again.")
-        elif status in (429, 503, 529):
-            wait = _retry_after_seconds(reply.retry_after)
-            error = Unavailable(
-                f"The model is at its capacity. Try again in {wait:g} s.",
-                code="overloaded",
-                retry_after_seconds=wait,
-            )
-        elif status in (401, 402, 403, 404):
-            log.error(
-                "upstream %s answered %d: its key, its credit or its model name is wrong",
-                self.name,
-                status,
-            )
-            error = Unavailable("The model is not available: its operator has been told.")
-        else:
-            log.error("upstream %s answered %d", self.name, status)
-            error = UpstreamFailed(f"The model's server failed with status {status}. Try again.")
-        error.upstream_status = status
-        error.upstream_rest_seconds = _rest_seconds(reply.retry_after)
-        return error
-
-
-def _fields_json(ask: Ask) -> bytes:
-    """The inside of a JSON object. A client's own fields were written when they were checked."""
-    fields = ask.fields
-    if isinstance(fields, Fields):
-        return fields.json
-    sent = {name: value for name, value in fields.items() if name not in REWRITTEN_FIELDS}
-    return _encode(sent)[1:-1]
+        return refusal(self.name, reply.status, reply.content(), reply.retry_after)
 
 
 class _WholeReply:
@@ -222,14 +229,16 @@ class _WholeReply:
 class _EventStream:
     """A `Receiver` that hands events on as they come, or keeps the body of an error."""
 
-    def __init__(self, sink: EventSink) -> None:
+    def __init__(self, sink: EventSink, dialect: Dialect) -> None:
         self.status = 0
         self.retry_after: bytes | None = None
         self.is_events = False
         self.excess: RequestError | None = None
         self.flush = sink.flush
         self._sink = sink
-        self._frames = Frames(self._event)
+        self._frames = Frames(
+            self._event_counted if dialect.counts_reasoning_apart else self._event
+        )
         self._connection: Connection | None = None
         self._error = b""
 
@@ -243,7 +252,7 @@ class _EventStream:
 
     def body(self, data: bytes) -> None:
         if not self.is_events:
-            if len(self._error) < _ERROR_BYTES_READ:
+            if len(self._error) < ERROR_BYTES_READ:
                 self._error += data
         elif self._connection is not None:
             try:
@@ -265,75 +274,16 @@ class _EventStream:
         if data != DONE:
             self._sink.event(data)
 
-
-# --- what a server's error says -------------------------------------------------------------------
-
-
-class _ErrorFacts(msgspec.Struct):
-    """OpenAI's shape, or the same fields at the top (older vLLM, SGLang). Read, never passed on."""
-
-    message: str = ""
-    type: str = ""
-    param: str = ""
-    code: str = ""
-
-
-_CONTEXT_WORDS = re.compile(
-    r"context.{0,20}(length|size|window)|maximum context|too many tokens|prompt is too long"
-    r"|max_model_len|input is too long|longer than the model",
-    re.IGNORECASE,
-)
-
-
-def _error_facts(body: bytes) -> _ErrorFacts:
-    try:
-        value: object = msgspec.json.decode(body[:_ERROR_BYTES_READ])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _ErrorFacts()
-    if isinstance(value, dict):
-        document = cast("Mapping[str, object]", value)
-        value = document.get("error", document)
-    if isinstance(value, str):
-        return _ErrorFacts(message=value)
-    if not isinstance(value, dict):
-        return _ErrorFacts()
-    facts = cast("Mapping[str, object]", value)
-    texts = {name: facts.get(name) for name in _ErrorFacts.__struct_fields__}
-    return _ErrorFacts(**{name: text for name, text in texts.items() if isinstance(text, str)})
-
-
-def _refused_as_invalid(facts: _ErrorFacts) -> InvalidRequest:
-    if "context" in facts.code + facts.type or _CONTEXT_WORDS.search(facts.message) is not None:
-        return InvalidRequest(
-            "The conversation is longer than the model's context. Send fewer or shorter messages, "
-            "or lower max_tokens.",
-            code="context_length_exceeded",
-            param="messages",
-        )
-    named = re.split(r"[.\[]", facts.param, maxsplit=1)[0]
-    param = named if named in KNOWN_FIELDS else None  # nothing else: it may be anything
-    about = f" because of {param}" if param else ""
-    return InvalidRequest(
-        f"The model's server refused this request as invalid{about}. It may not support one of its "
-        "fields.",
-        param=param,
-    )
-
-
-def _rest_seconds(header: bytes | None) -> float | None:
-    try:
-        seconds = float(header or b"0")
-    except ValueError:
-        return None
-    return min(seconds, _REST_SECONDS_MAX) if seconds > 0 else None  # NaN too
-
-
-def _retry_after_seconds(header: bytes | None) -> float:
-    try:
-        seconds = float(header or b"5")
-    except ValueError:  # a date: rare, and not worth a parser
-        seconds = 5.0
-    return min(seconds, _RETRY_AFTER_SECONDS_MAX) if seconds > 1 else 1.0  # NaN too
+    def _event_counted(self, data: bytes) -> None:
+        """Gemini's: the usage is brought into the form of the others before anybody reads it."""
+        if b'"usage"' in data:
+            try:
+                chunk: Any = msgspec.json.decode(data)
+                chunk["usage"] = with_reasoning_apart(chunk["usage"])
+                data = _encode(chunk)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError, KeyError):
+                pass  # whoever reads it says what it is
+        self._event(data)
 
 
 def _failed(message: str, status: int) -> UpstreamFailed:

@@ -250,6 +250,7 @@ class ReplyMessage(Struct):
     tool_calls: list[ReplyToolCall] | UnsetType | None = UNSET
     reasoning_content: str | UnsetType | None = UNSET
     reasoning: str | UnsetType | None = UNSET
+    reasoning_details: list[dict[str, Any]] | UnsetType | None = UNSET
     annotations: list[dict[str, Any]] | UnsetType | None = UNSET
 
 

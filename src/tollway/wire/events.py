@@ -101,6 +101,7 @@ class Delta(Struct):
     refusal: str | UnsetType | None = UNSET
     reasoning_content: str | UnsetType | None = UNSET
     reasoning: str | UnsetType | None = UNSET
+    reasoning_details: list[dict[str, Any]] | UnsetType | None = UNSET
     tool_calls: list[DeltaToolCall] | UnsetType | None = UNSET
 
     def carries_output(self) -> bool:
@@ -122,7 +123,7 @@ class Delta(Struct):
 
 
 class ChunkChoice(Struct):
-    index: int
+    index: int = 0
     delta: Delta = field(default_factory=Delta)
     finish_reason: str | None = None
     logprobs: Logprobs | None = None

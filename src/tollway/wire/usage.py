@@ -52,6 +52,29 @@ def read_usage(value: object) -> UsageReport | None:
     )
 
 
+def with_reasoning_apart(value: object) -> object:
+    """A usage whose count of output has only what was answered, and `total_tokens` what was thought
+    too (Gemini), as one that counts both. What it says of the total is believed where it can be."""
+    if not isinstance(value, dict):
+        return value
+    usage = cast("Details", value)
+    input_tokens, total = usage.get("prompt_tokens"), usage.get("total_tokens")
+    answered = usage.get("completion_tokens")
+    if answered is None:
+        answered = 0
+    if not (_is_count(input_tokens) and _is_count(total) and _is_count(answered)):
+        return usage
+    thought = total - input_tokens - answered
+    if thought <= 0:
+        return usage
+    details = cast("Details", usage.get("completion_tokens_details") or {})
+    return {
+        **usage,
+        "completion_tokens": answered + thought,
+        "completion_tokens_details": {"reasoning_tokens": thought, **details},
+    }
+
+
 # DeepSeek and Moonshot say it beside the count of the prompt.
 _CACHED_ELSEWHERE = ("prompt_cache_hit_tokens", "cached_tokens")
 

@@ -11,11 +11,12 @@ from tests.unit.gateway.parts import NOW, ReplyLog, a_meter, a_router, an_admiss
 
 from tollway.errors import RequestError, Unavailable, UpstreamFailed
 from tollway.gateway import relay as relay_module
-from tollway.gateway.relay import finish_reason, relay
+from tollway.gateway.relay import relay
 from tollway.gateway.settle import outcome_of
 from tollway.gateway.types import Admission, Meter, Route
 from tollway.ledger.base import Attempt, Settlement
 from tollway.upstreams.base import Ask, EventSink
+from tollway.upstreams.normalise import finish_reason
 from tollway.wire.chat import ChatCompletion
 
 SETTLEMENT = Settlement(17, 0, 83)
