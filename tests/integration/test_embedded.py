@@ -4,24 +4,19 @@ What is promised of text here holds for any model: shapes, counts and ends, neve
 """
 
 import asyncio
-import io
 import json
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
-import platformdirs
 import psutil
 import pytest
 import pytest_asyncio
+from tests.support.model import the_model
 
 from tollway.errors import InvalidRequest, RequestError, Unavailable, UpstreamFailed
 from tollway.upstreams.base import Ask, Source
-from tollway.upstreams.embedded.model_file import ensure_model
-from tollway.upstreams.embedded.progress import PlainProgress
 from tollway.upstreams.embedded.upstream import EmbeddedSettings, EmbeddedUpstream
 from tollway.upstreams.openai import OpenAICompatible
 from tollway.wire.chat import ChatCompletion, ReplyToolCall
@@ -52,11 +47,6 @@ ADD = {
         },
     },
 }
-
-
-def the_model() -> Path:
-    kept = os.environ.get("TOLLWAY_TEST_DATA_DIR") or platformdirs.user_cache_dir("tollway-tests")
-    return ensure_model(Path(kept), progress=PlainProgress(io.StringIO()))
 
 
 def an_upstream(settings: EmbeddedSettings = SETTINGS) -> EmbeddedUpstream:

@@ -11,10 +11,14 @@ from tollway.upstreams.embedded.model_file import ensure_model
 from tollway.upstreams.embedded.progress import PlainProgress
 
 
+def the_model() -> Path:
+    kept = os.environ.get("TOLLWAY_TEST_DATA_DIR") or platformdirs.user_cache_dir("tollway-tests")
+    return ensure_model(Path(kept), progress=PlainProgress(io.StringIO()))
+
+
 def put_model_into(data_dir: Path) -> None:
     """As if an earlier start had fetched it."""
-    kept = os.environ.get("TOLLWAY_TEST_DATA_DIR") or platformdirs.user_cache_dir("tollway-tests")
-    file = ensure_model(Path(kept), progress=PlainProgress(io.StringIO()))
+    file = the_model()
     target = data_dir / "models" / file.name
     target.parent.mkdir(parents=True)
     try:
