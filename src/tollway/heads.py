@@ -17,11 +17,14 @@ _find_length = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)[ \t]*\r\n", re.IG
 
 
 class LearnedHead:
-    __slots__ = ("after", "before")
+    __slots__ = ("_span", "_start", "_tail", "after", "before")
 
     def __init__(self, before: bytes, after: bytes) -> None:
         self.before = before
         self.after = after
+        self._start = len(before)
+        self._tail = len(after)
+        self._span = _LENGTH_DIGITS_MAX + len(after)
 
     @classmethod
     def of(cls, data: bytes, length: int) -> "LearnedHead | None":
@@ -35,13 +38,14 @@ class LearnedHead:
 
     def body_in(self, data: bytes) -> bytes | None:
         """The body of a message with this head; None where `data` is anything else."""
-        before, after = self.before, self.after
-        if not data.startswith(before):
+        if not data.startswith(self.before):
             return None
-        start = len(before)
-        end = data.find(after, start, start + _LENGTH_DIGITS_MAX + len(after))
-        digits = data[start:end]
-        body = data[end + len(after) :]
-        if end > start and digits.isdigit() and int(digits) == len(body):
-            return body
+        start = self._start
+        end = data.find(self.after, start, start + self._span)
+        if end < 0:
+            return None
+        begin = end + self._tail
+        # As it is written mostly: one with a sign, a space or zeros before it is the parser's.
+        if data[start:end] == b"%d" % (len(data) - begin):
+            return data[begin:]
         return None

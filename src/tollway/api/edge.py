@@ -23,7 +23,7 @@ import http
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import httptools
 from msgspec import Struct
@@ -102,44 +102,30 @@ class Head(Struct, frozen=True, gc=False):
     keep_alive: bool
 
 
-class Exchange:
-    """One request on the short way, and what its reply is written to."""
+class Exchange(Struct):
+    """One request on the short way, and what its reply is written to. A struct, as the values of a
+    request are (docs/decisions/0002)."""
 
-    __slots__ = (
-        "_body",
-        "_listener",
-        "_protocol",
-        "_size",
-        "_unsent_head",
-        "began",
-        "body_complete",
-        "disconnected",
-        "head",
-        "keep_alive",
-        "refusal",
-        "response_complete",
-        "status",
-        "task",
-        "waits",
-    )
-    message_event = _NoEvent()
+    message_event: ClassVar[_NoEvent] = _NoEvent()
 
-    def __init__(self, protocol: "EdgeProtocol", head: Head) -> None:
-        self._protocol = protocol
-        self._body: list[bytes] = []
-        self._size = 0
-        self._unsent_head = b""
-        self._listener: Callable[[bool], None] | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.waits = False  # behind the reply to a request before it
-        self.began = time.monotonic()
-        self.head = head
-        self.keep_alive = head.keep_alive
-        self.body_complete = False
-        self.refusal: RequestError | None = None
-        self.response_complete = False
-        self.disconnected = False
-        self.status = 0
+    protocol: "EdgeProtocol"
+    head: Head
+    began: float
+    """By the monotonic clock."""
+    keep_alive: bool
+    body_complete: bool = False
+    waits: bool = False
+    """Behind the reply to a request before it."""
+    response_complete: bool = False
+    disconnected: bool = False
+    status: int = 0
+    refusal: RequestError | None = None
+    task: asyncio.Task[None] | None = None
+    parts: list[bytes] = []
+    """Of the body, as far as it has come."""
+    size: int = 0
+    unsent_head: bytes = b""
+    listener: Callable[[bool], None] | None = None
 
     @property
     def gone(self) -> bool:
@@ -150,27 +136,23 @@ class Exchange:
     def answer(self, status: int, lines: bytes, body: bytes) -> None:
         """A whole reply, sent at the end of the event loop's turn together with what else was
         written. `lines` end in CRLF, each of them."""
-        self.send_head(status, lines)
+        self.status = status
+        protocol = self.protocol
         if not self.disconnected:
-            self._protocol.send(self._unsent_head + body)
+            protocol.send(_head(protocol, status, lines, self.keep_alive) + body)
         self.end()
 
     def send_head(self, status: int, lines: bytes) -> None:
         """Goes out together with the first `write_now`. `lines` end in CRLF, each of them."""
         self.status = status
-        self._unsent_head = b"%b%b%b%b\r\n" % (
-            _STATUS_LINES[status],
-            self._protocol.date_line(),
-            lines,
-            b"" if self.keep_alive else b"connection: close\r\n",
-        )
+        self.unsent_head = _head(self.protocol, status, lines, self.keep_alive)
 
     def write_now(self, data: bytes) -> None:
         """For a stream: what is counted as delivered must not wait while its client leaves."""
         if not self.disconnected:
-            if self._unsent_head:
-                data, self._unsent_head = self._unsent_head + data, b""
-            self._protocol.send_now(data)
+            if self.unsent_head:
+                data, self.unsent_head = self.unsent_head + data, b""
+            self.protocol.send_now(data)
 
     def close_after(self) -> None:
         self.keep_alive = False
@@ -179,11 +161,12 @@ class Exchange:
         if self.response_complete:
             return
         self.response_complete = True
-        self._listener = None
+        self.listener = None
+        protocol = self.protocol
         if self.task is not None:  # all that is left of it is to return
-            self._protocol.tasks.discard(self.task)
+            protocol.tasks.discard(self.task)
         if not self.disconnected:
-            self._protocol.exchange_ended(self)
+            protocol.exchange_ended(self)
 
     def cut(self) -> None:
         """Closes without an end: what was sent so far is all there is."""
@@ -191,38 +174,49 @@ class Exchange:
         self.end()
 
     def on_pressure(self, listener: Callable[[bool], None]) -> None:
-        self._listener = listener
+        self.listener = listener
 
     # --- the edge's side --------------------------------------------------------------------------
 
     def feed(self, data: bytes) -> None:
         if self.refusal is not None:
             return
-        self._size += len(data)
-        if self._size > BODY_BYTES_MAX:
+        self.size += len(data)
+        if self.size > BODY_BYTES_MAX:
             self.refuse_body(too_large())
         else:
-            self._body.append(data)
+            self.parts.append(data)
 
     def refuse_body(self, refusal: RequestError) -> None:
         self.refusal = refusal
-        self._body.clear()
+        self.parts.clear()
 
     def body(self) -> bytes:
-        body = self._body
-        return body[0] if len(body) == 1 else b"".join(body)
+        parts = self.parts
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def leave(self) -> None:
         """The client has gone: whoever serves this must know within a second, so at once."""
         self.press(True)  # nothing more is read for it, nor counted, until its task has ended
         self.disconnected = True
-        self._listener = None
+        self.listener = None
         if self.task is not None:
             self.task.cancel()
 
     def press(self, slow: bool) -> None:
-        if self._listener is not None:
-            self._listener(slow)
+        if self.listener is not None:
+            self.listener(slow)
+
+
+def _head(protocol: "EdgeProtocol", status: int, lines: bytes, keep_alive: bool) -> bytes:
+    # uvicorn renews the date once a second; it is not there before the server has started.
+    default = protocol.server_state.default_headers
+    return b"%b%b%b%b\r\n" % (
+        _STATUS_LINES[status],
+        b"date: %b\r\n" % default[0][1] if default else b"",
+        lines,
+        b"" if keep_alive else b"connection: close\r\n",
+    )
 
 
 class EdgeProtocol(HttpToolsProtocol):
@@ -299,7 +293,7 @@ class EdgeProtocol(HttpToolsProtocol):
             learned, head = self._learned
             body = learned.body_in(data)
             if body is not None:
-                self.cycle = exchange = Exchange(self, head)
+                self.cycle = exchange = Exchange(self, head, time.monotonic(), head.keep_alive)
                 exchange.body_complete = True
                 self._serve(exchange, body)
                 return
@@ -430,7 +424,8 @@ class EdgeProtocol(HttpToolsProtocol):
     def _begin_exchange(self) -> None:
         before = self.cycle
         headers = dict(self.headers)
-        exchange = Exchange(self, self._head_of(headers))
+        head = self._head_of(headers)
+        exchange = Exchange(self, head, time.monotonic(), head.keep_alive)
         self.cycle = exchange
         if before is not None and not before.response_complete:
             exchange.waits = True
@@ -497,7 +492,6 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def exchange_ended(self, exchange: Exchange) -> None:
         self._serving = None
-        self._idle_since = self.loop.time()
         if exchange.keep_alive:
             self.on_response_complete()
         elif exchange.body_complete and not self._deaf:
@@ -515,11 +509,6 @@ class EdgeProtocol(HttpToolsProtocol):
     def _close(self) -> None:
         self._outbox.flush()
         self.transport.close()
-
-    def date_line(self) -> bytes:
-        """uvicorn renews it once a second."""
-        default = self.server_state.default_headers
-        return b"date: %b\r\n" % default[0][1] if default else b""
 
     # --- every other route ------------------------------------------------------------------------
 
@@ -671,7 +660,7 @@ class EdgeProtocol(HttpToolsProtocol):
             _tell_disconnected(running)
         if self.transport.is_closing():
             return
-        exchange = Exchange(self, _NO_HEAD)
+        exchange = Exchange(self, _NO_HEAD, time.monotonic(), False)
         self._serving = exchange
         self._receiving = False
         self._door.refuse_unparsed(error, exchange)

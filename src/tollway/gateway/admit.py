@@ -34,8 +34,9 @@ from tollway.wire.requests import OPTIONAL_FIELDS, ParsedRequest
 
 CONCURRENCY_RETRY_SECONDS = 1.0
 
-CountInputTokens = Callable[[Model, ParsedRequest, int], Awaitable[int | None]]
-"""Exact, by the model's own tokenizer; None where it cannot be asked cheaply."""
+CountInputTokens = Callable[[Model, ParsedRequest, int], Awaitable[int | None] | None]
+"""Exact, by the model's own tokenizer; None where it cannot be asked cheaply, at once or after it
+was tried."""
 
 
 class Limits(Struct, frozen=True):
@@ -102,7 +103,8 @@ class Gate:
         output_tokens = model.max_output_tokens
         if wanted < output_tokens:
             output_tokens = wanted
-        counted = await self._count_input_tokens(model, parsed, output_tokens)
+        counting = self._count_input_tokens(model, parsed, output_tokens)
+        counted = None if counting is None else await counting
         if counted is None:
             input_tokens = input_tokens_bound(
                 request.messages, request.tools, request.response_format

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -50,16 +50,16 @@ _decode_chunk = msgspec.json.Decoder(Chunk).decode
 _plain_text = re.compile(rb'[^"\\\x00-\x1f\x7f-\xff]+').fullmatch
 
 
-async def relay(route: Route, admission: Admission, reply: Reply, meter: Meter) -> "Answer":
-    """Returns when the upstream has ended in good order; `finish` then gives the client the end of
+def relay(route: Route, admission: Admission, reply: Reply, meter: Meter) -> "Awaitable[Answer]":
+    """Ends when the upstream has ended in good order; `finish` then gives the client the end of
     it, with its credits.
 
     Raises `RequestError`; where the reply has begun by then, the client can only be told within the
     stream.
     """
     if admission.parsed.wants_stream:
-        return await _relay_stream(route, admission, reply, meter)
-    return await _relay_whole(route, admission, meter)
+        return _relay_stream(route, admission, reply, meter)
+    return _relay_whole(route, admission, meter)
 
 
 class Answer(Protocol):
@@ -104,6 +104,9 @@ async def _relay_whole(route: Route, admission: Admission, meter: Meter) -> "Who
     meter.report = read_usage(completion.usage)
     meter.finished = True
     for choice in completion.choices:
+        if _is_plain(choice):
+            meter.text_bytes += len(choice.message.content or "")
+            continue
         meter.finished = meter.finished and bool(choice.finish_reason)
         ids = _call_ids(admission, choice.index) if choice.message.tool_calls else ""
         normalise_choice(choice, ids)
@@ -461,6 +464,20 @@ def _usage_object(
     usage["credits_consumed"] = settlement.charged
     usage["credits_remaining"] = settlement.available
     return usage
+
+
+def _is_plain(choice: Choice) -> bool:
+    """Text alone, already as our API has it: by far the most are. Its bytes are its characters."""
+    message = choice.message
+    return (
+        (choice.finish_reason == "stop" or choice.finish_reason == "length")
+        and message.tool_calls is UNSET
+        and message.reasoning_content is UNSET
+        and message.reasoning is UNSET
+        and message.refusal is None
+        and message.content is not None
+        and message.content.isascii()
+    )
 
 
 def _failed(message: str) -> UpstreamFailed:

@@ -10,7 +10,7 @@ that of a moment.
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from tollway.catalogue import Model
 from tollway.clock import Clock
@@ -77,11 +77,11 @@ class Router:
             admission.cost.output_tokens_max,
         )
 
-    async def count_input_tokens(
+    def count_input_tokens(
         self, model: Model, parsed: ParsedRequest, output_tokens_max: int
-    ) -> int | None:
-        """By the model's own tokenizer, where its upstream can be asked cheaply. Comes before the
-        hold, so a request for a model none of whose upstreams may be asked is refused
+    ) -> Awaitable[int | None] | None:
+        """By the model's own tokenizer; None where its upstream cannot be asked cheaply. Comes
+        before the hold, so a request for a model none of whose upstreams may be asked is refused
         (`Unavailable`) here.
 
         None for a model with several upstreams: another may count more than the one that was asked.
@@ -91,10 +91,12 @@ class Router:
             if not pool.may_be_asked():
                 raise pool.refusal()
             return None
-        if not choice.health.may_be_asked():
+        if not (choice.health.clear or choice.health.may_be_asked()):
             raise pool.refusal()
+        if not choice.upstream.counts_input_tokens:
+            return None
         ask = Ask("", choice.serving.model, pool.fields(parsed), output_tokens_max)
-        return await choice.upstream.count_input_tokens(ask)
+        return choice.upstream.count_input_tokens(ask)
 
     def _pool(self, model: Model) -> "_Pool":
         pool = self._pools.get(model.id)

@@ -122,40 +122,30 @@ class StoredReply(Struct, frozen=True):
     body: str
 
 
-class Meter:
+class Meter(Struct):
     """What the client has been given so far, kept by the relay and read by the settlement, the
     checkpoints and the log."""
 
-    __slots__ = (
-        "attempts",
-        "error",
-        "finished",
-        "first_output_at",
-        "output_pieces",
-        "reasoning_bytes",
-        "reasoning_pieces",
-        "report",
-        "reported_pieces",
-        "status",
-        "text_bytes",
-        "upstream",
-        "upstream_id",
-    )
-
-    def __init__(self) -> None:
-        self.status: Status = "failed"
-        self.report: UsageReport | None = None  # the upstream's last word on the usage
-        self.reported_pieces = 0  # how many pieces had been given when it was said
-        self.output_pieces = 0  # deltas that carried output
-        self.text_bytes = 0  # of a whole reply, for one that has no usage
-        self.reasoning_pieces = 0  # of the pieces, those that are reasoning
-        self.reasoning_bytes = 0  # and of the text
-        self.finished = False  # a finish reason came
-        self.first_output_at: float | None = None
-        self.upstream: str | None = None
-        self.upstream_id: str | None = None
-        self.attempts: list[Attempt] = []
-        self.error: RequestError | None = None
+    status: Status = "failed"
+    report: UsageReport | None = None
+    """The upstream's last word on the usage."""
+    reported_pieces: int = 0
+    """How many pieces had been given when it was said."""
+    output_pieces: int = 0
+    """Deltas that carried output."""
+    text_bytes: int = 0
+    """Of a whole reply, for one that has no usage."""
+    reasoning_pieces: int = 0
+    """Of the pieces, those that are reasoning."""
+    reasoning_bytes: int = 0
+    """And of the text."""
+    finished: bool = False
+    """A finish reason came."""
+    first_output_at: float | None = None
+    upstream: str | None = None
+    upstream_id: str | None = None
+    attempts: list[Attempt] = []
+    error: RequestError | None = None
 
 
 class Reply(Protocol):

@@ -60,6 +60,8 @@ class EventSink(Protocol):
 
 class Upstream(Protocol):
     name: str
+    counts_input_tokens: bool
+    """Whether `count_input_tokens` may have an answer."""
 
     async def start(self) -> None: ...
 

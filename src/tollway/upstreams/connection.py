@@ -137,7 +137,8 @@ class ConnectionPool:
             connection, is_new = None, True
 
     def _keep(self, connection: "Connection") -> None:
-        connection.resume_reading()  # a client that was too slow is no matter of the next one's
+        if connection.paused_at:  # a client that was too slow is no matter of the next one's
+            connection.resume_reading()
         if connection.is_usable() and len(self._idle) < IDLE_CONNECTIONS_MAX:
             self._idle.append(connection)
         else:
@@ -157,8 +158,9 @@ class ConnectionPool:
 
     def _take_idle(self) -> "Connection | None":
         # The last one used is the least likely to have been closed meanwhile.
-        while self._idle:
-            connection = self._idle.pop()
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
             if connection.is_usable():
                 return connection
             connection.abort()
@@ -318,7 +320,6 @@ class Connection(asyncio.Protocol):
         "_loop",
         "_outbox",
         "_parser",
-        "_paused_at",
         "_receiver",
         "_retry_after",
         "_sent_at",
@@ -326,6 +327,7 @@ class Connection(asyncio.Protocol):
         "_used",
         "heard_at",
         "idle_since",
+        "paused_at",
     )
 
     def __init__(
@@ -339,7 +341,7 @@ class Connection(asyncio.Protocol):
         self._receiver: Receiver | None = None
         self._done: asyncio.Future[None] | None = None
         self._used = False
-        self._paused_at = 0.0
+        self.paused_at = 0.0
         self.heard_at = self.idle_since = self._sent_at = 0.0
 
     def exchange(self, request: bytes, receiver: Receiver) -> asyncio.Future[None]:
@@ -371,7 +373,7 @@ class Connection(asyncio.Protocol):
         """What to tell the client if this exchange has taken too long."""
         if now - self._sent_at > deadlines.total:
             return f"The model's server did not finish within {deadlines.total:g} s."
-        if self._paused_at:  # it is the client that is slow
+        if self.paused_at:  # it is the client that is slow
             return None
         if not self._answered and now - self._sent_at > deadlines.first_byte:
             return f"The model's server did not answer within {deadlines.first_byte:g} s."
@@ -392,14 +394,14 @@ class Connection(asyncio.Protocol):
         self._loop.call_soon(self.fail, error)
 
     def pause_reading(self) -> None:
-        if self._transport is not None and not self._paused_at:
-            self._paused_at = self._loop.time()
+        if self._transport is not None and not self.paused_at:
+            self.paused_at = self._loop.time()
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        if self._transport is not None and self._paused_at:
+        if self._transport is not None and self.paused_at:
             self.heard_at = self._loop.time()
-            self._paused_at = 0.0
+            self.paused_at = 0.0
             self._transport.resume_reading()
 
     # asyncio's callbacks

@@ -31,6 +31,8 @@ class OpenAICompatible:
     """Implements `Upstream`. `api_key` never appears in a log, an error or a `repr`. With an
     `api_version` a model is asked by its deployment's own address, as Azure has it."""
 
+    counts_input_tokens = False
+
     def __init__(
         self,
         name: str,

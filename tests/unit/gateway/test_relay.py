@@ -43,6 +43,8 @@ class Upstream:
 
     name = "gpu-1"
 
+    counts_input_tokens = True
+
     def __init__(
         self,
         events: Iterable[bytes] = (),

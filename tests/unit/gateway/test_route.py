@@ -60,6 +60,8 @@ def failing(
 class Upstream:
     """Answers as its `script` says, one element a request, and truthfully when that is used up."""
 
+    counts_input_tokens = True
+
     def __init__(self, name: str, *script: RequestError | list[bytes], counted: int | None = None):
         self.name = name
         self.script: list[RequestError | list[bytes]] = list(script)
@@ -403,7 +405,7 @@ async def test_where_none_may_be_asked_the_client_is_told_when() -> None:
     assert "None of the model's 2 servers" in error.message
     assert desk.attempts == []
     with pytest.raises(Unavailable):
-        await desk.router.count_input_tokens(desk.model, desk.admission().parsed, 5)
+        desk.router.count_input_tokens(desk.model, desk.admission().parsed, 5)
 
 
 async def test_a_failing_probe_is_made_good_by_another_upstream() -> None:
@@ -460,8 +462,10 @@ async def test_only_a_model_with_one_upstream_has_its_input_counted_by_it() -> N
     lone = Desk(Upstream("gpu-1", counted=5))
     both = Desk(Upstream("gpu-1", counted=5), Upstream("gpu-2", counted=7))
     parsed = lone.admission().parsed
-    assert await lone.router.count_input_tokens(lone.model, parsed, 10) == 5
-    assert await both.router.count_input_tokens(both.model, parsed, 10) is None
+    counting = lone.router.count_input_tokens(lone.model, parsed, 10)
+    assert counting is not None
+    assert await counting == 5
+    assert both.router.count_input_tokens(both.model, parsed, 10) is None
 
 
 # --- places ---------------------------------------------------------------------------------------

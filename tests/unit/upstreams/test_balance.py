@@ -14,6 +14,8 @@ from tollway.wire.chat import ChatCompletion
 
 
 class Upstream:
+    counts_input_tokens = True
+
     def __init__(self, name: str) -> None:
         self.name = name
         self.runs = True

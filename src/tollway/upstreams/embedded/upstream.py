@@ -75,6 +75,8 @@ class EmbeddedUpstream:
     """Implements `Upstream`. `connect(base_url, api_key)` makes the client for a child that came
     up."""
 
+    counts_input_tokens = True
+
     def __init__(
         self,
         name: str,

@@ -60,6 +60,8 @@ class Client:
 
     name = "embedded"
 
+    counts_input_tokens = False
+
     def __init__(self) -> None:
         self.script: Script = says_its_seed
         self.answer: tuple[int, bytes] | RequestError = (200, b'{"input_tokens": 5}')
