@@ -181,9 +181,7 @@ def test_one_of_two_llama_servers_is_killed_under_load_and_no_request_fails_for_
     assert {one.reply.status for one in answered} == {200}
     cut = [one for one in answered if not one.ended_well]
     assert len(cut) <= CLIENTS  # those that ran there as it died, twice: the successor goes too
-    assert {json.loads(one.reply.events[-1].data)["error"]["code"] for one in cut} <= {
-        "upstream_error"
-    }
+    assert {one.reply.events[-1].json()["error"]["code"] for one in cut} <= {"upstream_error"}
     receipts = [customer.receipt(one.request_id) for one in answered]
     tried_again = [receipt for receipt in receipts if len(receipt["attempts"]) > 1]
     assert tried_again
