@@ -88,15 +88,28 @@ def take_priority(nice: int) -> None:
         Path("/proc/self/autogroup").write_text(str(nice))
 
 
+class NotStarted(SystemExit):
+    """With what it printed last."""
+
+
 @contextlib.contextmanager
 def running(
-    command: Sequence[str], *, core: str, port: int, log: Path, seconds: float = 30
+    command: Sequence[str],
+    *,
+    core: str,
+    port: int,
+    log: Path,
+    seconds: float = 30,
+    env: Mapping[str, str] | None = None,
 ) -> Generator[subprocess.Popen[bytes]]:
     """Pinned to one core, from the moment its port accepts; ended with SIGTERM, and with SIGKILL
-    where that fails."""
+    where that fails. Raises `NotStarted`."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["taskset", "-c", core, *command], stdout=output, stderr=subprocess.STDOUT
+            ["taskset", "-c", core, *command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
         )
     try:
         _wait_for(process, port, log, seconds)
@@ -130,7 +143,7 @@ def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path, seconds: f
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.05)
-    raise SystemExit(f"{process.args} did not start:\n{log.read_text(errors='replace')[-2000:]}")
+    raise NotStarted(f"{process.args} did not start:\n{log.read_text(errors='replace')[-2000:]}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

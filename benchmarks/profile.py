@@ -3,7 +3,7 @@
     python -m benchmarks.profile [--test plain|paced|burst] [--secs 8] [--top 40]
 
 Two samplers look at one server, one after the other: `perf` (Debian: linux-perf) sees all of it by
-library and symbol, C and kernel too; `py-spy` (in requirements-bench.lock) sees which Python
+library and symbol, C and kernel too; `py-spy` (which it installs beside) sees which Python
 function was running. A share of the samples is a share of the CPU, and is told in microseconds of
 what the test used for each request or chunk.
 """
@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 
+from benchmarks.environments import tools
 from benchmarks.gateways import Gateway, tollway, upstream
 from benchmarks.load import TESTS, UNIT_OF
 from benchmarks.processes import LOAD_CORE, raise_file_limit
@@ -39,7 +40,7 @@ LIBRARIES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--test", choices=("plain", "burst", "paced"), default="plain")
+    parser.add_argument("--test", choices=list(UNIT_OF), default="plain")
     parser.add_argument("--secs", type=int, default=8)
     parser.add_argument("--top", type=int, default=40)
     parser.add_argument("--tollway", default=f"{sys.executable} -m tollway")
@@ -99,7 +100,7 @@ def _native_samples(data: Path) -> Counter[tuple[int, str, str]]:
 
 @contextlib.contextmanager
 def _py_spy(pid: int, seconds: int, out: Path) -> Generator[None]:
-    program = Path(sys.executable).with_name("py-spy")
+    program = tools() / "py-spy"
     # Only who has the interpreter's lock: a thread that waits for its fsync is no cost.
     options = ["-f", "raw", "--gil", "--nonblocking", "-r", str(PYTHON_SAMPLES_A_SECOND)]
     recording = subprocess.Popen(

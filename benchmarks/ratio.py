@@ -12,9 +12,6 @@ measured and why.
 import argparse
 import contextlib
 import json
-import os
-import platform
-import re
 import shlex
 import statistics
 import sys
@@ -35,6 +32,7 @@ from benchmarks.gateways import (
     upstream,
 )
 from benchmarks.load import TESTS, Figures
+from benchmarks.machine import machine
 from benchmarks.processes import raise_file_limit, take_priority
 
 
@@ -64,6 +62,7 @@ MEASURES = (
     Measure("paced_chunk_us", "CPU µs a paced chunk", must="<= 3x", aim="<= 2x"),
     Measure("burst_chunk_us", "CPU µs a burst chunk", digits=2),
     Measure("idle_stream_kb", "KB an idle stream", must="<= 24 KB", aim="<= 12 KB"),
+    Measure("idle_opened", "of 1,000 idle streams, begun after 5 s", digits=0),
     Measure("resident_mb", "RSS MB before load", must="<= 80 MB", aim="<= 50 MB"),
     Measure("large_request_us", "CPU µs a request of 1 MiB", digits=0, must="<= 3x", aim="<= 3x"),
     Measure("rate_request_us", "CPU µs a request, 3,000 a second for both"),
@@ -165,7 +164,7 @@ def _report(rounds: list[dict[str, Figures]], chosen: argparse.Namespace) -> str
     titles = ["", *names, "ratio", "median ratio", "must", "aim"]
     day = time.strftime("%Y-%m-%d")
     lines = [
-        f"{day}, {_machine()}; {chosen.rounds} rounds, {chosen.secs} s a test. A figure is the",
+        f"{day}, {machine()}; {chosen.rounds} rounds, {chosen.secs} s a test. A figure is the",
         "best of the rounds; `ratio` is between those, `median ratio` that of the rounds' own.",
         "",
         f"| {' | '.join(titles)} |",
@@ -188,12 +187,6 @@ def _row(measure: Measure, rounds: list[dict[str, Figures]], names: list[str]) -
         each = [b / a for a, b in zip(series[yardstick], series[other], strict=True)]
         row[-2:] = [f"{best[other] / best[yardstick]:.2f}x", f"{statistics.median(each):.2f}x"]
     return [*row, measure.must, measure.aim]
-
-
-def _machine() -> str:
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    processor = names[0] if names else platform.machine()
-    return f"{os.cpu_count()} cores of {processor}, Python {platform.python_version()}"
 
 
 if __name__ == "__main__":
