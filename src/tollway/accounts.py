@@ -4,13 +4,13 @@ All accounts are in memory: a request looks its own up without a query. Every ch
 before it takes effect, except a freeze, which refuses at once.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Literal
 
 import msgspec
 
 from tollway.clock import Clock, new_id
-from tollway.database.base import Database, Statement
+from tollway.database.base import Database, Row, Statement
 from tollway.errors import NotFound, Refused
 
 NAME_CHARACTERS_MAX = 100
@@ -35,12 +35,20 @@ class Accounts:
         self._by_name: dict[str, Account] = {}
 
     async def load(self) -> None:
-        rows = await self._database.fetch(
-            "SELECT id, name, status, requests_per_minute, concurrent_requests, created_at"
-            " FROM accounts ORDER BY id"
-        )
-        for *values, created_at in rows:
-            self._remember(Account(*values, created_at=created_at / 1000))
+        for row in await self._database.fetch(_ACCOUNTS + " ORDER BY id"):
+            self._remember(_account(row))
+
+    async def read_again(self, account_ids: Iterable[str]) -> None:
+        """What another process has changed. What has not changed stays the very same object."""
+        for account_id in account_ids:
+            for row in await self._database.fetch(_ACCOUNTS + " WHERE id = ?", (account_id,)):
+                account = _account(row)
+                before = self._by_id.get(account_id)
+                if account == before:
+                    continue
+                if before is not None and before.name != account.name:
+                    del self._by_name[before.name]
+                self._remember(account)
 
     def get(self, account_id: str) -> Account:
         return self._by_id[account_id]
@@ -138,6 +146,16 @@ class Accounts:
     def _remember(self, account: Account) -> None:
         self._by_id[account.id] = account
         self._by_name[account.name] = account
+
+
+_ACCOUNTS = (
+    "SELECT id, name, status, requests_per_minute, concurrent_requests, created_at FROM accounts"
+)
+
+
+def _account(row: Row) -> Account:
+    *values, created_at = row
+    return Account(*values, created_at=created_at / 1000)
 
 
 def _or(value: int | None, otherwise: int | None) -> int | None:

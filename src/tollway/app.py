@@ -15,7 +15,15 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -37,8 +45,10 @@ from tollway.api.operation import ApiParts
 from tollway.api.routes import create_app
 from tollway.api.server import HttpServer
 from tollway.catalogue import Catalogue
-from tollway.clock import Clock, SystemClock
+from tollway.clock import Clock, SystemClock, new_id
 from tollway.console import Console, Welcome
+from tollway.database.base import Database
+from tollway.database.instance import Change, Instance
 from tollway.database.postgres import PostgresDatabase
 from tollway.database.rights import Migrated, complaints, migrate, shown
 from tollway.database.sqlite import DataDirectoryLock, SqliteDatabase
@@ -54,9 +64,12 @@ from tollway.gateway.authenticate import Authenticator
 from tollway.gateway.pipeline import Pipeline
 from tollway.gateway.route import Router
 from tollway.gateway.settle import checkpoints_of
-from tollway.ledger.base import Liveness, genesis
-from tollway.ledger.signing import SigningKey
+from tollway.ledger.base import Ledger, Liveness, genesis
+from tollway.ledger.postgres.ledger import PostgresLedger
+from tollway.ledger.postgres.verify import verify_postgres
+from tollway.ledger.signing import SigningKey, new_key
 from tollway.ledger.sqlite import SqliteLedger
+from tollway.ledger.verify import Violation, verify
 from tollway.live import Live, limits_of, offers_of
 from tollway.metrics import Exposition, Metrics, UpstreamNow
 from tollway.outbox import Outbox
@@ -78,6 +91,7 @@ from tollway.upstreams.places import Places
 
 CHECKPOINT_SECONDS = 1.0
 KEY_SWEEP_SECONDS = 60.0
+START_LOCK = 7_405_602
 DATABASE_FILE = "tollway.db"
 
 log = logging.getLogger("tollway")
@@ -87,14 +101,17 @@ log = logging.getLogger("tollway")
 class Store:
     """What is kept: the database and the modules that own its tables."""
 
-    database: SqliteDatabase
+    database: Database
     accounts: Accounts
     tokens: Tokens
-    ledger: SqliteLedger
+    ledger: Ledger
     catalogue: Catalogue
     operations: Operations
     clock: Clock
     signing_key: SigningKey
+    fault: Callable[[], str | None]
+    new_secret: str | None
+    """The first token's, where this start made it."""
 
 
 def serve(settings: Settings, console: Console, file: ConfigurationFile | None) -> None:
@@ -155,20 +172,40 @@ async def open_operations(
     and `Refused` where there is none and `may_create` is not said: it is then a typing error."""
     _configure_logging()
     data_dir = settings.server.data_dir
-    if not may_create and not (data_dir / DATABASE_FILE).exists():
+    is_file = not settings.server.database.scheme
+    if is_file and not may_create and not (data_dir / DATABASE_FILE).exists():
         raise Refused(
             f"There is no Tollway in {data_dir}. Check --data-dir, or start with `tollway serve`."
         )
-    async with open_store(settings) as store:
+    async with open_store(settings, for_serving=False) as store:
         yield store.operations
 
 
 @asynccontextmanager
 async def open_store(
-    settings: Settings, on_commit: Callable[[int, float], None] | None = None
+    settings: Settings,
+    on_commit: Callable[[int, float], None] | None = None,
+    *,
+    for_serving: bool = True,
 ) -> AsyncGenerator[Store]:
-    if settings.server.database.scheme:
-        raise StartError("This version cannot yet serve from Postgres.")
+    """Not for serving, nothing is made that was not there, and Postgres is opened beside the
+    replicas that serve from it."""
+    if not settings.server.database.scheme:
+        async with _open_sqlite(settings, on_commit, for_serving) as store:
+            yield store
+    elif for_serving:
+        with _own_data_directory(settings.server.data_dir):
+            async with _open_postgres(settings, on_commit) as store:
+                yield store
+    else:
+        async with _open_postgres_for_commands(settings) as store:
+            yield store
+
+
+@asynccontextmanager
+async def _open_sqlite(
+    settings: Settings, on_commit: Callable[[int, float], None] | None, for_serving: bool
+) -> AsyncGenerator[Store]:
     clock = SystemClock()
     data_dir = settings.server.data_dir
     with _own_data_directory(data_dir):
@@ -183,23 +220,178 @@ async def open_store(
             await ledger.load()
             for recovered in await ledger.recover():
                 log.warning("recovered after a crash: %s", recovered)
-            catalogue = await Catalogue.load(offers_of(settings), database, clock)
-            operations = Operations(
-                accounts=accounts,
-                tokens=tokens,
-                ledger=ledger,
-                catalogue=catalogue,
-                database=database,
-                clock=clock,
-                genesis=genesis,
-                signing_key=signing_key,
-                starting_credits=settings.limits.starting_credits,
-            )
-            yield Store(
-                database, accounts, tokens, ledger, catalogue, operations, clock, signing_key
+
+            async def verified() -> list[Violation]:
+                holds = ledger.open_holds()
+                return await database.read(lambda connection: verify(connection, holds))
+
+            yield await _store(
+                settings,
+                clock,
+                database,
+                accounts,
+                tokens,
+                ledger,
+                signing_key,
+                verified,
+                lambda: database.fault,
+                for_serving=for_serving,
             )
         finally:
             await database.close()
+
+
+@asynccontextmanager
+async def _open_postgres(
+    settings: Settings, on_commit: Callable[[int, float], None] | None
+) -> AsyncGenerator[Store]:
+    clock = SystemClock()
+    data_dir = settings.server.data_dir
+    database = PostgresDatabase(settings.server.database.reveal())
+    async with AsyncExitStack() as stack:
+        await _open(database)
+        stack.push_async_callback(database.close)
+        accounts, tokens = Accounts(database, clock), Tokens(database, clock)
+        instance = Instance(database, clock, data_dir)
+
+        async def read_again(changes: Collection[Change]) -> None:
+            await accounts.read_again(c.subject for c in changes if c.kind == "account")
+            await tokens.read_again(c.subject for c in changes if c.kind == "token")
+
+        instance.on_changes = read_again
+        refusal = _liveness(accounts, tokens, clock)
+        ledger = PostgresLedger(database, instance, clock, refusal, data_dir, on_commit=on_commit)
+        # One replica after the other: the first makes what the others then find.
+        async with database.exclusive(START_LOCK):
+            for recovered in await ledger.open():
+                log.warning("recovered after a crash: %s", recovered)
+            stack.push_async_callback(ledger.close)
+            await accounts.load()
+            await tokens.load()
+            await ledger.load()
+            signing_key = await _signing_key(database, clock)
+            store = await _store(
+                settings,
+                clock,
+                database,
+                accounts,
+                tokens,
+                ledger,
+                signing_key,
+                lambda: verify_postgres(database),
+                lambda: ledger.fault,
+                for_serving=True,
+            )
+        await instance.start()
+        yield store
+
+
+@asynccontextmanager
+async def _open_postgres_for_commands(settings: Settings) -> AsyncGenerator[Store]:
+    clock = SystemClock()
+    database = PostgresDatabase(settings.server.database.reveal())
+    async with AsyncExitStack() as stack:
+        await _open(database)
+        stack.push_async_callback(database.close)
+        accounts, tokens = Accounts(database, clock), Tokens(database, clock)
+        await accounts.load()
+        await tokens.load()
+        data_dir = settings.server.data_dir
+        instance = Instance(database, clock, data_dir)
+        refusal = _liveness(accounts, tokens, clock)
+        ledger = PostgresLedger(database, instance, clock, refusal, data_dir)
+        ledger.open_for_commands()
+        stack.push_async_callback(ledger.close)
+        await ledger.load()
+        yield await _store(
+            settings,
+            clock,
+            database,
+            accounts,
+            tokens,
+            ledger,
+            await _signing_key(database, clock),
+            lambda: verify_postgres(database),
+            lambda: ledger.fault,
+            for_serving=False,
+        )
+
+
+async def _open(database: PostgresDatabase) -> None:
+    """Raises `StartError`, also where the role lacks what it needs to serve."""
+    await database.open()
+    lacks, _ = await complaints(database)
+    if lacks:
+        await database.close()
+        raise StartError(f"{next(shown(lacks, []))}.")
+
+
+async def stored_signing_key(settings: Settings) -> SigningKey:
+    """Postgres's, which all replicas sign with. Raises `StartError`."""
+    database = PostgresDatabase(settings.server.database.reveal())
+    await database.open()
+    try:
+        return await _signing_key(database, SystemClock())
+    finally:
+        await database.close()
+
+
+async def _signing_key(database: PostgresDatabase, clock: Clock) -> SigningKey:
+    """The same for all replicas, so it is where they all find it."""
+    stored = "SELECT pem FROM signing_keys ORDER BY created_at, id LIMIT 1"
+    rows = await database.fetch(stored)
+    if not rows:
+        pem = new_key().decode()
+        now = clock.now()
+        await database.execute(
+            (
+                "INSERT INTO signing_keys (id, pem, created_at) VALUES (?, ?, ?)",
+                (new_id("key", now), pem, int(now * 1000)),
+            )
+        )
+        rows = await database.fetch(stored)
+    return SigningKey.of_pem(rows[0][0].encode(), f"in {database.name}")
+
+
+async def _store(
+    settings: Settings,
+    clock: Clock,
+    database: Database,
+    accounts: Accounts,
+    tokens: Tokens,
+    ledger: Ledger,
+    signing_key: SigningKey,
+    verified: Callable[[], Awaitable[Sequence[Violation]]],
+    fault: Callable[[], str | None],
+    *,
+    for_serving: bool,
+) -> Store:
+    catalogue = await Catalogue.load(offers_of(settings), database, clock)
+    operations = Operations(
+        accounts=accounts,
+        tokens=tokens,
+        ledger=ledger,
+        catalogue=catalogue,
+        database=database,
+        verify=verified,
+        clock=clock,
+        genesis=genesis,
+        signing_key=signing_key,
+        starting_credits=settings.limits.starting_credits,
+    )
+    new_secret = await operations.ensure_default_account() if for_serving else None
+    return Store(
+        database,
+        accounts,
+        tokens,
+        ledger,
+        catalogue,
+        operations,
+        clock,
+        signing_key,
+        fault,
+        new_secret,
+    )
 
 
 async def _serve(
@@ -213,7 +405,6 @@ async def _serve(
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         store = await stack.enter_async_context(open_store(settings, metrics.committed))
-        new_secret = await store.operations.ensure_default_account()
         access_log = AccessLog(settings.server.access_log, settings.server.data_dir, metrics)
         await access_log.start()
         stack.push_async_callback(access_log.stop)
@@ -242,7 +433,7 @@ async def _serve(
             await _start_upstreams(watched, serving, stopping)
             _calm_the_collector()
             if not stopping.is_set():
-                console.welcome(_welcome(settings, listener, new_secret))
+                console.welcome(_welcome(settings, listener, store.new_secret))
             await _first_of(serving, stopping)
             console.stopping(len(gateway.pipeline.running), settings.server.drain_seconds)
             server.wind_down()
@@ -331,7 +522,7 @@ def _http_server(
         if stopping.is_set():
             return ["the server is stopping"]
         reasons = gateway.router.not_ready(store.catalogue.list(None))
-        if (fault := store.database.fault) is not None:
+        if (fault := store.fault()) is not None:
             reasons.append(f"the database cannot be written: {fault}")
         return reasons
 
@@ -355,7 +546,7 @@ def _http_server(
                 open_holds=store.ledger.open_holds,
                 upstreams=lambda: map(_upstream_now, gateway.router.upstreams()),
                 tries_refused=gateway.router.tries_refused,
-                database_fault=lambda: store.database.fault,
+                database_fault=store.fault,
             ),
             signing_key=store.signing_key,
             not_ready=not_ready,

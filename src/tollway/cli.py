@@ -626,7 +626,15 @@ def _public_key(
             return read_public_key(_read(file))
         except ValueError as error:
             raise Refused(f"{file} is not a public key: {error}.") from None
-    folder = load_settings(config, data_dir=data_dir, for_serving=False).server.data_dir
+    settings = load_settings(config, data_dir=data_dir, for_serving=False)
+    if settings.server.database.scheme:
+        import asyncio
+
+        from tollway.app import stored_signing_key
+
+        stored = asyncio.run(stored_signing_key(settings))
+        return read_public_key(stored.public_pem().encode())
+    folder = settings.server.data_dir
     key = SigningKey.existing(folder)
     if key is None:
         raise Refused(f"There is no signing key in {folder}. Give the public one with --key.")
@@ -691,6 +699,8 @@ def _execute(
 
     settings = load_settings(config, data_dir=data_dir, for_serving=False)
     given = {name: value for name, value in arguments.items() if value is not None}
+    if settings.server.database.scheme:  # beside the servers, wherever they run
+        return _execute_here(settings, command, given)
     result = ask(settings.server.data_dir, command, given)
     if result is not None:
         return result

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from tollway.clock import Clock, new_id
-from tollway.database.base import Database, Statement
+from tollway.database.base import Database, Row, Statement
 from tollway.errors import AuthenticationFailed, InvalidRequest, NotFound
 
 SCOPES = ("llm-all", "account")
@@ -55,29 +55,16 @@ class Tokens:
         self._ids_by_account: dict[str, list[str]] = {}
 
     async def load(self) -> None:
-        rows = await self._database.fetch(
-            "SELECT digest, id, account_id, name, scopes, models, requests_per_minute,"
-            " spend_cap, strict, created_at, expires_at, revoked_at FROM tokens ORDER BY id"
-        )
-        for digest, id_, account_id, name, scopes, models, rpm, cap, strict, *times in rows:
-            created_at, expires_at, revoked_at = (None if t is None else t / 1000 for t in times)
-            assert created_at is not None
-            self._remember(
-                digest,
-                Token(
-                    id=id_,
-                    account_id=account_id,
-                    name=name,
-                    scopes=frozenset(json.loads(scopes)),
-                    models=None if models is None else frozenset(json.loads(models)),
-                    requests_per_minute=rpm,
-                    spend_cap=cap,
-                    strict=bool(strict),
-                    created_at=created_at,
-                    expires_at=expires_at,
-                    revoked_at=revoked_at,
-                ),
-            )
+        for row in await self._database.fetch(_TOKENS + " ORDER BY id"):
+            self._remember(*_token(row))
+
+    async def read_again(self, token_ids: Iterable[str]) -> None:
+        """What another process has changed. What has not changed stays the very same object."""
+        for token_id in token_ids:
+            for row in await self._database.fetch(_TOKENS + " WHERE id = ?", (token_id,)):
+                digest, token = _token(row)
+                if token != self._by_id.get(token_id):
+                    self._remember(digest, token)
 
     def authenticate(self, secret: str) -> Token:
         """Raises `AuthenticationFailed` (invalid_api_key, token_expired)."""
@@ -198,6 +185,32 @@ class Tokens:
             self._ids_by_account.setdefault(token.account_id, []).append(token.id)
         self._by_id[token.id] = token
         self._id_by_digest[digest] = token.id
+
+
+_TOKENS = (
+    "SELECT digest, id, account_id, name, scopes, models, requests_per_minute, spend_cap, strict,"
+    " created_at, expires_at, revoked_at FROM tokens"
+)
+
+
+def _token(row: Row) -> tuple[bytes, Token]:
+    digest, id_, account_id, name, scopes, models, rpm, cap, strict, *times = row
+    created_at, expires_at, revoked_at = (None if t is None else t / 1000 for t in times)
+    assert created_at is not None
+    token = Token(
+        id=id_,
+        account_id=account_id,
+        name=name,
+        scopes=frozenset(json.loads(scopes)),
+        models=None if models is None else frozenset(json.loads(models)),
+        requests_per_minute=rpm,
+        spend_cap=cap,
+        strict=bool(strict),
+        created_at=created_at,
+        expires_at=expires_at,
+        revoked_at=revoked_at,
+    )
+    return digest, token
 
 
 def new_secret() -> str:

@@ -55,6 +55,7 @@ async def show_account(asked: Asked) -> Answer:
     await asked.take_place()
     account, token = asked.caller.account, asked.caller.token
     installation, cap = asked.parts.gate.limits, token.spend_cap
+    await asked.parts.ledger.refresh(account.id, token.id)
     held = asked.parts.ledger.held(account.id)
     chat, at_once = account.requests_per_minute, account.concurrent_requests
     limits = AccountLimits(
@@ -119,7 +120,7 @@ async def list_transactions(asked: Asked) -> Answer:
 
 
 def transaction_object(entry: Entry) -> TransactionObject:
-    of_request = entry.kind in ("charge", "refund") and entry.ref.startswith("req_")
+    of_request = entry.kind in ("charge", "late_charge", "refund") and entry.ref.startswith("req_")
     return TransactionObject(
         # An account's entries are numbered without gaps, for good.
         id=f"txn_{entry.account_id.removeprefix('acc_')}_{entry.seq}",

@@ -32,6 +32,7 @@ async def quote(asked: Asked) -> Answer:
     ignored_fields(caller, model, parsed)
     await asked.take_place()
     cost = await parts.gate.cost(model, parsed)
+    await parts.ledger.refresh(caller.account.id, caller.token.id)
     available = parts.ledger.available(caller.account.id)
     if (cap := caller.token.spend_cap) is not None:
         available = min(available, parts.ledger.left_of_cap(caller.token.id, cap))

@@ -17,7 +17,7 @@ every one that still has its lease.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import lru_cache
 from typing import Any, Protocol, cast
@@ -52,6 +52,14 @@ class Connection(Protocol):
     async def fetchval(self, query: str, *args: Any) -> Any: ...
 
     def transaction(self, **options: Any) -> AbstractAsyncContextManager[None]: ...
+
+    async def add_listener(self, name: str, callback: Callable[..., None], /) -> None: ...
+
+    def add_termination_listener(self, callback: Callable[..., None], /) -> None: ...
+
+    def is_closed(self) -> bool: ...
+
+    def terminate(self) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -156,9 +164,9 @@ class PostgresDatabase:
                 status = await connection.execute(dollars(sql), *parameters)
                 changed = _rows_of(status)
             change = await connection.fetchrow(
-                "SELECT max(id), bool_or(refuses) FROM changes WHERE txid = txid_current()"
+                "SELECT txid, bool_or(refuses) FROM changes WHERE txid = txid_current() GROUP BY 1"
             )
-        if change is not None and change[0] is not None:
+        if change is not None:
             seconds = LEASE_SECONDS + SPREAD_SECONDS_MAX if change[1] else SPREAD_SECONDS_MAX
             await self._spread(change[0], seconds)
         return changed
@@ -190,19 +198,32 @@ class PostgresDatabase:
             await connection.close()
 
     @asynccontextmanager
+    async def exclusive(self, number: int) -> AsyncGenerator[None]:
+        """One process at a time is within, of all that use this database."""
+        with told_as_unavailable():
+            connection = await self.connect()
+        try:
+            with told_as_unavailable():
+                await connection.execute("SELECT pg_advisory_lock($1)", number)
+            yield
+        finally:
+            with contextlib.suppress(*_UNREACHABLE):
+                await connection.close()
+
+    @asynccontextmanager
     async def _acquired(self) -> AsyncGenerator[Connection]:
         assert self._pool is not None, "the database is open"
         async with self._pool.acquire(timeout=CONNECT_SECONDS_MAX) as connection:
             yield cast(Connection, connection)
 
-    async def _spread(self, change: int, seconds: float) -> None:
+    async def _spread(self, transaction: int, seconds: float) -> None:
         """Returns when all replicas that have their lease have heard of the change, or after
         `seconds`: one that hears nothing for so long has lost its lease, and refuses by itself."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         wait_seconds = _SPREAD_LOOK_SECONDS
         with contextlib.suppress(Unavailable):  # the change is made; only who knows is not known
-            while await self.fetch(_DEAF, (change,)) and loop.time() < deadline:
+            while await self.fetch(_DEAF, (transaction,)) and loop.time() < deadline:
                 await asyncio.sleep(wait_seconds)
                 wait_seconds = min(2 * wait_seconds, 0.2)
 
@@ -222,7 +243,9 @@ class PostgresDatabase:
         check_versions(self.name, {row[0] for row in rows})
 
 
-_DEAF = "SELECT 1 FROM instances WHERE NOT reaped AND expires_at > now_ms() AND seen < ? LIMIT 1"
+_DEAF = """
+SELECT 1 FROM instances WHERE NOT reaped AND expires_at > now_ms()
+   AND NOT COALESCE(txid_visible_in_snapshot(?, heard), false) LIMIT 1"""
 
 
 def check_versions(name: str, applied: set[str]) -> None:

@@ -6,7 +6,7 @@ ledger, the audit, the prices. `migrate` brings the schema up to date and gives 
 """
 
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import LiteralString
 
 import psycopg
@@ -14,13 +14,7 @@ from msgspec import Struct
 from psycopg import sql
 
 from tollway.database.migrate import apply_postgres
-from tollway.database.postgres import (
-    Connection,
-    PostgresDatabase,
-    database_name,
-    reason,
-    told_as_unavailable,
-)
+from tollway.database.postgres import PostgresDatabase, database_name, reason
 from tollway.errors import StartError
 
 MIGRATION_LOCK = 7_405_601
@@ -94,20 +88,16 @@ def _grant(connection: "psycopg.Connection[tuple[object, ...]]", role: str) -> N
 
 async def complaints(database: PostgresDatabase) -> tuple[list[str], list[str]]:
     """What the role that is connected lacks to serve, and what it could do beyond that."""
-    with told_as_unavailable():
-        async with database.snapshot() as connection:
-            lacks = [why async for why in _lacking(connection)]
-            beyond = await connection.fetch(_BEYOND, list(ONLY_GROWING))
-    return lacks, [row[0] for row in beyond]
+    needed = [(table, right) for table, rights in GRANTS.items() for right in rights]
+    tables, rights = zip(*needed, strict=True)
+    lacks = await database.fetch(_LACKING, (list(tables), list(rights)))
+    beyond = await database.fetch(_BEYOND, (list(ONLY_GROWING),) * 2)
+    return [why for (why,) in lacks], [why for (why,) in beyond]
 
 
-async def _lacking(connection: Connection) -> AsyncIterator[str]:
-    for table, rights in GRANTS.items():
-        for right in rights:
-            has = await connection.fetchval("SELECT has_table_privilege($1, $2)", table, right)
-            if not has:
-                yield f"no {right} on {table}"
-
+_LACKING = """
+SELECT 'no ' || verb || ' on ' || name FROM unnest(?::text[], ?::text[]) AS needed (name, verb)
+ WHERE NOT has_table_privilege(name, verb)"""
 
 _BEYOND = """
 SELECT 'it is a superuser' FROM pg_roles WHERE rolname = current_user AND rolsuper
@@ -115,11 +105,11 @@ UNION ALL
 SELECT 'it may make tables' WHERE has_schema_privilege(current_schema(), 'CREATE')
 UNION ALL
 SELECT 'it owns the table ' || tablename FROM pg_tables
- WHERE tablename = ANY ($1) AND schemaname = current_schema()
+ WHERE tablename = ANY (?::text[]) AND schemaname = current_schema()
    AND pg_has_role(current_user, tableowner, 'USAGE')
 UNION ALL
 SELECT 'it may ' || verb || ' ' || name
-  FROM unnest($1::text[]) AS name, unnest(ARRAY['UPDATE', 'DELETE', 'TRUNCATE']) AS verb
+  FROM unnest(?::text[]) AS name, unnest(ARRAY['UPDATE', 'DELETE', 'TRUNCATE']) AS verb
  WHERE has_table_privilege(name, verb)"""
 
 

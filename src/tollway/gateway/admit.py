@@ -6,6 +6,7 @@ gives back the place in flight, and settlement the hold. A place of the rate cou
 however the request ends.
 """
 
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 
 from msgspec import Struct
@@ -19,6 +20,7 @@ from tollway.errors import (
     RateLimit,
     RateLimited,
     RateWhy,
+    Unavailable,
 )
 from tollway.gateway.types import Admission, Call, Caller, Cost, Standing
 from tollway.ledger.base import Hold, HoldAsk, Ledger, NotEnough
@@ -33,6 +35,8 @@ from tollway.rates.concurrency import Concurrency
 from tollway.wire.requests import OPTIONAL_FIELDS, ParsedRequest
 
 CONCURRENCY_RETRY_SECONDS = 1.0
+STANDING_SECONDS = 1.0
+"""How old the credits may be that a refusal tells: a flood of refusals asks no more often."""
 
 CountInputTokens = Callable[[Model, ParsedRequest, int], Awaitable[int | None] | None]
 """Exact, by the model's own tokenizer; None where it cannot be asked cheaply, at once or after it
@@ -91,6 +95,8 @@ class Gate:
 
     async def standing(self, caller: Caller) -> Standing:
         rate = await self._limiter.state(caller.rate_key, self._rate_limit(caller))
+        with contextlib.suppress(Unavailable):  # it is told as it was known last
+            await self._ledger.refresh(caller.account.id, older_than_seconds=STANDING_SECONDS)
         return Standing(rate, self._ledger.available(caller.account.id))
 
     async def cost(self, model: Model, parsed: ParsedRequest) -> Cost:

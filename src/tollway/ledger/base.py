@@ -4,6 +4,7 @@ lost or spent twice.
     hold ───► open ──── settle(charge > 0) ──► settled   charge and entry, in one transaction
                │  └──── settle(charge = 0) ──► released  no entry
                └─ recovery after a crash ────► expired   charged what the last checkpoint delivered
+                      └─ its process was only stopped, and settles late ──► settled or released
 
 Invariants, at every moment and after every crash:
 
@@ -27,7 +28,7 @@ from msgspec import Struct
 from tollway.database.base import Statement
 from tollway.errors import CreditsWhy, RequestError
 
-EntryKind = Literal["grant", "top_up", "charge", "refund", "adjustment"]
+EntryKind = Literal["grant", "top_up", "charge", "late_charge", "refund", "adjustment"]
 Status = Literal["completed", "interrupted", "failed"]
 
 
@@ -247,6 +248,13 @@ class Ledger(Protocol):
 
     def open_holds(self) -> Sequence[Hold]: ...
 
+    async def refresh(
+        self, account_id: str, token_id: str | None = None, *, older_than_seconds: float = 0.0
+    ) -> None:
+        """Where other processes spend from the account too, and what is known is older: asks the
+        database, so that `available` and the like say how it stands. Raises `Unavailable`."""
+        ...
+
     async def add(
         self,
         account_id: str,
@@ -269,6 +277,11 @@ class Ledger(Protocol):
         ...
 
     async def receipt(self, request_id: str) -> Receipt | None: ...
+
+    async def admissions_since(self, then: float) -> list[tuple[str, float]]:
+        """Account and time (seconds since the epoch) of each request recorded since `then`, oldest
+        first."""
+        ...
 
 
 class Liveness(Protocol):

@@ -55,17 +55,26 @@ class SigningKey:
         try:
             if not path.exists():
                 _make(path)
-            key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-        except (OSError, ValueError) as error:
+            pem = path.read_bytes()
+        except OSError as error:
             raise StartError(f"The signing key {path} cannot be read: {error}.") from error
-        if not isinstance(key, Ed25519PrivateKey):
-            raise StartError(f"The signing key {path} is not an Ed25519 key. Move it away.")
-        return cls(key)
+        return cls.of_pem(pem, str(path))
 
     @classmethod
     def existing(cls, data_dir: Path) -> "SigningKey | None":
         """As `load`, but makes none."""
         return cls.load(data_dir) if (data_dir / _FILE).exists() else None
+
+    @classmethod
+    def of_pem(cls, pem: bytes, where: str) -> "SigningKey":
+        """Raises `StartError` where it is not such a key; `where` is what that calls it."""
+        try:
+            key = serialization.load_pem_private_key(pem, password=None)
+        except ValueError as error:
+            raise StartError(f"The signing key {where} cannot be read: {error}.") from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise StartError(f"The signing key {where} is not an Ed25519 key. Move it away.")
+        return cls(key)
 
     def sign(self, document: Document) -> Document:
         """The document with its `signature`; one that it had is replaced."""
@@ -146,13 +155,18 @@ def _raw(public_key: Ed25519PublicKey) -> bytes:
     return public_key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
 
 
-def _make(path: Path) -> None:
-    """Whole or not at all: a torn key would end every signature that follows."""
-    pem = Ed25519PrivateKey.generate().private_bytes(
+def new_key() -> bytes:
+    """In PEM, for `SigningKey.of_pem`."""
+    return Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
+
+
+def _make(path: Path) -> None:
+    """Whole or not at all: a torn key would end every signature that follows."""
+    pem = new_key()
     unfinished = path.with_suffix(".new")
     with contextlib.suppress(FileNotFoundError):
         unfinished.unlink()

@@ -216,6 +216,11 @@ class SqliteLedger:
     def open_holds(self) -> Sequence[Hold]:
         return list(self._open.values())
 
+    async def refresh(
+        self, account_id: str, token_id: str | None = None, *, older_than_seconds: float = 0.0
+    ) -> None:
+        """What is in memory is the truth."""
+
     # --- entries that are no charge ---------------------------------------------------------------
 
     async def add(
@@ -303,8 +308,6 @@ class SqliteLedger:
         return as_receipt(rows[0]) if rows else None
 
     async def admissions_since(self, then: float) -> list[tuple[str, float]]:
-        """Account and time (seconds since the epoch) of each request recorded since `then`, oldest
-        first."""
         rows = await self._database.fetch(
             "SELECT account_id, created_at FROM usage WHERE request_id >= ? ORDER BY request_id",
             (first_id_since("req", then),),

@@ -62,7 +62,7 @@ def _checks(in_flight: Sequence[Hold]) -> list[tuple[str, _Check]]:
         ("integrity", _integrity),
         ("foreign keys", _foreign_keys),
         ("schema", _schema),
-        *((name, partial(_query, name, sql)) for name, sql in _QUERIES),
+        *((name, partial(_query, name, sql)) for name, sql in QUERIES),
         ("open holds", partial(_open_holds, in_flight)),
         ("hash chain", _hash_chains),
     ]
@@ -126,7 +126,7 @@ _COST = """
 
 # Each gives a row and what is wrong with it. A number that is too large for 64 bits becomes a float
 # in SQLite, which is exact enough to be unequal; what is believed of an upstream is at most 2^40.
-_QUERIES: tuple[tuple[str, str], ...] = (
+QUERIES: tuple[tuple[str, str], ...] = (
     (
         "balance not below zero or held",
         """
@@ -176,7 +176,7 @@ _QUERIES: tuple[tuple[str, str], ...] = (
                'balance_after ' || balance_after || ', the entries up to here add up to ' || running
           FROM (SELECT account_id, seq, balance_after,
                        SUM(amount) OVER (PARTITION BY account_id ORDER BY seq) AS running
-                  FROM ledger)
+                  FROM ledger) sums
          WHERE balance_after IS NOT running""",
     ),
     (
@@ -326,7 +326,7 @@ def _hash_chains(connection: sqlite3.Connection) -> Iterator[Violation]:
             yield from links.end(account_id, link)
             account_id = row[0]
             link = genesis(row[0])
-        link, whole = _link(link, row)
+        link, whole = follows(link, row)
         if not whole:
             yield Violation(
                 "hash chain", f"ledger {row[0]} {row[1]}", "does not follow from the one before it"
@@ -336,7 +336,8 @@ def _hash_chains(connection: sqlite3.Connection) -> Iterator[Violation]:
     yield from links.rest()
 
 
-def _link(before: bytes, row: tuple[Any, ...]) -> tuple[bytes, bool]:
+def follows(before: bytes, row: tuple[Any, ...]) -> tuple[bytes, bool]:
+    """What the hash of an entry should be, by the one before it, and whether it is."""
     try:
         expected = hashlib.sha256(before + _encode(row[:8])).digest()
     except (TypeError, ValueError):  # not the type that we write, or no UTF-8

@@ -148,6 +148,9 @@ class Books:
         with closing(connect(self.path)) as connection:
             return verify(connection, self.ledger.open_holds())
 
+    async def violations(self) -> list[Violation]:
+        return self.verify()
+
     def _refusal(self, account_id: str, token_id: str) -> RequestError | None:
         if account_id in self.frozen:
             return PermissionDenied("The account is frozen.", code="account_frozen")

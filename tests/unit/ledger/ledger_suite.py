@@ -290,7 +290,7 @@ class LedgerSuite:
         assert (receipt.cached_credits_per_million, receipt.reasoning_credits_per_million) == (
             effective
         )
-        assert books.verify() == []
+        assert await books.violations() == []
 
     async def test_there_is_no_receipt_of_a_request_that_never_was(self, books: Books) -> None:
         assert await books.ledger.receipt("req_9") is None
@@ -420,7 +420,7 @@ class LedgerSuite:
         assert (receipt.charged, receipt.remaining, receipt.total_ms) == (13, 87, 4000)
         assert receipt.created_at == started
         assert books.ledger.available(account) == 87
-        assert books.verify() == []
+        assert await books.violations() == []
 
     async def test_recovery_is_done_once(self, books: Books) -> None:
         account = await books.account(100)
@@ -441,7 +441,7 @@ class LedgerSuite:
         await books.crash()
 
         assert [(r.charged, r.shortfall) for r in books.recovered] == [(10, 4)]
-        assert books.verify() == []
+        assert await books.violations() == []
 
     async def test_a_checkpoint_of_nothing_delivered_costs_nothing(self, books: Books) -> None:
         account = await books.account(100)
@@ -453,7 +453,7 @@ class LedgerSuite:
         receipt = await books.ledger.receipt(hold.request_id)
         assert receipt is not None
         assert receipt.charged == 0
-        assert books.verify() == []
+        assert await books.violations() == []
 
     async def test_a_checkpoint_is_charged_by_the_rule_that_a_reply_is(self, books: Books) -> None:
         price = Price("price_2", 700, 4000, 70, 5000)
@@ -475,7 +475,7 @@ class LedgerSuite:
         await books.crash()
 
         assert [r.charged for r in books.recovered] == [charge(price, *tokens) for tokens in used]
-        assert books.verify() == []
+        assert await books.violations() == []
 
     async def test_checkpoints_of_one_account_together_stay_within_its_balance(
         self, books: Books
@@ -487,7 +487,7 @@ class LedgerSuite:
         await books.crash()
 
         assert await books.balance(account) == 0
-        assert books.verify() == []
+        assert await books.violations() == []
 
     async def test_a_settled_stream_leaves_no_checkpoint(self, books: Books) -> None:
         account = await books.account(100)
@@ -512,7 +512,7 @@ class LedgerSuite:
 
         with pytest.raises(NotEnough):
             await books.hold(account, 21, **capped)
-        assert books.verify() == []
+        assert await books.violations() == []
 
     # --- idempotency keys -----------------------------------------------------------------------
 

@@ -9,9 +9,8 @@ transaction.
 
 import inspect
 import json
-import sqlite3
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Annotated, Protocol, TypeVar, get_type_hints
+from typing import Annotated, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -26,7 +25,7 @@ from tollway.database.base import Database, Statement
 from tollway.errors import Refused
 from tollway.ledger.base import Ledger, Receipt
 from tollway.ledger.signing import SigningKey
-from tollway.ledger.verify import verify
+from tollway.ledger.verify import Violation
 from tollway.tokens import Token, Tokens
 
 DEFAULT_ACCOUNT = "default"
@@ -37,19 +36,13 @@ SignedAmount = Annotated[int, Meta(ge=-_CREDITS_MAX, le=_CREDITS_MAX)]
 Limit = Annotated[int, Meta(ge=1, le=1_000_000)]
 Text = Annotated[str, Meta(min_length=1, max_length=200)]
 
-T = TypeVar("T")
 Object = dict[str, object]
 Operation = Callable[..., Awaitable[Object]]
 
 
-class Books(Database, Protocol):
-    async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        """Runs `query` in one snapshot of the whole database."""
-        ...
-
-
 class Operations:
-    """`genesis(account_id)` is where the ledger begins an account's chain of entries;
+    """`genesis(account_id)` is where the ledger begins an account's chain of entries; `verify`
+    recomputes the books as they are on disk, with what this process holds in memory.
     `starting_credits` are those of now: a reload puts others in their place."""
 
     def __init__(
@@ -59,7 +52,8 @@ class Operations:
         tokens: Tokens,
         ledger: Ledger,
         catalogue: Catalogue,
-        database: Books,
+        database: Database,
+        verify: Callable[[], Awaitable[Sequence[Violation]]],
         clock: Clock,
         genesis: Callable[[str], bytes],
         signing_key: SigningKey,
@@ -70,6 +64,7 @@ class Operations:
         self._ledger = ledger
         self._catalogue = catalogue
         self._database = database
+        self._verify = verify
         self._clock = clock
         self._genesis = genesis
         self._signing_key = signing_key
@@ -301,9 +296,7 @@ class Operations:
         return {"data": [_as_object(model_object(model)) for model in self._catalogue.list(None)]}
 
     async def ledger_verify(self) -> Object:
-        """Checks the books as they are on disk, and what this process holds in memory."""
-        holds = self._ledger.open_holds()
-        violations = await self._database.read(lambda connection: verify(connection, holds))
+        violations = await self._verify()
         return {"data": [_as_object(violation) for violation in violations]}
 
     # --- parts ------------------------------------------------------------------------------------

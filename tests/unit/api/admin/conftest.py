@@ -14,6 +14,7 @@ from tollway.database.sqlite import SqliteDatabase
 from tollway.ledger.base import HoldAsk, Outcome, genesis
 from tollway.ledger.signing import SigningKey
 from tollway.ledger.sqlite import SqliteLedger
+from tollway.ledger.verify import verify
 from tollway.tokens import Tokens
 
 STARTING_CREDITS = 1000
@@ -98,6 +99,7 @@ async def open_office(path: Path) -> Office:
         ledger=ledger,
         catalogue=catalogue,
         database=database,
+        verify=lambda: database.read(lambda connection: verify(connection, ledger.open_holds())),
         clock=clock,
         genesis=genesis,
         signing_key=SigningKey.load(path.parent),

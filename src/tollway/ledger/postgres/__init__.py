@@ -1,0 +1,1 @@
+"""The ledger of many replicas over one Postgres: `ledger.py` says how."""

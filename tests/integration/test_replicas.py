@@ -1,0 +1,154 @@
+"""Two real servers on one Postgres: what is done at one is so at the other."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from tests.support.customer import Customer, a_customer
+from tests.support.fake_upstream import FakeUpstream
+from tests.support.postgres import PASSWORD, PostgresServer
+from tests.support.server import TollwayServer, config_for
+
+MORE = """
+[server]
+database = "env:TOLLWAY_TEST_DATABASE"
+[limits]
+failed_authentications_per_minute = 100000
+requests_per_minute = 100000
+"""
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[FakeUpstream]:
+    with FakeUpstream(models=("parrot-upstream",)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def replicas(
+    upstream: FakeUpstream, postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[TollwayServer]]:
+    """The ledger is whole after all tests, and no server has shown the password."""
+    tmp_path = tmp_path_factory.mktemp("replicas")
+    database_url = postgres.url(postgres.new_database())
+    config = config_for(upstream.base_url, more=MORE)
+    servers = [
+        TollwayServer(tmp_path / name, config, env={"TOLLWAY_TEST_DATABASE": database_url})
+        for name in ("one", "two")
+    ]
+    for server in servers:
+        server.start()
+    yield servers
+    for server in servers:
+        server.stop()
+        assert PASSWORD not in server.stdout + server.stderr
+        assert "s3cret" not in server.stdout + server.stderr
+    done = servers[0].command("ledger", "verify")
+    assert done.status == 0, done.stdout + done.stderr
+
+
+def at(server: TollwayServer, customer: Customer) -> Customer:
+    return replace(customer, server=server)
+
+
+def test_the_first_of_several_makes_the_default_account_and_one_token(
+    replicas: list[TollwayServer],
+) -> None:
+    one, two = replicas
+
+    assert [bool(one.token), bool(two.token)] == [True, False]
+    assert len(one.operate("token list")["data"]) == 1
+
+
+def test_a_request_is_charged_once_and_told_at_every_replica(
+    replicas: list[TollwayServer],
+) -> None:
+    customer = a_customer(replicas[0], credits=1000)
+
+    reply = customer.chat()
+
+    assert reply.status == 200, reply.body
+    there = at(replicas[1], customer)
+    receipt = there.receipt_of(reply)
+    assert receipt["credits"]["consumed"] == int(reply.header("x-credits-consumed") or "")
+    assert there.balance == customer.balance == receipt["credits"]["remaining"]
+
+
+def test_a_token_is_usable_everywhere_when_it_was_issued_and_refused_when_it_was_revoked(
+    replicas: list[TollwayServer],
+) -> None:
+    customer = a_customer(replicas[0], credits=100_000)
+    for server in replicas:
+        assert at(server, customer).chat().status == 200
+
+    replicas[0].operate("token revoke", token_id=customer.token_id)
+
+    for server in replicas:
+        assert at(server, customer).chat().status == 401
+
+
+def test_a_frozen_account_is_refused_everywhere_and_admitted_again(
+    replicas: list[TollwayServer],
+) -> None:
+    customer = a_customer(replicas[0], credits=100_000)
+    replicas[0].operate("account freeze", name=customer.account_id)
+    frozen = [at(server, customer).chat().status for server in replicas]
+    replicas[0].operate("account unfreeze", name=customer.account_id)
+    thawed = [at(server, customer).chat().status for server in replicas]
+
+    assert (frozen, thawed) == ([403, 403], [200, 200])
+
+
+def test_a_token_that_one_replica_issues_is_good_at_the_other(
+    replicas: list[TollwayServer],
+) -> None:
+    customer = a_customer(replicas[0], credits=100_000)
+
+    issued = customer.post("/auth/pat", {"name": "mine", "scopes": ["llm-all"]}).json()
+
+    there = replace(at(replicas[1], customer), token=issued["personal_access_token"])
+    assert there.chat().status == 200
+
+
+def test_a_key_is_one_requests_at_whichever_replica(replicas: list[TollwayServer]) -> None:
+    customer = a_customer(replicas[0], credits=100_000)
+    key = ("Idempotency-Key", "once")
+
+    first = customer.chat(key)
+    again = at(replicas[1], customer).chat(key)
+
+    assert (first.status, again.status) == (200, 409)
+    assert again.json()["error"]["code"] == "idempotency_completed"
+
+
+def test_a_signed_receipt_is_the_same_from_each(replicas: list[TollwayServer]) -> None:
+    customer = a_customer(replicas[0], credits=100_000)
+    request_id = customer.chat().header("x-request-id")
+
+    signed = [
+        at(server, customer).get(f"/receipts/{request_id}?signed=true").json()
+        for server in replicas
+    ]
+
+    assert signed[0] == signed[1]
+    keys = [at(server, customer).get("/receipts/public-key").json() for server in replicas]
+    assert keys[0] == keys[1]
+
+
+def test_commands_work_beside_the_servers_and_without_them(
+    replicas: list[TollwayServer],
+) -> None:
+    customer = a_customer(replicas[0], credits=10)
+    done = replicas[1].command("credit", "top-up", customer.account_id, "90", "--reference", "a")
+    assert done.status == 0, done.stderr
+    assert at(replicas[0], customer).balance == 100
+    for server in replicas:
+        server.stop()
+
+    again = replicas[0].command("credit", "top-up", customer.account_id, "90", "--reference", "a")
+
+    assert again.status == 0, again.stderr
+    shown = replicas[0].command("account", "show", customer.account_id, "--json").json()
+    assert (shown["creditBalance"], shown["creditsHeld"]) == (100, 0)
+    for server in replicas:
+        server.start()
