@@ -543,6 +543,7 @@ def _http_server(
                 now=store.clock.now,
                 monotonic=store.clock.monotonic,
                 in_flight=lambda: len(gateway.pipeline.running),
+                tasks=lambda: len(asyncio.all_tasks()),
                 open_holds=store.ledger.open_holds,
                 upstreams=lambda: map(_upstream_now, gateway.router.upstreams()),
                 tries_refused=gateway.router.tries_refused,

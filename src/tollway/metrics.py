@@ -214,6 +214,12 @@ DURATION = Described(
     ("model",),
 )
 IN_FLIGHT = Described("tollway_requests_in_flight", "gauge", "Chat requests that run now.")
+TASKS = Described(
+    "tollway_tasks",
+    "gauge",
+    "Tasks of the event loop. Each request has one; beside them there are a few, and should not be "
+    "more as time goes by.",
+)
 HELD = Described("tollway_credits_held", "gauge", "Credits held for requests in flight.")
 HOLDS = Described("tollway_holds_open", "gauge", "Holds that have not ended.")
 OLDEST_HOLD = Described(
@@ -309,6 +315,7 @@ _OURS = (
     FIRST_TOKEN,
     DURATION,
     IN_FLIGHT,
+    TASKS,
     HELD,
     HOLDS,
     OLDEST_HOLD,
@@ -569,6 +576,7 @@ class Exposition(Collector):
         now: Callable[[], float],
         monotonic: Callable[[], float],
         in_flight: Callable[[], int],
+        tasks: Callable[[], int],
         open_holds: Callable[[], Iterable[OpenHold]],
         upstreams: Callable[[], Iterable[UpstreamNow]],
         tries_refused: Callable[[], Iterable[tuple[str, int]]],
@@ -579,6 +587,7 @@ class Exposition(Collector):
         self._now = now
         self._monotonic = monotonic
         self._in_flight = in_flight
+        self._tasks = tasks
         self._open_holds = open_holds
         self._upstreams = upstreams
         self._tries_refused = tries_refused
@@ -598,6 +607,7 @@ class Exposition(Collector):
         ages = [max(0.0, now - hold.held_at) for hold in holds]
         of_all, of_busiest = self._metrics.velocity.last_minute(self._monotonic())
         yield _gauge(IN_FLIGHT, [(self._in_flight(),)])
+        yield _gauge(TASKS, [(self._tasks(),)])
         yield _gauge(HELD, [(sum(hold.amount for hold in holds),)])
         yield _gauge(HOLDS, [(len(holds),)])
         yield _gauge(OLDEST_HOLD, [(max(ages, default=0.0),)])

@@ -209,6 +209,7 @@ async def an_api(
                 now=clock.now,
                 monotonic=clock.monotonic,
                 in_flight=lambda: 0,
+                tasks=lambda: 0,
                 open_holds=ledger.open_holds,
                 upstreams=list,
                 tries_refused=list,

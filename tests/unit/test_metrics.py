@@ -23,6 +23,7 @@ def an_exposition(
         now=lambda: now,
         monotonic=lambda: now,
         in_flight=lambda: 3,
+        tasks=lambda: 17,
         open_holds=lambda: holds,
         upstreams=lambda: [
             UpstreamNow("gpu-1", True, "serving", 2, 0, (0.2, 0.05), 0, 0),
@@ -112,6 +113,7 @@ def test_a_histogram_counts_what_is_at_most_its_bound() -> None:
 def test_the_moment_of_the_scrape_is_shown() -> None:
     found = samples(an_exposition(Metrics(), [AHold(5, 90.0), AHold(7, 60.0)]))
     assert found["tollway_requests_in_flight", frozenset()] == 3
+    assert found["tollway_tasks", frozenset()] == 17
     assert found["tollway_credits_held", frozenset()] == 12
     assert found["tollway_holds_open", frozenset()] == 2
     assert found["tollway_hold_oldest_age_seconds", frozenset()] == 40
