@@ -70,7 +70,7 @@ from tollway.ledger.postgres.verify import verify_postgres
 from tollway.ledger.signing import SigningKey, new_key
 from tollway.ledger.sqlite import SqliteLedger
 from tollway.ledger.verify import Violation, verify
-from tollway.live import Live, limits_of, offers_of
+from tollway.live import Live, deadlines_of, limits_of, offers_of
 from tollway.metrics import Exposition, Metrics, UpstreamNow
 from tollway.outbox import Outbox
 from tollway.rates.base import CHAT, WINDOW_SECONDS, RateLimiter
@@ -82,7 +82,6 @@ from tollway.settings import Upstream as UpstreamSettings
 from tollway.tokens import Tokens
 from tollway.upstreams.balance import Watched
 from tollway.upstreams.checks import keep_checking
-from tollway.upstreams.connection import Deadlines
 from tollway.upstreams.dialects import DIALECTS
 from tollway.upstreams.embedded.upstream import EmbeddedSettings, EmbeddedUpstream, find_model
 from tollway.upstreams.health import Health
@@ -412,6 +411,7 @@ async def _serve(
         observer = RequestObserver(metrics, access_log, store.clock)
         watched = _upstreams(settings, model_file, store.clock)
         gateway = _gateway(settings, store, watched, limiter, concurrency, observer)
+        store.operations.watch(gateway.router.upstreams)
         live = _live(settings, store, gateway, watched)
         stack.push_async_callback(live.stop)
         reloader = Reloader(file, settings, live.adopt, metrics)
@@ -460,6 +460,8 @@ def _gateway(
     limiter: RateLimiter,
     concurrency: Concurrency,
     observer: RequestObserver,
+    *,
+    chance: Callable[[], float] = random.random,
 ) -> _Gateway:
     authenticator = Authenticator(
         store.tokens,
@@ -468,7 +470,7 @@ def _gateway(
         settings.limits.failed_authentications_per_minute,
         store.clock,
     )
-    router = Router(watched, store.clock)
+    router = Router(watched, store.clock, chance)
     gate = Gate(
         store.catalogue,
         router.count_input_tokens,
@@ -750,23 +752,20 @@ def _upstreams(settings: Settings, model_file: Path | None, clock: Clock) -> dic
 
 
 def _watch(server: UpstreamSettings, *, clock: Clock) -> Watched:
+    deadlines = deadlines_of(server)
     return Watched(
         OpenAICompatible(
             server.name,
             server.base_url,
             None if server.api_key is None else server.api_key.reveal(),
-            deadlines=Deadlines(
-                server.connect_seconds,
-                server.first_byte_seconds,
-                server.between_chunks_seconds,
-                server.total_seconds,
-            ),
+            deadlines=deadlines,
             allow_link_local=server.allow_link_local,
             dialect=DIALECTS[server.dialect],
             api_version=server.api_version,
         ),
         Health(server.name, clock.monotonic, random.random, server.circuit_failures),
         Places(server.concurrent_requests, server.queue_length, server.queue_seconds),
+        deadlines,
     )
 
 
@@ -784,7 +783,7 @@ def _upstream_now(watched: Watched) -> UpstreamNow:
     return UpstreamNow(
         watched.name,
         watched.may_be_asked(),
-        health.standing().condition,
+        watched.standing().condition,
         places.in_flight,
         places.waiting,
         watched.latency,

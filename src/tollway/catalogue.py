@@ -6,13 +6,19 @@ the newest one.
 """
 
 from collections.abc import Iterable
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
 from tollway.clock import Clock, new_id
 from tollway.database.base import Database
+from tollway.deadlines import Deadlines
 from tollway.errors import NotFound
+
+Sticky = Literal["header", "prefix"]
+"""By what requests are kept on one upstream: a header of the client's, or how the conversation
+begins."""
 
 
 class Price(Struct, frozen=True, gc=False):
@@ -40,17 +46,20 @@ class Price(Struct, frozen=True, gc=False):
 
 class Serving(Struct, frozen=True, gc=False):
     """One upstream that serves a model, and what it calls it there. Those of a higher `priority`
-    number are asked where none of a lower one can serve."""
+    number are asked where none of a lower one can serve. `deadlines` are for this model, in place
+    of the upstream's own."""
 
     upstream: str
     model: str
     weight: int = 1
     priority: int = 0
+    deadlines: Deadlines | None = None
 
 
 class Model(Struct, frozen=True):
     """`supported_parameters` None means all. `max_output_tokens` and `default_max_tokens` are
-    tokens a choice; `price_max` is the price at its dearest."""
+    tokens a choice; `price_max` is the price at its dearest; `sticky` None means that any upstream
+    will do."""
 
     id: str
     name: str
@@ -65,6 +74,7 @@ class Model(Struct, frozen=True):
     servings: tuple[Serving, ...]
     created_at: float
     owned_by: str
+    sticky: Sticky | None = None
 
 
 class ModelOffer(Struct, frozen=True):
@@ -82,6 +92,7 @@ class ModelOffer(Struct, frozen=True):
     servings: tuple[Serving, ...]
     cached_credits_per_million: int | None = None
     reasoning_credits_per_million: int | None = None
+    sticky: Sticky | None = None
 
 
 class Catalogue:
@@ -177,4 +188,5 @@ def _model(offer: ModelOffer, price: Price, created_at: float) -> Model:
         servings=offer.servings,
         created_at=created_at,
         owned_by=owner or "tollway",
+        sticky=offer.sticky,
     )

@@ -50,6 +50,7 @@ credit = _group("Add credits to an account, refund a request, correct by hand.")
 token = _group("The secrets that programs send: issue, list and revoke them.")
 receipt = _group("What a request used and cost, signed, and checked.")
 model = _group("The models on offer.")
+upstream = _group("The servers that run the models, while Tollway runs.")
 ledger = _group("The books.")
 for name, group in {
     "account": account,
@@ -57,6 +58,7 @@ for name, group in {
     "token": token,
     "receipt": receipt,
     "model": model,
+    "upstream": upstream,
     "ledger": ledger,
 }.items():
     app.add_typer(group, name=name)
@@ -665,6 +667,47 @@ def model_list(config: Config = None, data_dir: DataDir = None, as_json: Json = 
             m["pricing"]["completion"],
             m["context_length"],
             m["max_output_tokens"],
+        ),
+    )
+
+
+_UPSTREAM_COLUMNS = (
+    "name",
+    "condition",
+    "since",
+    "in_flight",
+    "limit",
+    "waiting",
+    "requests",
+    "failures",
+    "chat_ms",
+    "stream_ms",
+    "why",
+)
+
+
+@upstream.command("list")
+def upstream_list(config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """List the upstreams of the running server: may they be asked, how busy and how quick are they?
+
+    Its condition is serving, open (its circuit is: it failed), probing, resting (it asked for
+    that), set aside (it reported more than its cap), unhealthy (its checks fail) or not running."""
+    _print_list(
+        _execute("upstream list", {}, config, data_dir),
+        as_json,
+        _UPSTREAM_COLUMNS,
+        lambda u: (
+            u["name"],
+            u["condition"],
+            u["since"],
+            u["inFlight"],
+            u["concurrentRequests"] or "none",
+            u["waiting"],
+            u["requests"],
+            u["failures"],
+            u["firstByteMs"]["chat"] or "-",
+            u["firstByteMs"]["chat_stream"] or "-",
+            u["why"] or "-",
         ),
     )
 

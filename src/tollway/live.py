@@ -13,11 +13,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 
+import msgspec
+
 from tollway import settings as configured
 from tollway.api.admin.operations import Operations
 from tollway.catalogue import Catalogue, ModelOffer, Serving
 from tollway.clock import Clock
 from tollway.database.base import Database
+from tollway.deadlines import Deadlines
 from tollway.errors import ConfigurationError
 from tollway.gateway.admit import Gate, Limits
 from tollway.gateway.authenticate import Authenticator
@@ -137,6 +140,7 @@ class Live:
 
 def offers_of(settings: Settings) -> list[ModelOffer]:
     dialects = {server.name: DIALECTS[server.dialect] for server in settings.upstreams}
+    deadlines = {server.name: deadlines_of(server) for server in settings.upstreams}
     return [
         ModelOffer(
             id=model.id,
@@ -152,10 +156,14 @@ def offers_of(settings: Settings) -> list[ModelOffer]:
             ),
             confidential=model.confidential,
             servings=tuple(
-                Serving(by.upstream, by.model, by.weight, by.priority) for by in model.upstreams
+                Serving(
+                    by.upstream, by.model, by.weight, by.priority, _own_deadlines(by, deadlines)
+                )
+                for by in model.upstreams
             ),
             cached_credits_per_million=model.cached_prompt_rate,
             reasoning_credits_per_million=model.reasoning_rate,
+            sticky=model.sticky,
         )
         for model in settings.models
     ]
@@ -176,3 +184,21 @@ def limits_of(settings: Settings) -> Limits:
         settings.limits.other_requests_per_minute,
         settings.limits.concurrent_requests,
     )
+
+
+def deadlines_of(server: configured.Upstream) -> Deadlines:
+    return Deadlines(
+        server.connect_seconds,
+        server.first_byte_seconds,
+        server.between_chunks_seconds,
+        server.total_seconds,
+    )
+
+
+def _own_deadlines(by: configured.ServedBy, upstreams: Mapping[str, Deadlines]) -> Deadlines | None:
+    """What this model has in place of the upstream's; None where it has nothing of its own."""
+    own = (by.connect_seconds, by.first_byte_seconds, by.between_chunks_seconds, by.total_seconds)
+    if own == (None, None, None, None):
+        return None
+    theirs = msgspec.structs.astuple(upstreams.get(by.upstream, Deadlines()))
+    return Deadlines(*(one if it is None else it for it, one in zip(own, theirs, strict=True)))

@@ -49,7 +49,7 @@ _BATCH_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 _COMMIT_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 _RATE_STORE_BOUNDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
 
-_CONDITIONS = ("serving", "open", "probing", "resting", "set aside", "unhealthy")
+_CONDITIONS = ("serving", "open", "probing", "resting", "set aside", "unhealthy", "not running")
 _HOLD_AGES_SECONDS = (10, 60, 300, 900)
 _VELOCITY_SECONDS = 60
 
@@ -156,7 +156,7 @@ UPSTREAM_CONDITION = Described(
     "tollway_upstream_condition",
     "gauge",
     "1 for the condition that an upstream is in (serving, open, probing, resting, set aside, "
-    "unhealthy), 0 for the others.",
+    "unhealthy, not running), 0 for the others.",
     ("upstream", "condition"),
 )
 UPSTREAM_IN_FLIGHT = Described(

@@ -363,7 +363,7 @@ class Upstream(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Meta(description="The longest wait for a place; then the next priority, or a 503."),
     ] = 10.0
     health_path: Annotated[
-        Annotated[str, Meta(pattern="^/[!-~]*$")] | None,
+        str | None,
         Meta(
             description="What is asked of it to see whether it is well, from its root: `/health`. "
             "A 2xx is well. Default: it is not checked."
@@ -409,6 +409,18 @@ class Serving(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             "and so on.",
         ),
     ] = 0
+    connect_seconds: Annotated[
+        Seconds | None, Meta(description="For this model, in place of the upstream's.")
+    ] = None
+    first_byte_seconds: Annotated[
+        Seconds | None, Meta(description="For this model, in place of the upstream's.")
+    ] = None
+    between_chunks_seconds: Annotated[
+        Seconds | None, Meta(description="For this model, in place of the upstream's.")
+    ] = None
+    total_seconds: Annotated[
+        Seconds | None, Meta(description="For this model, in place of the upstream's.")
+    ] = None
 
 
 class ModelTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -462,6 +474,14 @@ class ModelTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     upstreams: Annotated[
         tuple[Serving, ...], Meta(description="The upstreams that serve it, at least one.")
     ] = msgspec.field(default_factory=tuple)
+    sticky: Annotated[
+        Literal["header", "prefix"] | None,
+        Meta(
+            description="Keeps requests that belong together on one upstream, for its prefix "
+            'cache: `"header"` those with the same X-Session-Id, `"prefix"` also those whose '
+            "conversation begins alike. Default: any upstream will do."
+        ),
+    ] = None
 
 
 SECTIONS: Mapping[str, type[Struct]] = {
@@ -483,6 +503,10 @@ class ServedBy(Struct, frozen=True):
     model: str
     weight: int
     priority: int = 0
+    connect_seconds: float | None = None
+    first_byte_seconds: float | None = None
+    between_chunks_seconds: float | None = None
+    total_seconds: float | None = None
 
 
 class Model(Struct, frozen=True):
@@ -501,6 +525,7 @@ class Model(Struct, frozen=True):
     upstreams: tuple[ServedBy, ...]
     cached_prompt_rate: int | None = None
     reasoning_rate: int | None = None
+    sticky: Literal["header", "prefix"] | None = None
 
 
 class Settings(Struct, frozen=True):
@@ -784,6 +809,15 @@ def _check_upstreams(upstreams: list[Upstream]) -> None:
         if why is not None:
             raise _wrong(path, f"no upstream may be at {host}: {why}. Give its own address")
         _check_api_version(f"upstreams[{index}].api_version", upstream)
+        if upstream.health_path is not None and not _is_path(upstream.health_path):
+            raise _wrong(
+                f"upstreams[{index}].health_path",
+                "it must begin with a slash and have no spaces, as /health does",
+            )
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith("/") and text.isascii() and text.isprintable() and " " not in text
 
 
 def _check_api_version(path: str, upstream: Upstream) -> None:
@@ -872,6 +906,7 @@ def _model(
         upstreams=served_by,
         cached_prompt_rate=price.cached_prompt_rate,
         reasoning_rate=price.reasoning_rate,
+        sticky=table.sticky,
     )
 
 
@@ -921,7 +956,16 @@ def _served_by(path: str, table: ModelTable, upstream_names: Iterable[str]) -> t
                 "of " + ", ".join(sorted(upstream_names)),
             )
     served_by = tuple(
-        ServedBy(serving.name, serving.model or table.id, serving.weight, serving.priority)
+        ServedBy(
+            serving.name,
+            serving.model or table.id,
+            serving.weight,
+            serving.priority,
+            serving.connect_seconds,
+            serving.first_byte_seconds,
+            serving.between_chunks_seconds,
+            serving.total_seconds,
+        )
         for serving in table.upstreams
     )
     _check_unique(

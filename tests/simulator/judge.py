@@ -349,7 +349,8 @@ class Judge:
     def _judge_cancelling(self, tag: str, row: Row, served: Sequence[Served], talk: Talk) -> None:
         if talk.left_at is None or row.status != "interrupted" or not served:
             return
-        lost_at = served[-1].transport.lost_at
+        # One that had answered to the end, if only with an error, was not there to be cancelled.
+        lost_at = served[-1].answered_at or served[-1].transport.lost_at
         if lost_at is None or lost_at - talk.left_at > CANCELLED_WITHIN_SECONDS:
             self._complain(tag, f"its client left at {talk.left_at}, its upstream at {lost_at}")
 

@@ -35,6 +35,7 @@ from tollway.database import writer
 from tollway.database.journal import Ballast, Journal
 from tollway.database.sqlite import SqliteDatabase, connect
 from tollway.database.writer import Work
+from tollway.deadlines import Deadlines
 from tollway.errors import RequestError
 from tollway.gateway import relay
 from tollway.gateway.pipeline import Pipeline
@@ -47,7 +48,6 @@ from tollway.rates.memory import MemoryRateLimiter
 from tollway.settings import Embedded, Limits, Model, ServedBy, Server, Settings
 from tollway.tokens import Tokens
 from tollway.upstreams.balance import Watched
-from tollway.upstreams.connection import Deadlines
 from tollway.upstreams.health import Health
 from tollway.upstreams.openai import OpenAICompatible
 from tollway.upstreams.places import Places
@@ -217,7 +217,9 @@ class Process:
             "gpu-1", time.monotonic, self._random.random, 0
         )
         watched = {"gpu-1": Watched(self.upstream, health, Places())}
-        gateway = app._gateway(settings, store, watched, limiter, Concurrency(), observer)
+        gateway = app._gateway(
+            settings, store, watched, limiter, Concurrency(), observer, chance=self._random.random
+        )
         self.pipeline = gateway.pipeline
         self.concurrency = gateway.gate._concurrency
         self._door = SimulatedDoor(self.pipeline, time, life)

@@ -22,6 +22,7 @@ class Served(Struct):
     asked: Asked
     transport: Transport
     marks: list[Mark]
+    answered_at: float | None = None  # to its end
 
     @property
     def started_tokens(self) -> int:
@@ -144,6 +145,7 @@ class _Server(asyncio.Protocol):
                     assert answer.fault_at_byte is not None
                     await self._fail(answer.fault_at_byte[1])
                     return
+        served.answered_at = asyncio.get_running_loop().time()
         if self._random.random() < self._upstream.drops_idle:
             await asyncio.sleep(self._random.choice((0.0, 0.01, 1.0)))
             transport.close()  # while the gateway may be sending the next request

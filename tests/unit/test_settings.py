@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from tollway.errors import ConfigurationError
-from tollway.settings import SECTIONS, Parameter, Secret, Settings, load_settings
+from tollway.settings import SECTIONS, Parameter, Secret, ServedBy, Settings, load_settings
 from tollway.wire.requests import OPTIONAL_FIELDS
 
 CONTRACT = """
@@ -285,6 +285,18 @@ def test_an_upstream_has_a_dialect(tmp_path: Path) -> None:
             'upstreams = [{ name = "embedded" }, { name = "embedded" }]',
             "models[0].upstreams[1].name: 'embedded for m' is taken by models[0].upstreams[0].",
         ),
+        (
+            UPSTREAM + 'health_path = "health"',
+            "upstreams[0].health_path: it must begin with a slash",
+        ),
+        (
+            UPSTREAM + "circuit_failures = -1",
+            "upstreams[0].circuit_failures: expected a whole number >= 0.",
+        ),
+        (
+            UPSTREAM + MODEL + 'tier = "budget"\nsticky = "cookie"',
+            "models[0].sticky: invalid enum value 'cookie'.",
+        ),
         ("port = ", "is not TOML"),
     ],
 )
@@ -292,6 +304,30 @@ def test_what_cannot_be_used_is_refused_by_the_path_of_its_key(
     tmp_path: Path, text: str, says: str
 ) -> None:
     assert says in refusal_of(tmp_path, text)
+
+
+def test_a_model_may_have_several_upstreams_with_what_is_its_own_there(tmp_path: Path) -> None:
+    spare = UPSTREAM.replace("gpu-1", "spare")
+    model = """
+[[models]]
+id = "m1"
+tier = "budget"
+context_length = 1000
+sticky = "prefix"
+upstreams = [
+  { name = "gpu-1", model = "their/m1", weight = 3, first_byte_seconds = 5 },
+  { name = "spare", priority = 1 },
+  { name = "spare", model = "their/m2", priority = 2 },
+]
+"""
+    (served,) = settings_of(tmp_path, UPSTREAM + spare + model).models
+
+    assert served.sticky == "prefix"
+    assert served.upstreams == (
+        ServedBy("gpu-1", "their/m1", 3, 0, first_byte_seconds=5),
+        ServedBy("spare", "m1", 1, 1),
+        ServedBy("spare", "their/m2", 1, 2),
+    )
 
 
 def test_an_upstream_may_be_link_local_where_its_setting_says_so(tmp_path: Path) -> None:

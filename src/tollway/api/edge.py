@@ -95,6 +95,7 @@ class Head(Struct, frozen=True, gc=False):
     credits_max: bytes | None
     idempotency_key: bytes | None
     timeout_ms: bytes | None
+    session: bytes | None
     length: int | None
     expects_100: bool
     accepts_trailers: bool
@@ -452,6 +453,7 @@ class EdgeProtocol(HttpToolsProtocol):
             headers.get(b"x-credits-max"),
             headers.get(b"idempotency-key"),
             headers.get(b"x-tollway-timeout-ms"),
+            headers.get(b"x-session-id"),
             None if length is None else int(length),
             http_1_1 and headers.get(b"expect", b"").lower() == b"100-continue",
             b"trailers" in headers.get(b"te", b"").lower(),
@@ -485,6 +487,7 @@ class EdgeProtocol(HttpToolsProtocol):
             head.credits_max,
             head.idempotency_key,
             head.timeout_ms,
+            head.session,
         )
         self._serving = exchange
         exchange.task = task = self.loop.create_task(self._door.serve(call, exchange))
@@ -698,4 +701,4 @@ class _HeadTooLarge(Exception):
     pass
 
 
-_NO_HEAD = Head("", None, None, None, None, None, None, False, False, True, False)
+_NO_HEAD = Head("", None, None, None, None, None, None, None, False, False, True, False)

@@ -180,6 +180,12 @@ _CHAT = _Described(
             {"type": "string", "pattern": "^0*[1-9][0-9]*$", "maxLength": 15},
         ),
         _header_parameter(
+            "X-Session-Id",
+            "Of a conversation or an agent's run: requests with the same one go to the same server "
+            "of the model, where it is set up to keep what they have in common.",
+            {"type": "string"},
+        ),
+        _header_parameter(
             "X-Request-Id",
             "Kept on the receipt as `clientRequestId`; the request's own id is always Tollway's.",
             {"type": "string"},

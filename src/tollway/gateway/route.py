@@ -9,31 +9,39 @@ that of a moment.
 """
 
 import asyncio
-import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+import msgspec
 
 from tollway.catalogue import Model
 from tollway.clock import Clock
 from tollway.errors import InvalidRequest, RequestError, Unavailable, UpstreamTimeout
 from tollway.gateway.types import Admission
 from tollway.ledger.base import Outcome, Settlement
-from tollway.upstreams.balance import Choice, Watched, least_loaded
+from tollway.upstreams.balance import Choice, Watched, by_key, least_loaded
 from tollway.upstreams.base import Ask, Upstream
 from tollway.upstreams.budget import RetryBudget
 from tollway.upstreams.health import verdict
+from tollway.wire.chat import UserMessage
 from tollway.wire.requests import OPTIONAL_FIELDS, ParsedRequest
 
 TRIES_MAX = 3
+KEY_BYTES_A_MESSAGE = 4096
 BACKOFF_SECONDS = 0.1
 BUSY_RETRY_SECONDS = 5.0
 
+_encode = msgspec.json.Encoder().encode
+
 
 class Router:
-    """`watched` are all upstreams by name."""
+    """`watched` are all upstreams by name; `chance` is between 0 and 1 each time."""
 
-    def __init__(self, watched: Mapping[str, Watched], clock: Clock) -> None:
+    def __init__(
+        self, watched: Mapping[str, Watched], clock: Clock, chance: Callable[[], float]
+    ) -> None:
         self._watched = watched
         self._monotonic = clock.monotonic
+        self._chance = chance
         self._pools: dict[str, _Pool] = {}
         self._former: dict[int, _Pool] = {}
 
@@ -70,11 +78,14 @@ class Router:
     def route(self, admission: Admission) -> "PoolRoute":
         pool = self._pool(admission.model)
         pool.budget.deposit()
+        sticky = pool.model.sticky
+        key = None if sticky is None else key_of(admission, by_prefix=sticky == "prefix")
         return PoolRoute(
             pool,
             admission.parsed,
             admission.call.request_id,
             admission.cost.output_tokens_max,
+            key,
         )
 
     def count_input_tokens(
@@ -107,12 +118,12 @@ class Router:
         former = self._former.get(id(model))
         if former is not None:
             return former
-        pool = self._pools[model.id] = _Pool(model, self._watched, self._monotonic)
+        pool = self._pools[model.id] = _Pool(model, self._watched, self._monotonic, self._chance)
         return pool
 
     def _kept(self, pool: "_Pool | None", model: Model) -> "_Pool":
         if pool is None or pool.model is not model or not pool.is_of(self._watched):
-            return _Pool(model, self._watched, self._monotonic)
+            return _Pool(model, self._watched, self._monotonic, self._chance)
         return pool
 
 
@@ -120,10 +131,15 @@ class _Pool:
     """The upstreams of one model. `lone` is the only one, where there is only one."""
 
     def __init__(
-        self, model: Model, watched: Mapping[str, Watched], monotonic: Callable[[], float]
+        self,
+        model: Model,
+        watched: Mapping[str, Watched],
+        monotonic: Callable[[], float],
+        chance: Callable[[], float],
     ) -> None:
         self.model = model
         self.monotonic = monotonic
+        self.chance = chance
         self.budget = RetryBudget(monotonic)
         self.choices = [
             Choice(watched[serving.upstream], serving)
@@ -156,7 +172,7 @@ class _Pool:
     def hindrances(self) -> list[str]:
         """For the operator: what speaks against each upstream."""
         return [
-            f"upstream {choice.watched.name} is not ready, {_why(choice)}"
+            f"upstream {choice.watched.name} is not ready, {choice.watched.standing().why}"
             for choice in self.choices
             if not choice.watched.may_be_asked()
         ]
@@ -171,7 +187,7 @@ class _Pool:
         if self.lone is not None:
             return Unavailable(
                 f"The model's server is not asked for {max(1.0, seconds):.0f} s, because "
-                f"{_why(self.lone)}. Try again then, or use another model.",
+                f"{self.lone.watched.standing().why}. Try again then, or use another model.",
                 retry_after_seconds=seconds,
             )
         return Unavailable(
@@ -188,8 +204,10 @@ class PoolRoute:
     __slots__ = (
         "_answered",
         "_asked_at",
+        "_began_at",
         "_choice",
         "_fields",
+        "_key",
         "_output_tokens_max",
         "_pool",
         "_probe",
@@ -204,13 +222,20 @@ class PoolRoute:
     ask: Ask
 
     def __init__(
-        self, pool: _Pool, parsed: ParsedRequest, request_id: str, output_tokens_max: int
+        self,
+        pool: _Pool,
+        parsed: ParsedRequest,
+        request_id: str,
+        output_tokens_max: int,
+        key: bytes | None = None,
     ) -> None:
         self._pool = pool
         self._fields = pool.fields(parsed)
         self._streamed = parsed.wants_stream
         self._request_id = request_id
         self._output_tokens_max = output_tokens_max
+        self._key = key
+        self._began_at = 0.0
         self._tried: tuple[Choice, ...] = ()
         self._tries = 0
 
@@ -230,7 +255,7 @@ class PoolRoute:
     async def wait(self) -> Upstream:
         """For a place, where none is free; tier after tier. Raises `Unavailable`."""
         for tier in self._pool.tiers:
-            choice = least_loaded(tier, self._tried, streamed=self._streamed)
+            choice = self._best_of(tier)
             if choice is not None:
                 choice.places.in_flight += 1
                 return self._begin(choice)
@@ -277,6 +302,8 @@ class PoolRoute:
         if self._tries == TRIES_MAX or isinstance(error, InvalidRequest):
             return False
         choice, pool = self._choice, self._pool
+        if pool.monotonic() - self._began_at >= choice.deadlines.total:
+            return False
         others = (*self._tried, choice)
         is_other_left = any(
             other not in others and other.watched.may_be_asked() for other in pool.choices
@@ -289,8 +316,8 @@ class PoolRoute:
         if is_other_left:
             self._tried = others
         else:
-            seconds = BACKOFF_SECONDS * 2 ** (self._tries - 1) * (0.5 + random.random())  # noqa: S311
-            await asyncio.sleep(seconds)
+            backoff_seconds = BACKOFF_SECONDS * 2 ** (self._tries - 1)
+            await asyncio.sleep(backoff_seconds * (0.5 + pool.chance()))
         return True
 
     def _choose(self) -> Choice | None:
@@ -301,10 +328,15 @@ class PoolRoute:
                 if choice.flakiness:
                     now = now or self._pool.monotonic()
                     choice.forgive(now)
-            choice = least_loaded(tier, self._tried, streamed=self._streamed)
+            choice = self._best_of(tier)
             if choice is not None or any(self._is_worth_waiting_for(other) for other in tier):
                 return choice
         return None
+
+    def _best_of(self, tier: Sequence[Choice]) -> Choice | None:
+        if self._key is not None and (kept := by_key(tier, self._tried, self._key)) is not None:
+            return kept
+        return least_loaded(tier, self._tried, streamed=self._streamed)
 
     def _is_worth_waiting_for(self, choice: Choice) -> bool:
         return (
@@ -347,15 +379,42 @@ class PoolRoute:
         self._choice = choice
         self._probe = not choice.health.clear and choice.health.asked()
         self._answered = False
+        now = self._asked_at = self._pool.monotonic()
+        deadlines = choice.deadlines
+        if self._tries:
+            # The last word is the total's, over all tries.
+            left = max(0.0, deadlines.total - (now - self._began_at))
+            deadlines = msgspec.structs.replace(deadlines, total=left)
+        else:
+            self._began_at = now
         self.ask = Ask(
-            self._request_id, choice.serving.model, self._fields, self._output_tokens_max
+            self._request_id,
+            choice.serving.model,
+            self._fields,
+            self._output_tokens_max,
+            deadlines,
         )
-        self._asked_at = self._pool.monotonic()
         return choice.upstream
 
 
-def _why(choice: Choice) -> str:
-    return choice.health.standing().why or "it does not run"
+def key_of(admission: Admission, *, by_prefix: bool) -> bytes | None:
+    """What requests that belong together have in common, within an account: the client's own word
+    for it, else its conversation up to the first thing that the user said. None: any upstream will
+    do."""
+    call, request = admission.call, admission.parsed.request
+    account = admission.caller.account.id.encode()
+    if call.session is not None:
+        return account + b" session " + call.session
+    if not by_prefix:
+        return None
+    if request.prompt_cache_key is not None:
+        return account + b" key " + request.prompt_cache_key.encode()
+    beginning = bytearray(account)
+    for message in request.messages:
+        beginning += _encode(message)[:KEY_BYTES_A_MESSAGE]
+        if isinstance(message, UserMessage):
+            break
+    return bytes(beginning)
 
 
 def _is_of_a_moment(error: RequestError) -> bool:

@@ -36,6 +36,7 @@ class Call(Struct, frozen=True):
     credits_max: bytes | None = None
     idempotency_key: bytes | None = None
     timeout_ms: bytes | None = None
+    session: bytes | None = None
 
     @property
     def completion_id(self) -> str:

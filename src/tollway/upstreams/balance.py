@@ -7,16 +7,25 @@ A server that fails does so faster than the others answer, so by that rule alone
 all requests. Each failure therefore makes its load count several times, until it has answered again
 or has had no failure for a while. That is no verdict on whether it may be asked (`health.py`): it
 keeps one that fails now and then from costing more tries than the retry budget has.
+
+A server that keeps the prefixes of prompts does better with requests that begin alike. Those have a
+key, and each key its own order of the servers: the first in it takes the request, unless it has far
+more to do than its share, as one that everybody's long prompt leads to would have.
 """
 
-from collections.abc import Collection, Iterable
+import hashlib
+import math
+from collections.abc import Collection, Iterable, Sequence
 
 from tollway.catalogue import Serving
+from tollway.deadlines import Deadlines
 from tollway.upstreams.base import Upstream
-from tollway.upstreams.health import Health
+from tollway.upstreams.health import Health, Standing
 from tollway.upstreams.places import Places
 
 FLAKINESS_SECONDS = 10.0
+STICKY_LOAD_FACTOR = 1.25
+STICKY_REQUESTS_MIN = 4
 _LATENCY_SHARE = 0.2
 _FLAKINESS_SHARE = 0.2
 _FLAKINESS_WEIGHT = 10.0
@@ -27,13 +36,20 @@ class Watched:
     """An upstream and what is known of it. `latency` is the seconds to the first byte lately, of
     whole replies and of streams; 0 where there was none yet."""
 
-    __slots__ = ("health", "latency", "name", "places", "upstream")
+    __slots__ = ("deadlines", "health", "latency", "name", "places", "upstream")
 
-    def __init__(self, upstream: Upstream, health: Health, places: Places) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        health: Health,
+        places: Places,
+        deadlines: Deadlines = Deadlines(),  # noqa: B008 (frozen)
+    ) -> None:
         self.name = upstream.name
         self.upstream = upstream
         self.health = health
         self.places = places
+        self.deadlines = deadlines
         self.latency = [0.0, 0.0]
 
     def answered_after(self, seconds: float, *, streamed: bool) -> None:
@@ -43,13 +59,21 @@ class Watched:
     def may_be_asked(self) -> bool:
         return self.health.may_be_asked() and self.upstream.ready()
 
+    def standing(self) -> Standing:
+        standing = self.health.standing()
+        if standing.condition == "serving" and not self.upstream.ready():
+            return Standing("not running", 0.0, 0.0, "it does not run")
+        return standing
+
 
 class Choice:
     """An upstream as one of those that serve a model."""
 
     __slots__ = (
         "_flaky_until",
+        "_salt",
         "burden",
+        "deadlines",
         "flakiness",
         "health",
         "places",
@@ -64,11 +88,20 @@ class Choice:
         self.health = watched.health
         self.places = watched.places
         self.serving = serving
+        self.deadlines = serving.deadlines or watched.deadlines
         self.burden = 1.0 / serving.weight
         """What one request in flight counts for."""
         self.flakiness = 0.0
         """The share of its last requests that failed."""
         self._flaky_until = 0.0
+        self._salt = f"{serving.upstream} {serving.model}".encode()
+
+    def rank(self, key: bytes) -> float:
+        """By rendezvous: for each key another order of the choices, which stays as it is where one
+        of them goes or comes. A heavier one is the first of more keys."""
+        digest = hashlib.blake2b(key, digest_size=8, key=self._salt[:64]).digest()
+        chance = (int.from_bytes(digest) + 1) / (2**64 + 1)
+        return -self.serving.weight / math.log(chance)
 
     def failed(self, now: float) -> None:
         self._flaky_until = now + FLAKINESS_SECONDS
@@ -113,3 +146,26 @@ def least_loaded(
         ):
             best, best_load = choice, load
     return best
+
+
+def by_key(choices: Sequence[Choice], tried: Collection[Choice], key: bytes) -> Choice | None:
+    """The first in the key's order that is not overloaded; None where none can be asked at once."""
+    free = [
+        choice
+        for choice in choices
+        if choice not in tried
+        and choice.watched.may_be_asked()
+        and choice.places.in_flight < choice.places.limit
+    ]
+    for choice in free:
+        if not choice.health.clear:  # it waits for a probe
+            return choice
+    in_flight = 1 + sum(choice.places.in_flight for choice in free)
+    weights = sum(choice.serving.weight for choice in free)
+    for choice in sorted(free, key=lambda one: one.rank(key), reverse=True):
+        share = in_flight * choice.serving.weight / weights
+        if choice.flakiness < _FLAKINESS_SHARE and choice.places.in_flight < max(
+            STICKY_REQUESTS_MIN, share * STICKY_LOAD_FACTOR
+        ):
+            return choice
+    return None

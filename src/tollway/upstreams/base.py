@@ -12,18 +12,20 @@ from typing import Protocol
 
 import msgspec
 
+from tollway.deadlines import Deadlines
 from tollway.errors import RequestError
 from tollway.wire.chat import ChatCompletion
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
     """One request to one upstream. `fields` are the client's, by allow-list, without model, stream
-    and caps on length."""
+    and caps on length; without `deadlines` the upstream's own count."""
 
     request_id: str
     model: str
     fields: Mapping[str, object]
     output_tokens_max: int
+    deadlines: Deadlines | None = None
 
 
 class Source(Protocol):

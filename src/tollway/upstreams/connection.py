@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import httptools
 from msgspec import Struct
 
+from tollway.deadlines import Deadlines
 from tollway.errors import (
     ConfigurationError,
     RequestError,
@@ -35,18 +36,9 @@ HEAD_BYTES_MAX = 64 * 1024
 IDLE_CONNECTIONS_MAX = 256
 IDLE_SECONDS_MAX = 60.0
 MISSES_MAX = 32
+SWEEP_SECONDS_MIN = 0.02
 
 log = logging.getLogger("tollway.upstreams")
-
-
-class Deadlines(Struct, frozen=True):
-    """Seconds. `first_byte` runs until anything of the reply is there, `between_chunks` from byte
-    to byte."""
-
-    connect: float = 3.0
-    first_byte: float = 120.0
-    between_chunks: float = 60.0
-    total: float = 900.0
 
 
 class ResponseHead(Struct, frozen=True, gc=False):
@@ -100,26 +92,31 @@ class ConnectionPool:
         self._busy: set[Connection] = set()
         self._sweep: asyncio.TimerHandle | None = None
         self._sweep_due = 0.0
-        self._sweep_seconds = min(
-            1.0, *(d / 4 for d in (deadlines.first_byte, deadlines.between_chunks, deadlines.total))
-        )
+        self._sweep_seconds = _sweep_seconds(deadlines)
 
-    async def request(self, request: bytes, receiver: Receiver) -> None:
+    async def request(
+        self, request: bytes, receiver: Receiver, deadlines: Deadlines | None = None
+    ) -> None:
         """Sends and returns when the whole reply was received. Cancelling closes the connection.
+        Without `deadlines` the pool's own count.
 
         A connection that the server closed while it was idle is found out only by using it: nothing
         was answered, so the request is sent again, once, on a new one.
         """
+        if deadlines is None:
+            deadlines = self.deadlines
         connection = self._take_idle()
         is_new = connection is None
         while True:
             if connection is None:
-                connection = await self._connect()
+                connection = await self._connect(deadlines.connect)
             self._busy.add(connection)
+            if deadlines is not self.deadlines:
+                self._sweep_often_enough(deadlines)
             if self._sweep is None:
                 self._schedule_sweep()
             try:
-                await connection.exchange(request, receiver)
+                await connection.exchange(request, receiver, deadlines)
             except _StaleConnection:
                 connection.abort()
                 if is_new:
@@ -166,15 +163,15 @@ class ConnectionPool:
             connection.abort()
         return None
 
-    async def _connect(self) -> "Connection":
+    async def _connect(self, seconds_max: float) -> "Connection":
         try:
-            async with asyncio.timeout(self.deadlines.connect):
+            async with asyncio.timeout(seconds_max):
                 return await self._connect_to_any(await self._addresses())
         except TimeoutError:
             raise _not_sent(
                 UpstreamTimeout(
                     "The model's server did not accept a connection within "
-                    f"{self.deadlines.connect:g} s. Try again."
+                    f"{seconds_max:g} s. Try again."
                 )
             ) from None
         except (OSError, UnicodeError):  # the latter for a name that cannot be one
@@ -224,6 +221,15 @@ class ConnectionPool:
                 return connection
         raise OSError(f"{self.host} has no address")
 
+    def _sweep_often_enough(self, deadlines: Deadlines) -> None:
+        """As often as the shortest deadlines ask for that this pool has been given."""
+        seconds = _sweep_seconds(deadlines)
+        if seconds < self._sweep_seconds:
+            self._sweep_seconds = seconds
+            if self._sweep is not None:
+                self._sweep.cancel()
+                self._sweep = None
+
     def _schedule_sweep(self) -> None:
         loop = asyncio.get_running_loop()
         self._sweep_due = loop.time() + self._sweep_seconds
@@ -237,12 +243,17 @@ class ConnectionPool:
             self._schedule_sweep()
             return
         for connection in list(self._busy):
-            if (late := connection.overdue(now, self.deadlines)) is not None:
+            if (late := connection.overdue(now)) is not None:
                 connection.fail(UpstreamTimeout(late))
         while self._idle and now - self._idle[0].idle_since > IDLE_SECONDS_MAX:
             self._idle.popleft().abort()
         if self._busy or self._idle:
             self._schedule_sweep()
+
+
+def _sweep_seconds(deadlines: Deadlines) -> float:
+    shortest = min(deadlines.first_byte, deadlines.between_chunks, deadlines.total)
+    return max(SWEEP_SECONDS_MIN, min(1.0, shortest / 4))
 
 
 def _not_sent(error: RequestError) -> RequestError:
@@ -312,6 +323,7 @@ class Connection(asyncio.Protocol):
         "_answered",
         "_between_chunks",
         "_content_type",
+        "_deadlines",
         "_done",
         "_framed",
         "_head_bytes",
@@ -344,11 +356,14 @@ class Connection(asyncio.Protocol):
         self.paused_at = 0.0
         self.heard_at = self.idle_since = self._sent_at = 0.0
 
-    def exchange(self, request: bytes, receiver: Receiver) -> asyncio.Future[None]:
+    def exchange(
+        self, request: bytes, receiver: Receiver, deadlines: Deadlines
+    ) -> asyncio.Future[None]:
         """The future ends with the reply: its result says nothing, its exception is a
         `RequestError`."""
         assert self._transport is not None
         self._receiver = receiver
+        self._deadlines = deadlines
         self._done = self._loop.create_future()
         self._answered = self._framed = self._between_chunks = False
         self._length = 0
@@ -369,8 +384,9 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def overdue(self, now: float, deadlines: Deadlines) -> str | None:
+    def overdue(self, now: float) -> str | None:
         """What to tell the client if this exchange has taken too long."""
+        deadlines = self._deadlines
         if now - self._sent_at > deadlines.total:
             return f"The model's server did not finish within {deadlines.total:g} s."
         if self.paused_at:  # it is the client that is slow

@@ -44,7 +44,9 @@ Verdict = Literal["served", "rest", "overloaded", "fault", "down", "nothing"]
 `overloaded` and `down` count in a row, `fault` and `down` as a share; `nothing`: it was not
 asked."""
 
-Condition = Literal["serving", "open", "probing", "resting", "set aside", "unhealthy"]
+Condition = Literal[
+    "serving", "open", "probing", "resting", "set aside", "unhealthy", "not running"
+]
 
 log = logging.getLogger("tollway.upstreams")
 
@@ -89,7 +91,6 @@ class Health:
         "_open_until",
         "_probing",
         "_random",
-        "_requests",
         "_rest_until",
         "_shortfalls",
         "_since",
@@ -97,6 +98,7 @@ class Health:
         "clear",
         "failures",
         "name",
+        "requests",
         "times_opened",
         "times_set_aside",
     )
@@ -111,13 +113,13 @@ class Health:
         self.name = name
         self.clear = True
         """Nothing speaks against it; where it is False, `may_be_asked` may still be True."""
-        self.failures = 0  # in all, for operators
+        self.requests = 0  # that have ended
+        self.failures = 0
         self.times_opened = 0
         self.times_set_aside = 0
         self._monotonic = monotonic
         self._random = random
         self._failures_max = failures_max
-        self._requests = 0
         self._in_a_row = 0
         # When each of the last failures was, and how many requests there had been by then.
         self._failed_at: deque[tuple[float, int]] = deque(maxlen=1000)
@@ -154,7 +156,7 @@ class Health:
 
     def served(self, *, probe: bool = False) -> None:
         """It answered in good order, or refused what no upstream would take."""
-        self._requests += 1
+        self.requests += 1
         if self._in_a_row and not self._open:
             self._in_a_row = 0
         if probe:
@@ -181,7 +183,7 @@ class Health:
                 self.left(probe=probe)
             return
         now = self._monotonic()
-        self._requests += 1
+        self.requests += 1
         self.failures += 1
         if said == "rest":
             assert error.upstream_rest_seconds is not None
@@ -191,7 +193,7 @@ class Health:
         if said != "fault":
             self._in_a_row += 1
         if said != "overloaded":
-            self._failed_at.append((now, self._requests))
+            self._failed_at.append((now, self.requests))
         if probe:
             self._probing = False
             self._open_circuit(now, "it failed the request that tried it")
@@ -282,7 +284,7 @@ class Health:
             failed_at.popleft()
         if not failed_at:
             return None
-        requests = self._requests - failed_at[0][1] + 1
+        requests = self.requests - failed_at[0][1] + 1
         if requests < WINDOW_REQUESTS_MIN or len(failed_at) < requests * WINDOW_FAILURES_MAX:
             return None
         return f"it failed {len(failed_at)} of its last {requests} requests"

@@ -7,9 +7,10 @@ from urllib.parse import quote
 
 import msgspec
 
+from tollway.deadlines import Deadlines
 from tollway.errors import ConfigurationError, InvalidRequest, RequestError, UpstreamFailed
 from tollway.upstreams.base import Ask, EventSink
-from tollway.upstreams.connection import Connection, ConnectionPool, Deadlines, ResponseHead
+from tollway.upstreams.connection import Connection, ConnectionPool, ResponseHead
 from tollway.upstreams.dialects import GENERIC, Dialect, fields_for
 from tollway.upstreams.normalise import mended_completion
 from tollway.upstreams.refusals import ERROR_BYTES_READ, refusal
@@ -72,7 +73,7 @@ class OpenAICompatible:
         )
         reply = _WholeReply()
         path = "/chat/completions" if self._api_version is None else self._deployment_path(ask)
-        await self._post(path, body, reply, ask.request_id)
+        await self._post(path, body, reply, ask.request_id, ask.deadlines)
         if reply.status != 200:
             raise self._refusal(reply)
         try:
@@ -91,7 +92,7 @@ class OpenAICompatible:
         )
         reply = _EventStream(sink, self._dialect)
         path = "/chat/completions" if self._api_version is None else self._deployment_path(ask)
-        await self._post(path, body, reply, ask.request_id)
+        await self._post(path, body, reply, ask.request_id, ask.deadlines)
         if reply.status != 200:
             raise self._refusal(reply)
         if not reply.is_events:
@@ -156,11 +157,16 @@ class OpenAICompatible:
         raise _failed("The model's server answered with what is no chat completion.", 200)
 
     async def _post(
-        self, path: str, body: bytes, reply: "_WholeReply | _EventStream", request_id: str
+        self,
+        path: str,
+        body: bytes,
+        reply: "_WholeReply | _EventStream",
+        request_id: str,
+        deadlines: Deadlines | None = None,
     ) -> None:
         head = self._head % (path.encode(), len(body), request_id.encode())
         try:
-            await self._pool.request(head + body, reply)
+            await self._pool.request(head + body, reply, deadlines)
         except RequestError as error:
             error.upstream_status = reply.status or None  # it had begun to answer
             raise

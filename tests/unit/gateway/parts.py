@@ -130,7 +130,7 @@ def a_router(
         )
         for upstream in upstreams
     }
-    return Router(watched, clock)
+    return Router(watched, clock, lambda: 0.5)
 
 
 class ReplyLog:

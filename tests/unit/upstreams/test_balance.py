@@ -3,44 +3,26 @@
 from collections import Counter
 
 from tests.support.clock import FixedClock
+from tests.support.upstream import an_upstream
 
 from tollway.catalogue import Serving
 from tollway.errors import UpstreamFailed
-from tollway.upstreams.balance import FLAKINESS_SECONDS, Choice, Watched, least_loaded
-from tollway.upstreams.base import Ask, EventSink
+from tollway.upstreams.balance import (
+    FLAKINESS_SECONDS,
+    STICKY_REQUESTS_MIN,
+    Choice,
+    Watched,
+    by_key,
+    least_loaded,
+)
 from tollway.upstreams.health import Health
 from tollway.upstreams.places import Places
-from tollway.wire.chat import ChatCompletion
-
-
-class Upstream:
-    counts_input_tokens = True
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.runs = True
-
-    async def start(self) -> None: ...
-
-    async def stop(self) -> None: ...
-
-    def ready(self) -> bool:
-        return self.runs
-
-    async def complete(self, ask: Ask) -> ChatCompletion:
-        raise AssertionError
-
-    async def stream(self, ask: Ask, sink: EventSink) -> None:
-        raise AssertionError
-
-    async def count_input_tokens(self, ask: Ask) -> int | None:
-        raise AssertionError
 
 
 class Yard:
     def __init__(self, *weights: int, limit: int | None = None) -> None:
         self.clock = FixedClock()
-        self.upstreams = [Upstream(f"gpu-{number}") for number in range(len(weights))]
+        self.upstreams = [an_upstream(f"gpu-{number}") for number in range(len(weights))]
         self.choices = [
             Choice(
                 Watched(
@@ -164,3 +146,82 @@ def test_one_that_answers_again_is_forgiven_and_so_is_one_that_was_not_asked_for
     assert idle.flakiness > 0
     idle.forgive(yard.clock.monotonic() + FLAKINESS_SECONDS)
     assert (idle.flakiness, idle.burden) == (0.0, 1.0)
+
+
+# --- requests that belong together ----------------------------------------------------------------
+
+KEYS = [f"conversation {number}".encode() for number in range(3000)]
+
+
+def kept(yard: Yard, key: bytes, *tried: int) -> int | None:
+    choice = by_key(yard.choices, [yard.choices[index] for index in tried], key)
+    return None if choice is None else yard.choices.index(choice)
+
+
+def test_a_key_leads_to_the_same_one_each_time_and_keys_are_shared_by_weight() -> None:
+    yard = Yard(1, 1, 4)
+    first = [kept(yard, key) for key in KEYS]
+    assert [kept(yard, key) for key in KEYS] == first
+    counts = Counter(first)
+    assert 400 < counts[0] < 600
+    assert 400 < counts[1] < 600
+
+
+def test_the_keys_of_one_that_goes_are_shared_out_and_the_others_stay() -> None:
+    yard = Yard(1, 1, 1)
+    before = {key: kept(yard, key) for key in KEYS}
+    yard.upstreams[1].runs = False
+    after = {key: kept(yard, key) for key in KEYS}
+    assert all(after[key] == index for key, index in before.items() if index != 1)
+    moved = Counter(after[key] for key, index in before.items() if index == 1)
+    assert min(moved[0], moved[2]) > 400
+    yard.upstreams[1].runs = True
+    assert {key: kept(yard, key) for key in KEYS} == before
+
+
+def test_a_key_whose_server_has_far_more_than_its_share_goes_to_the_next() -> None:
+    yard = Yard(1, 1, 1)
+    home = kept(yard, KEYS[0])
+    assert home is not None
+    places = yard.choices[home].places
+    places.in_flight = STICKY_REQUESTS_MIN - 1
+    assert kept(yard, KEYS[0]) == home
+    places.in_flight = STICKY_REQUESTS_MIN
+    second = kept(yard, KEYS[0])
+    assert second not in (home, None)
+    for choice in yard.choices:
+        choice.places.in_flight = 100
+    assert kept(yard, KEYS[0]) == home
+
+
+def test_however_many_requests_have_one_key_none_has_far_more_than_its_share() -> None:
+    yard = Yard(1, 1, 1, 1)
+    for _ in range(200):
+        index = kept(yard, KEYS[0])
+        if index is None:
+            index = yard.next()
+        assert index is not None
+        yard.choices[index].places.in_flight += 1
+    assert max(choice.places.in_flight for choice in yard.choices) <= 64
+
+
+def test_a_key_whose_server_fails_is_full_or_was_tried_goes_to_the_next() -> None:
+    yard = Yard(1, 1, 1, limit=8)
+    home = kept(yard, KEYS[0])
+    assert home is not None
+    second = kept(yard, KEYS[0], home)
+    yard.choices[home].failed(yard.clock.monotonic())
+    assert kept(yard, KEYS[0]) == second
+    yard.choices[home].forgive(yard.clock.monotonic() + FLAKINESS_SECONDS)
+    assert kept(yard, KEYS[0]) == home
+    yard.choices[home].places.in_flight = 8
+    assert kept(yard, KEYS[0]) == second
+    assert kept(yard, KEYS[0], 0, 1, 2) is None
+
+
+def test_one_that_waits_for_a_probe_gets_it_from_any_key() -> None:
+    yard = Yard(1, 1)
+    yard.open_circuit(0)
+    assert {kept(yard, key) for key in KEYS[:20]} == {1}
+    yard.clock.advance(1.1)
+    assert {kept(yard, key) for key in KEYS[:20]} == {0}

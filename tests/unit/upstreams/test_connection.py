@@ -15,12 +15,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tollway.deadlines import Deadlines
 from tollway.errors import ConfigurationError, Unavailable, UpstreamFailed, UpstreamTimeout
 from tollway.upstreams.connection import (
     HEAD_BYTES_MAX,
     Connection,
     ConnectionPool,
-    Deadlines,
     ResponseHead,
 )
 

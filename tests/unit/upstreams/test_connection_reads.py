@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tollway.deadlines import Deadlines
 from tollway.outbox import Outbox
 from tollway.upstreams.connection import Connection, LearnedHeads, ResponseHead
 
@@ -58,7 +59,7 @@ def receive(replies: Sequence[Sequence[bytes]]) -> list[Received]:
         received: list[Received] = []
         for reads in replies:
             of_one = Received()
-            done = connection.exchange(b"", of_one)
+            done = connection.exchange(b"", of_one, Deadlines())
             for read in reads:
                 assert not done.done()
                 connection.data_received(read)

@@ -4,9 +4,10 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from tests.support.answers import Answer, comment, error, raw, reply, reset, stream
+from tests.support.answers import Answer, comment, error, openai_error, raw, reply, reset, stream
 from tests.support.fake_upstream import FakeUpstream
 
+from tollway.deadlines import Deadlines
 from tollway.errors import (
     ConfigurationError,
     InvalidRequest,
@@ -17,7 +18,6 @@ from tollway.errors import (
 )
 from tollway.upstreams import openai as openai_module
 from tollway.upstreams.base import Ask, Source
-from tollway.upstreams.connection import Deadlines
 from tollway.upstreams.openai import OpenAICompatible
 from tollway.wire import events as events_module
 
@@ -404,3 +404,90 @@ async def test_a_silent_server_is_left(server: FakeUpstream) -> None:
     server.answer(stream(["a", "b"]).hang_at(400))
     assert isinstance(await refusal(upstream, streamed=True), UpstreamTimeout)
     await upstream.stop()
+
+
+# --- what a failure says of the upstream ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "header", "seconds"),
+    [
+        (429, "7", 7),
+        (503, "0.5", 0.5),
+        (429, "1000000", 3600),
+        (429, "0", None),
+        (429, "-3", None),
+        (429, "nan", None),
+        (429, "Sun, 29 Nov 2026 08:00:00 GMT", None),
+        (429, None, None),
+    ],
+)
+async def test_how_long_it_asks_to_be_left_alone_is_known(
+    server: FakeUpstream,
+    upstream: OpenAICompatible,
+    status: int,
+    header: str | None,
+    seconds: float | None,
+) -> None:
+    headers = [] if header is None else [("Retry-After", header)]
+    server.answer(openai_error(status, "Slow down.", *headers))
+    refused = await refusal(upstream)
+    assert (refused.upstream_status, refused.upstream_rest_seconds) == (status, seconds)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_reply_that_had_begun_is_told_from_one_that_had_not(
+    server: FakeUpstream, upstream: OpenAICompatible, streamed: bool
+) -> None:
+    server.answer((stream(["a"]) if streamed else reply("a")).cut_at(130))
+    begun = await refusal(upstream, streamed=streamed)
+    server.answer(reply("a").cut_at(0))
+    not_begun = await refusal(upstream, streamed=streamed)
+    assert (begun.upstream_status, not_begun.upstream_status) == (200, None)
+    assert begun.was_sent
+    assert not_begun.was_sent
+
+
+async def test_a_request_that_found_no_server_was_not_sent() -> None:
+    upstream = OpenAICompatible("gpu-1", "http://127.0.0.1:1/v1")
+    refused = await refusal(upstream)
+    await upstream.stop()
+    assert not refused.was_sent
+
+
+async def test_a_request_has_the_deadlines_that_it_names(
+    server: FakeUpstream, upstream: OpenAICompatible
+) -> None:
+    server.answer(reply("a").delayed(30))
+    asked = upstream.complete(an_ask(deadlines=Deadlines(first_byte=0.1)))
+    with pytest.raises(UpstreamTimeout, match=r"did not answer within 0\.1 s"):
+        await asked
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "passes"), [(200, True), (204, True), (302, False), (404, False), (503, False)]
+)
+async def test_a_2xx_is_well(
+    server: FakeUpstream, upstream: OpenAICompatible, status: int, passes: bool
+) -> None:
+    server.answer(error(status, {}), path="/health")
+    assert await upstream.check("/health") is passes
+    assert (server.last.method, server.last.path) == ("GET", "/health")
+    assert server.last.header("authorization") == f"Bearer {KEY}"
+    assert server.last.header("content-length") is None
+
+
+async def test_one_that_is_not_there_or_does_not_answer_is_not_well(
+    server: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai_module, "CHECK_SECONDS_MAX", 0.1)
+    gone = OpenAICompatible("gpu-1", "http://127.0.0.1:1/v1")
+    silent = OpenAICompatible("gpu-1", server.base_url)
+    server.answer(error(200, {}).delayed(30), path="/health")
+    assert not await gone.check("/health")
+    assert not await silent.check("/health")
+    await gone.stop()
+    await silent.stop()

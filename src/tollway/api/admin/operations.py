@@ -9,7 +9,7 @@ transaction.
 
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Annotated, get_type_hints
 
 import msgspec
@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from tollway.accounts import Account, Accounts
 from tollway.api.accounts import token_object, transaction_object
+from tollway.api.admin.upstreams import upstream_object
 from tollway.api.models import model_object
 from tollway.api.receipts import receipt_object, signed_receipt
 from tollway.catalogue import Catalogue
@@ -27,6 +28,7 @@ from tollway.ledger.base import Ledger, Receipt
 from tollway.ledger.signing import SigningKey
 from tollway.ledger.verify import Violation
 from tollway.tokens import Token, Tokens
+from tollway.upstreams.balance import Watched
 
 DEFAULT_ACCOUNT = "default"
 _CREDITS_MAX = 10**15  # far within SQLite's integers, and exact in JavaScript
@@ -84,8 +86,14 @@ class Operations:
             "token revoke": self.token_revoke,
             "receipt show": self.receipt_show,
             "model list": self.model_list,
+            "upstream list": self.upstream_list,
             "ledger verify": self.ledger_verify,
         }
+        self._upstreams: Callable[[], Iterable[Watched]] | None = None
+
+    def watch(self, upstreams: Callable[[], Iterable[Watched]]) -> None:
+        """There are upstreams only while a server runs."""
+        self._upstreams = upstreams
 
     async def execute(self, command: str, arguments: Mapping[str, object], *, actor: str) -> Object:
         """`actor` is who asks, for the audit. Raises a `TollwayError` that says why not."""
@@ -294,6 +302,15 @@ class Operations:
 
     async def model_list(self) -> Object:
         return {"data": [_as_object(model_object(model)) for model in self._catalogue.list(None)]}
+
+    async def upstream_list(self) -> Object:
+        if self._upstreams is None:
+            raise Refused(
+                "No server runs here, and only a running one knows how its upstreams are. Start it "
+                "with `tollway serve`, or check --data-dir."
+            )
+        now = self._clock.now()
+        return {"data": [_as_object(upstream_object(one, now)) for one in self._upstreams()]}
 
     async def ledger_verify(self) -> Object:
         violations = await self._verify()

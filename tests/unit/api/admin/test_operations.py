@@ -5,10 +5,15 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from tests.support.clock import FixedClock
+from tests.support.upstream import an_upstream
 from tests.unit.api.admin.conftest import STARTING_CREDITS, Office, open_office
 
 from tollway.accounts import Account
-from tollway.errors import NotFound, Refused, TollwayError
+from tollway.errors import NotFound, Refused, TollwayError, UpstreamFailed
+from tollway.upstreams.balance import Watched
+from tollway.upstreams.health import Health
+from tollway.upstreams.places import Places
 
 
 @pytest.fixture
@@ -306,6 +311,55 @@ async def test_the_models_are_listed_as_the_api_lists_them(office: Office) -> No
         "cached_prompt": 700,
         "reasoning": 4000,
     }
+
+
+async def test_the_upstreams_are_listed_as_they_are_now(office: Office) -> None:
+    clock = FixedClock()
+    health = Health("gpu-1", clock.monotonic, lambda: 0.5)
+    watched = Watched(an_upstream("gpu-1"), health, Places(limit=8))
+    watched.places.in_flight = 3
+    watched.answered_after(0.21, streamed=True)
+    office.operations.watch(lambda: [watched])
+    for _ in range(5):
+        health.failed(UpstreamFailed("It failed."))
+    clock.advance(0.25)
+
+    listed = await office.do("upstream list")
+
+    assert listed["data"] == [
+        {
+            "object": "upstream",
+            "name": "gpu-1",
+            "condition": "open",
+            "since": "2026-11-23T07:59:59.750Z",
+            "why": "it failed 5 times in a row",
+            "askedAgainSeconds": 0.8,
+            "ready": False,
+            "inFlight": 3,
+            "concurrentRequests": 8,
+            "waiting": 0,
+            "requests": 5,
+            "failures": 5,
+            "circuitOpened": 1,
+            "setAside": 0,
+            "firstByteMs": {"chat": None, "chat_stream": 210},
+        }
+    ]
+
+
+async def test_one_that_does_not_run_is_listed_as_such(office: Office) -> None:
+    health = Health("embedded", FixedClock().monotonic, lambda: 0.5)
+    watched = Watched(an_upstream("embedded", runs=False), health, Places())
+    office.operations.watch(lambda: [watched])
+    listed = await office.do("upstream list")
+    assert isinstance(listed["data"], list)
+    assert listed["data"][0]["condition"] == "not running"
+    assert listed["data"][0]["concurrentRequests"] is None
+
+
+async def test_only_a_running_server_knows_its_upstreams(office: Office) -> None:
+    with pytest.raises(Refused, match="No server runs here"):
+        await office.do("upstream list")
 
 
 async def test_a_ledger_of_every_kind_of_entry_is_whole(office: Office, acme: Account) -> None:
