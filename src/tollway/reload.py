@@ -106,6 +106,8 @@ class Reloader:
             log.info("changed: %s", change)
         for change in changes.after_restart:
             log.warning("changes with a restart alone: %s", change)
+        for warning in self._running.warnings:
+            log.warning("%s", warning)
         return changes
 
     def ask(self) -> None:

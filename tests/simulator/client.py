@@ -39,6 +39,12 @@ class Plan(Struct, frozen=True):
         """Whether its tries share an Idempotency-Key: a third of the clients."""
         return int(self.at * 1_000_000) % 3 == 0
 
+    @property
+    def timeout_ms(self) -> int | None:
+        """A seventh of the clients have a deadline of their own."""
+        which, chance = divmod(int(self.at * 1_000_000), 7)
+        return (1, 40, 300, 2500)[which % 4] if chance == 0 else None
+
     def body(self) -> bytes:
         fields: dict[str, Any] = {
             "model": "acme/m1",
@@ -125,6 +131,8 @@ class HostileClient(asyncio.Protocol):
             lines.append(f"idempotency-key: {key_of(tag)}")
         if self._plan.credits_max is not None:
             lines.append(f"x-credits-max: {self._plan.credits_max}")
+        if self._plan.timeout_ms is not None:
+            lines.append(f"x-tollway-timeout-ms: {self._plan.timeout_ms}")
         return "\r\n".join([*lines, "", ""]).encode() + body
 
     async def _misbehave(self, talk: Talk) -> None:
