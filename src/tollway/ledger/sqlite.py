@@ -487,7 +487,7 @@ def _recover(
                 (charge.hold.request_id,),
             )
         expired.append(charge)
-    connection.execute("DELETE FROM checkpoints WHERE hold_id IN (SELECT id FROM holds)")
+    connection.execute(_DELETE_SETTLED_CHECKPOINTS)
     connection.execute("DELETE FROM idempotency WHERE completed = 0")
     return [
         *(_recovered(charge, "journal") for charge in journaled),
@@ -719,6 +719,11 @@ def _checkpoint_row(checkpoint: Checkpoint) -> tuple[Any, ...]:
 _CHECKPOINT_INTO = (
     "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
+
+# `hold_id IN (SELECT id FROM holds)` would go through every hold there ever was.
+_DELETE_SETTLED_CHECKPOINTS = """
+DELETE FROM checkpoints
+ WHERE EXISTS (SELECT 1 FROM holds WHERE holds.id = checkpoints.hold_id)"""
 
 _CHECKPOINTS = """
 SELECT checkpoints.hold_id, checkpoints.account_id, checkpoints.token_id, checkpoints.price_id,
