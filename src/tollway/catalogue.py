@@ -5,7 +5,7 @@ be recomputed years later. `Catalogue.load` adds a row where the configuration's
 the newest one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import msgspec
@@ -56,6 +56,16 @@ class Serving(Struct, frozen=True, gc=False):
     deadlines: Deadlines | None = None
 
 
+class Policy(Struct, frozen=True, kw_only=True):
+    """What a model asks of requests beyond the fields that it supports. `image_tokens` is the most
+    that one image counts as; None: it takes none."""
+
+    denied: frozenset[str] = frozenset()
+    defaults: Mapping[str, object] = {}
+    image_tokens: int | None = None
+    image_bytes_max: int = 0
+
+
 class Model(Struct, frozen=True):
     """`supported_parameters` None means all. `max_output_tokens` and `default_max_tokens` are
     tokens a choice; `price_max` is the price at its dearest; `sticky` None means that any upstream
@@ -75,6 +85,7 @@ class Model(Struct, frozen=True):
     created_at: float
     owned_by: str
     sticky: Sticky | None = None
+    policy: Policy | None = None
 
 
 class ModelOffer(Struct, frozen=True):
@@ -93,6 +104,7 @@ class ModelOffer(Struct, frozen=True):
     cached_credits_per_million: int | None = None
     reasoning_credits_per_million: int | None = None
     sticky: Sticky | None = None
+    policy: Policy | None = None
 
 
 class Catalogue:
@@ -189,4 +201,5 @@ def _model(offer: ModelOffer, price: Price, created_at: float) -> Model:
         created_at=created_at,
         owned_by=owner or "tollway",
         sticky=offer.sticky,
+        policy=offer.policy,
     )

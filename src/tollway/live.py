@@ -17,7 +17,7 @@ import msgspec
 
 from tollway import settings as configured
 from tollway.api.admin.operations import Operations
-from tollway.catalogue import Catalogue, ModelOffer, Serving
+from tollway.catalogue import Catalogue, ModelOffer, Policy, Serving
 from tollway.clock import Clock
 from tollway.database.base import Database
 from tollway.deadlines import Deadlines
@@ -164,9 +164,22 @@ def offers_of(settings: Settings) -> list[ModelOffer]:
             cached_credits_per_million=model.cached_prompt_rate,
             reasoning_credits_per_million=model.reasoning_rate,
             sticky=model.sticky,
+            policy=_policy(model),
         )
         for model in settings.models
     ]
+
+
+def _policy(model: configured.Model) -> Policy | None:
+    """None for a model that asks for nothing more: its requests are not looked through for it."""
+    if not (model.denied_parameters or model.defaults or model.image_tokens is not None):
+        return None
+    return Policy(
+        denied=model.denied_parameters,
+        defaults=model.defaults,
+        image_tokens=model.image_tokens,
+        image_bytes_max=model.max_image_bytes,
+    )
 
 
 def _supported(

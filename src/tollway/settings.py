@@ -32,6 +32,7 @@ EMBEDDED_MODEL_ID = "tollway/smollm2-135m"
 
 _CREDITS_MAX = 10**15  # JavaScript's clients read whole numbers exactly up to 9 * 10^15
 _TOKENS_MAX = 10**9
+_IMAGE_BYTES_MAX = 3 * 1024 * 1024  # in base64 as much as a request's body may have
 _NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}$"
 
 Parameter = Literal[
@@ -423,6 +424,43 @@ class Serving(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = None
 
 
+Stop = Annotated[str, Meta(min_length=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+
+
+class Defaults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Values of a request's parameters where the client names none, `defaults = { ... }` of a
+    model. What would add to the prompt cannot have one."""
+
+    temperature: Annotated[
+        Annotated[float, Meta(ge=0, le=2)] | None, Meta(description="As in a request.")
+    ] = None
+    top_p: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | None, Meta(description="As in a request.")
+    ] = None
+    stop: Annotated[
+        Stop | Annotated[tuple[Stop, ...], Meta(min_length=1, max_length=4)] | None,
+        Meta(description="As in a request."),
+    ] = None
+    seed: Annotated[int | None, Meta(description="As in a request.")] = None
+    presence_penalty: Annotated[Penalty | None, Meta(description="As in a request.")] = None
+    frequency_penalty: Annotated[Penalty | None, Meta(description="As in a request.")] = None
+    parallel_tool_calls: Annotated[
+        bool | None, Meta(description="As in a request; only where it has tools.")
+    ] = None
+    reasoning_effort: Annotated[
+        Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None,
+        Meta(description="As in a request."),
+    ] = None
+    verbosity: Annotated[
+        Literal["low", "medium", "high"] | None, Meta(description="As in a request.")
+    ] = None
+    service_tier: Annotated[
+        Literal["auto", "default", "flex", "scale", "priority", "fast"] | None,
+        Meta(description="As in a request."),
+    ] = None
+
+
 class ModelTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A model on offer as the file has it, `[[models]]`."""
 
@@ -468,6 +506,32 @@ class ModelTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             "or refused for a strict token. Default: all."
         ),
     ] = None
+    denied_parameters: Annotated[
+        tuple[Parameter, ...],
+        Meta(description="Optional fields that a request is refused for, with a 400."),
+    ] = ()
+    defaults: Annotated[
+        Defaults | None,
+        Meta(description="Values of parameters where the client names none. Default: none."),
+    ] = None
+    vision: Annotated[
+        bool,
+        Meta(
+            description="Whether it takes images, as data URLs: `data:image/png;base64,...`. Their "
+            "addresses are never fetched, and refused."
+        ),
+    ] = False
+    image_tokens: Annotated[
+        Tokens | None,
+        Meta(
+            description="The most input tokens that one image is: what is held for it, and what it "
+            "costs where the upstream reports no usage. Needed with `vision`."
+        ),
+    ] = None
+    max_image_bytes: Annotated[
+        int,
+        Meta(ge=1, le=_IMAGE_BYTES_MAX, description="The largest image, in bytes of the image."),
+    ] = _IMAGE_BYTES_MAX
     confidential: Annotated[bool, Meta(description="Whether its replies must never be stored.")] = (
         False
     )
@@ -491,6 +555,7 @@ SECTIONS: Mapping[str, type[Struct]] = {
     "embedded": Embedded,
     "upstreams": Upstream,
     "models": ModelTable,
+    "models.defaults": Defaults,
     "models.upstreams": Serving,
 }
 
@@ -526,6 +591,10 @@ class Model(Struct, frozen=True):
     cached_prompt_rate: int | None = None
     reasoning_rate: int | None = None
     sticky: Literal["header", "prefix"] | None = None
+    denied_parameters: frozenset[str] = frozenset()
+    defaults: Mapping[str, object] = {}
+    image_tokens: int | None = None
+    max_image_bytes: int = _IMAGE_BYTES_MAX
 
 
 class Settings(Struct, frozen=True):
@@ -893,6 +962,8 @@ def _model(
             f"{default_max_tokens} is above max_output_tokens, {max_output_tokens}. Lower it",
         )
     supported = table.supported_parameters
+    _check_parameters(path, table)
+    _check_vision(path, table)
     return Model(
         id=table.id,
         tier=tier,
@@ -907,7 +978,48 @@ def _model(
         cached_prompt_rate=price.cached_prompt_rate,
         reasoning_rate=price.reasoning_rate,
         sticky=table.sticky,
+        denied_parameters=frozenset(table.denied_parameters),
+        defaults=_defaults(table),
+        image_tokens=table.image_tokens,
+        max_image_bytes=table.max_image_bytes,
     )
+
+
+def _check_parameters(path: str, table: ModelTable) -> None:
+    supported, denied = table.supported_parameters, table.denied_parameters
+    for name in denied:
+        if supported is not None and name in supported:
+            raise _wrong(
+                f"{path}.denied_parameters",
+                f"{name} is among the supported_parameters too. Keep it in one of them",
+            )
+    for name in _defaults(table):
+        if name in denied or (supported is not None and name not in supported):
+            raise _wrong(
+                f"{path}.defaults.{name}",
+                "the model does not take it. Leave it out, or allow it to requests too",
+            )
+
+
+def _defaults(table: ModelTable) -> dict[str, object]:
+    if table.defaults is None:
+        return {}
+    values = msgspec.structs.asdict(table.defaults)
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _check_vision(path: str, table: ModelTable) -> None:
+    if table.vision and table.image_tokens is None:
+        raise _wrong(
+            f"{path}.image_tokens",
+            "it is missing. Say how many input tokens an image is at most: it has no price without",
+        )
+    if table.image_tokens is not None and not table.vision:
+        raise _wrong(f"{path}.image_tokens", "the model takes no images. Set vision = true with it")
+    if table.vision and any(serving.name == EMBEDDED for serving in table.upstreams):
+        raise _wrong(
+            f"{path}.vision", "the embedded model reads no images. Name other upstreams alone"
+        )
 
 
 def _price(path: str, table: ModelTable, tiers: Mapping[str, Tier]) -> tuple[str, Tier]:
@@ -1017,8 +1129,7 @@ def _explained(message: str, type_: type, path: str) -> ConfigurationError:
     assert found is not None
     what, path = found["what"], path + (found["path"] or "")
     if unknown := _UNKNOWN.fullmatch(what):
-        # The one table within a table is an upstream of a model.
-        table = Serving if type_ is ModelTable and ".upstreams[" in path else type_
+        table = _table_at(path, type_)
         assert issubclass(table, Struct)
         return _unknown(f"{path}.{unknown['key']}", unknown["key"], table.__struct_fields__)
     if missing := _MISSING.fullmatch(what):
@@ -1031,6 +1142,13 @@ def _explained(message: str, type_: type, path: str) -> ConfigurationError:
         )
     what = re.sub(r"`([a-z| ]+)`", lambda name: _in_toml(name[1]), what)
     return _wrong(path, what[:1].lower() + what[1:])
+
+
+def _table_at(path: str, type_: type) -> type:
+    """Only models have tables within: their upstreams and their defaults."""
+    if type_ is ModelTable and ".upstreams[" in path:
+        return Serving
+    return Defaults if type_ is ModelTable and path.endswith(".defaults") else type_
 
 
 def _in_toml(types: str) -> str:

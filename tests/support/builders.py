@@ -1,9 +1,24 @@
 """Small builders: a test names what matters to it, the rest is plausible and fixed."""
 
+import base64
 import json
 from typing import Any
 
 MODEL = "m1"
+
+# As much of each as tells what it is.
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(25)
+JPEG = b"\xff\xd8\xff\xe0" + bytes(20)
+GIF = b"GIF89a" + bytes(20)
+WEBP = b"RIFF\x1a\x00\x00\x00WEBPVP8L" + bytes(20)
+
+
+def data_url(image: bytes = PNG, kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def image_part(url: str | None = None) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": data_url() if url is None else url}}
 
 
 def message(

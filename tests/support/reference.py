@@ -198,6 +198,7 @@ _SECTION_TITLES = {
     "tiers": "[tiers.NAME]",
     "upstreams": "[[upstreams]]",
     "models": "[[models]]",
+    "models.defaults": "defaults of a model",
     "models.upstreams": "upstreams of a model",
 }
 _TYPES = {

@@ -67,6 +67,9 @@ upstreams = [{ name = "gpu-1" }]
 """
 
 
+BUDGET = MODEL + 'tier = "budget"\n'
+
+
 def settings_of(folder: Path, text: str, *, for_serving: bool = True) -> Settings:
     path = folder / "tollway.toml"
     path.write_text(text)
@@ -161,6 +164,22 @@ def test_cached_tokens_and_reasoning_may_have_rates_of_their_own(tmp_path: Path)
     ]
 
 
+def test_a_model_has_a_policy(tmp_path: Path) -> None:
+    policy = (
+        'tier = "budget"\ndenied_parameters = ["logit_bias", "user"]\n'
+        'defaults = { temperature = 0, stop = ["."], reasoning_effort = "low" }\n'
+        "vision = true\nimage_tokens = 1500\nmax_image_bytes = 1000\n"
+    )
+    plain = MODEL.replace("m1", "m2") + 'tier = "budget"\n'
+    model, without = settings_of(tmp_path, UPSTREAM + MODEL + policy + plain).models
+
+    assert model.denied_parameters == {"logit_bias", "user"}
+    assert model.defaults == {"temperature": 0.0, "stop": (".",), "reasoning_effort": "low"}
+    assert (model.image_tokens, model.max_image_bytes) == (1500, 1000)
+    assert (without.denied_parameters, without.defaults) == (frozenset(), {})
+    assert without.image_tokens is None
+
+
 def test_an_upstream_has_a_dialect(tmp_path: Path) -> None:
     azure = UPSTREAM.replace("gpu-1", "azure") + 'dialect = "azure"\napi_version = "2024-10-21"\n'
     settings = settings_of(tmp_path, UPSTREAM + azure)
@@ -239,6 +258,44 @@ def test_an_upstream_has_a_dialect(tmp_path: Path) -> None:
         (
             UPSTREAM + MODEL + 'tier = "budget"\nreasoning_rate = 0',
             "models[0].tier: the model has a tier and rates of its own.",
+        ),
+        (
+            UPSTREAM + BUDGET + "vision = true",
+            "models[0].image_tokens: it is missing. Say how many input tokens an image is at most",
+        ),
+        (
+            UPSTREAM + BUDGET + "image_tokens = 5",
+            "models[0].image_tokens: the model takes no images. Set vision = true with it.",
+        ),
+        (
+            BUDGET.replace("gpu-1", "embedded") + "vision = true\nimage_tokens = 5",
+            "models[0].vision: the embedded model reads no images.",
+        ),
+        (
+            UPSTREAM + BUDGET + "defaults = { temperature = 3 }",
+            "models[0].defaults.temperature: expected a number <= 2",
+        ),
+        (
+            UPSTREAM + BUDGET + "defaults = { tools = [] }",
+            "models[0].defaults.tools: there is no such setting.",
+        ),
+        (
+            UPSTREAM + BUDGET + 'defaults = { seed = 1 }\ndenied_parameters = ["seed"]',
+            "models[0].defaults.seed: the model does not take it.",
+        ),
+        (
+            UPSTREAM + BUDGET + 'defaults = { seed = 1 }\nsupported_parameters = ["stop"]',
+            "models[0].defaults.seed: the model does not take it.",
+        ),
+        (
+            UPSTREAM
+            + BUDGET
+            + 'denied_parameters = ["stop"]\nsupported_parameters = ["seed", "stop"]',
+            "models[0].denied_parameters: stop is among the supported_parameters too.",
+        ),
+        (
+            UPSTREAM + BUDGET + 'denied_parameters = ["n"]',
+            "models[0].denied_parameters[0]: invalid enum value 'n'.",
         ),
         (UPSTREAM + MODEL + "reasoning_rate = 1", "models[0]: the model m1 has no price."),
         (

@@ -1,11 +1,11 @@
 """The models that a token may use, in the shape of OpenAI's API with what a buyer wants to know."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 
 from tollway.api.operation import Answer, Asked
-from tollway.catalogue import Model, Price
+from tollway.catalogue import Model, Policy, Price
 from tollway.wire.requests import KNOWN_FIELDS, OPTIONAL_FIELDS
 
 # Every request has them, so they are no parameters that one model has and another lacks.
@@ -29,9 +29,13 @@ class Capabilities(Struct, frozen=True):
     json_schema: bool
     logprobs: bool
     reasoning: bool
+    vision: bool
 
 
 class ModelObject(Struct, frozen=True):
+    """`default_parameters` are the values where a request names none; `image_tokens` is the most
+    that an image counts as in the prompt, null where the model takes none."""
+
     id: str
     object: Literal["model"]
     created: int
@@ -42,6 +46,8 @@ class ModelObject(Struct, frozen=True):
     tier: str
     pricing: Pricing
     supported_parameters: list[str]
+    default_parameters: dict[str, Any]
+    image_tokens: int | None
     capabilities: Capabilities
     confidential: bool
 
@@ -66,6 +72,8 @@ async def show_model(asked: Asked) -> Answer:
 def model_object(model: Model) -> ModelObject:
     optional = model.supported_parameters
     taken = OPTIONAL_FIELDS if optional is None else OPTIONAL_FIELDS & optional
+    policy = Policy() if model.policy is None else model.policy
+    taken -= policy.denied
     parameters = (KNOWN_FIELDS - OPTIONAL_FIELDS - _OF_EVERY_REQUEST) | taken
     formats = "response_format" in parameters
     return ModelObject(
@@ -79,6 +87,8 @@ def model_object(model: Model) -> ModelObject:
         tier=model.tier,
         pricing=_pricing(model.price),
         supported_parameters=sorted(parameters),
+        default_parameters=dict(policy.defaults),
+        image_tokens=policy.image_tokens,
         capabilities=Capabilities(
             streaming=True,
             tools="tools" in parameters,
@@ -86,6 +96,7 @@ def model_object(model: Model) -> ModelObject:
             json_schema=formats,
             logprobs="logprobs" in parameters,
             reasoning="reasoning_effort" in parameters,
+            vision=policy.image_tokens is not None,
         ),
         confidential=model.confidential,
     )

@@ -7,6 +7,7 @@ from msgspec import Struct
 from tollway.api.operation import Answer, Asked
 from tollway.gateway.admit import ignored_fields
 from tollway.gateway.authenticate import require_active_account
+from tollway.gateway.policy import require_allowed
 from tollway.wire.requests import parse_chat_request
 
 
@@ -29,6 +30,7 @@ async def quote(asked: Asked) -> Answer:
     require_active_account(caller)
     parsed = parse_chat_request(await asked.body())
     model = parts.catalogue.find(parsed.request.model, caller.token.models)
+    require_allowed(model, parsed)
     ignored_fields(caller, model, parsed)
     await asked.take_place()
     cost = await parts.gate.cost(model, parsed)

@@ -22,6 +22,7 @@ from tollway.errors import (
     RateWhy,
     Unavailable,
 )
+from tollway.gateway.policy import images_bound, require_allowed
 from tollway.gateway.types import Admission, Call, Caller, Cost, Standing
 from tollway.ledger.base import Hold, HoldAsk, Ledger, NotEnough
 from tollway.pricing import (
@@ -73,6 +74,8 @@ class Gate:
     async def admit(self, caller: Caller, call: Call, parsed: ParsedRequest) -> Admission:
         model = self._catalogue.find(parsed.request.model, caller.token.models)
         ignored: tuple[str, ...] = ()
+        if model.policy is not None or parsed.images:
+            require_allowed(model, parsed)
         if parsed.unknown or model.supported_parameters is not None:
             ignored = ignored_fields(caller, model, parsed)
         ceiling = None if call.credits_max is None else _credits_max(call.credits_max)
@@ -115,6 +118,8 @@ class Gate:
             input_tokens = input_tokens_bound(
                 request.messages, request.tools, request.response_format
             )
+            if parsed.images:
+                input_tokens += images_bound(model, parsed)
         else:
             input_tokens = counted
             if counted >= model.context_length:

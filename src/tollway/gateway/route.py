@@ -16,6 +16,7 @@ import msgspec
 from tollway.catalogue import Model
 from tollway.clock import Clock
 from tollway.errors import InvalidRequest, RequestError, Unavailable, UpstreamTimeout
+from tollway.gateway.policy import with_defaults
 from tollway.gateway.types import Admission
 from tollway.ledger.base import Outcome, Settlement
 from tollway.upstreams.balance import Choice, Watched, by_key, least_loaded
@@ -157,14 +158,15 @@ class _Pool:
         return all(watched.get(choice.watched.name) is choice.watched for choice in self.choices)
 
     def fields(self, parsed: ParsedRequest) -> Mapping[str, object]:
-        supported = self.model.supported_parameters
-        if supported is None:
-            return parsed.fields
-        return {
-            name: value
-            for name, value in parsed.fields.items()
-            if name not in OPTIONAL_FIELDS or name in supported
-        }
+        supported, policy = self.model.supported_parameters, self.model.policy
+        fields: Mapping[str, object] = parsed.fields
+        if supported is not None:
+            fields = {
+                name: value
+                for name, value in fields.items()
+                if name not in OPTIONAL_FIELDS or name in supported
+            }
+        return fields if policy is None else with_defaults(policy, fields)
 
     def may_be_asked(self) -> bool:
         return any(choice.watched.may_be_asked() for choice in self.choices)

@@ -8,6 +8,7 @@ not at all if nothing came.
 
 from collections.abc import Iterable
 
+from tollway.gateway.policy import images_tokens
 from tollway.gateway.types import Admission, Meter
 from tollway.ledger.base import Checkpoint, Outcome
 from tollway.pricing import NOTHING_USED, Usage, charge
@@ -79,7 +80,10 @@ def _input_tokens(admission: Admission) -> int:
     # text.
     messages = len(admission.parsed.request.messages)
     text_bytes = admission.cost.input_tokens_max - 256 - 16 * messages
-    return -(-text_bytes // _BYTES_PER_TOKEN)
+    if not admission.parsed.images:
+        return -(-text_bytes // _BYTES_PER_TOKEN)
+    images = images_tokens(admission.model, admission.parsed)
+    return images - (-(text_bytes - images) // _BYTES_PER_TOKEN)
 
 
 def _output_tokens(meter: Meter) -> int:

@@ -81,12 +81,21 @@ class Fields(Mapping[str, object]):
         return self._by_name
 
 
+class ImageIn(Struct, frozen=True):
+    """An image and where it is, for example `messages[0].content[1]`."""
+
+    path: str
+    url: str
+
+
 class ParsedRequest(Struct, frozen=True):
-    """`unknown` has the names of fields that are not OpenAI's."""
+    """`unknown` has the names of fields that are not OpenAI's. Whether the model takes `images` is
+    for others to say."""
 
     request: ChatRequest
     fields: Fields
     unknown: tuple[str, ...]
+    images: tuple[ImageIn, ...] = ()
 
     @property
     def wants_stream(self) -> bool:
@@ -150,8 +159,8 @@ def _read_fully(body: bytes) -> ParsedRequest:
     except msgspec.ValidationError as error:
         raise explain_invalid(error, document) from None
     _check_fields_together(request)
-    _check_messages(request)
-    return ParsedRequest(request, Fields(request), unknown)
+    images = _check_messages(request)
+    return ParsedRequest(request, Fields(request), unknown, images)
 
 
 def _json_of_fields(request: ChatRequest) -> bytes:
@@ -235,12 +244,13 @@ def _settle_tool_choice(request: ChatRequest) -> None:
     request.tool_choice = NamedToolChoice(function=NamedFunction(name=name))
 
 
-def _check_messages(request: ChatRequest) -> None:
+def _check_messages(request: ChatRequest) -> tuple[ImageIn, ...]:
     open_calls: set[str] = set()
+    images: list[ImageIn] = []
     for index, message in enumerate(request.messages):
         if isinstance(message, UserMessage):
             if not isinstance(message.content, str):
-                _refuse_unpriced_parts(message.content, f"messages[{index}].content")
+                _look_at_parts(message.content, f"messages[{index}].content", images)
         elif isinstance(message, AssistantMessage):
             if message.content is None and not message.tool_calls and message.refusal is None:
                 raise InvalidRequest(
@@ -259,17 +269,17 @@ def _check_messages(request: ChatRequest) -> None:
                 "message before it.",
                 param=f"messages[{index}].tool_call_id",
             )
+    return tuple(images)
 
 
-_UNPRICED_PARTS: Mapping[type[object], str] = {
-    ImagePart: "Images",
-    AudioPart: "Audio",
-    FilePart: "Files",
-}
+_UNPRICED_PARTS: Mapping[type[object], str] = {AudioPart: "Audio", FilePart: "Files"}
 
 
-def _refuse_unpriced_parts(parts: Sequence[object], path: str) -> None:
+def _look_at_parts(parts: Sequence[object], path: str, images: list[ImageIn]) -> None:
     for index, part in enumerate(parts):
+        if isinstance(part, ImagePart):
+            images.append(ImageIn(f"{path}[{index}]", part.image_url.url))
+            continue
         kind = _UNPRICED_PARTS.get(type(part))
         if kind is not None:
             raise _unsupported(

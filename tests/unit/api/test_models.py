@@ -28,7 +28,10 @@ async def test_a_model_shows_what_it_costs_and_takes(api: Api) -> None:
             "json_schema": True,
             "logprobs": True,
             "reasoning": True,
+            "vision": False,
         },
+        "default_parameters": {},
+        "image_tokens": None,
         "confidential": False,
     }
     assert "temperature" in plain["supported_parameters"]

@@ -6,7 +6,14 @@ from typing import Any
 import msgspec
 import pytest
 from openai.types.chat import completion_create_params
-from tests.support.builders import a_tool, chat_body, chat_bytes, message
+from tests.support.builders import (
+    a_tool,
+    chat_body,
+    chat_bytes,
+    data_url,
+    image_part,
+    message,
+)
 
 from tollway.errors import InvalidRequest
 from tollway.wire.chat import ChatRequest
@@ -210,12 +217,6 @@ REFUSED: list[tuple[str, object, str, str]] = [
     ("function_call", "auto", UNSUPPORTED, "function_call"),
     (
         "messages",
-        [message(), message([{"type": "image_url", "image_url": {"url": "https://x/y.png"}}])],
-        UNSUPPORTED,
-        "messages[1].content[0]",
-    ),
-    (
-        "messages",
         [message([TEXT_PART, {"type": "input_audio", "input_audio": EMPTY}])],
         UNSUPPORTED,
         "messages[0].content[1]",
@@ -405,3 +406,18 @@ def test_every_field_of_openais_request_is_known_or_refused() -> None:
     assert theirs - KNOWN_FIELDS == unpriced
     assert KNOWN_FIELDS - theirs == set()
     assert refusal(json.dumps(chat_body(audio={})).encode()).code == "unsupported_parameter"
+
+
+def test_images_are_told_with_their_places() -> None:
+    parsed = parse_chat_request(
+        chat_bytes(
+            messages=[
+                message("Hello"),
+                message([TEXT_PART, image_part("https://x/y.png"), image_part()]),
+            ]
+        )
+    )
+    assert [(image.path, image.url) for image in parsed.images] == [
+        ("messages[1].content[1]", "https://x/y.png"),
+        ("messages[1].content[2]", data_url()),
+    ]

@@ -1,0 +1,66 @@
+"""What a model asks of requests, beyond the fields that it supports: parameters that are denied,
+values where the client names none, and images.
+
+An image counts in the prompt's bound as the most tokens that one can be (`image_tokens`), which is
+what makes it have a price; a model without that takes none.
+"""
+
+from collections.abc import Mapping
+
+from tollway.catalogue import Model, Policy
+from tollway.errors import InvalidRequest
+from tollway.wire.images import image_fault
+from tollway.wire.requests import ParsedRequest
+
+
+def require_allowed(model: Model, parsed: ParsedRequest) -> None:
+    """Raises `InvalidRequest` for a denied parameter, and for an image that the model does not take
+    or that may not be sent."""
+    policy = model.policy
+    if policy is not None and policy.denied:
+        for name in parsed.fields:
+            if name in policy.denied:
+                raise InvalidRequest(
+                    f"{name} is not allowed for {model.id}. Leave it out.",
+                    code="unsupported_parameter",
+                    param=name,
+                )
+    if parsed.images:
+        _require_images(model, policy, parsed)
+
+
+def _require_images(model: Model, policy: Policy | None, parsed: ParsedRequest) -> None:
+    if policy is None or policy.image_tokens is None:
+        path = parsed.images[0].path
+        raise InvalidRequest(
+            f"{path}: images have no price for {model.id}. Send text, or use a model whose "
+            "capabilities have vision.",
+            code="unsupported_parameter",
+            param=path,
+        )
+    for image in parsed.images:
+        fault = image_fault(image.url, policy.image_bytes_max)
+        if fault is not None:
+            raise InvalidRequest(f"{image.path}.image_url.url {fault}.", param=image.path)
+
+
+def images_bound(model: Model, parsed: ParsedRequest) -> int:
+    """What the bound on the prompt of their bytes is off by: an image is not the text of its
+    base64."""
+    return images_tokens(model, parsed) - sum(len(image.url) for image in parsed.images)
+
+
+def images_tokens(model: Model, parsed: ParsedRequest) -> int:
+    """The most that a request's images count as."""
+    policy = model.policy
+    if policy is None or policy.image_tokens is None:
+        return 0
+    return len(parsed.images) * policy.image_tokens
+
+
+def with_defaults(policy: Policy, fields: Mapping[str, object]) -> Mapping[str, object]:
+    """The client's word goes first."""
+    added = {name: value for name, value in policy.defaults.items() if name not in fields}
+    if "tools" not in fields:
+        added.pop("parallel_tool_calls", None)  # servers refuse it without tools
+    return {**fields, **added} if added else fields

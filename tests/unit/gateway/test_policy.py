@@ -1,0 +1,122 @@
+from typing import Any
+
+import msgspec
+import pytest
+from tests.support.builders import a_tool, chat_bytes, data_url, image_part, message
+from tests.unit.gateway.parts import a_model, an_admission
+from tests.unit.gateway.test_settle import ended
+
+from tollway.catalogue import Policy
+from tollway.errors import InvalidRequest
+from tollway.gateway.policy import images_bound, require_allowed, with_defaults
+from tollway.gateway.settle import usage_of
+from tollway.pricing import Usage, input_tokens_bound
+from tollway.wire.requests import ParsedRequest, parse_chat_request
+
+SEES = a_model(policy=Policy(image_tokens=1000, image_bytes_max=100))
+TEXT = {"type": "text", "text": "What is this?"}
+
+
+def parsed(**fields: Any) -> ParsedRequest:
+    return parse_chat_request(chat_bytes(**fields))
+
+
+def an_image_request(*urls: str | None) -> ParsedRequest:
+    return parsed(messages=[message([TEXT, *(image_part(url) for url in urls)])])
+
+
+def refusal(model: Any, request: ParsedRequest) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as refused:
+        require_allowed(model, request)
+    return refused.value
+
+
+# --- denied parameters ----------------------------------------------------------------------------
+
+
+def test_a_denied_parameter_is_refused_with_the_mend() -> None:
+    model = a_model(policy=Policy(denied=frozenset({"logit_bias", "tools"})))
+
+    require_allowed(model, parsed(seed=1))
+    refused = refusal(model, parsed(seed=1, logit_bias={"5": 1}))
+
+    assert (refused.code, refused.param) == ("unsupported_parameter", "logit_bias")
+    assert refused.message == "logit_bias is not allowed for m1. Leave it out."
+
+
+def test_a_denied_parameter_that_is_null_is_absent() -> None:
+    model = a_model(policy=Policy(denied=frozenset({"seed"})))
+    require_allowed(model, parsed(seed=None))
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+def test_a_model_without_a_price_for_images_takes_none() -> None:
+    for model in (a_model(), a_model(policy=Policy(denied=frozenset({"seed"})))):
+        refused = refusal(model, an_image_request(None))
+        assert (refused.code, refused.param) == (
+            "unsupported_parameter",
+            "messages[0].content[1]",
+        )
+        assert "no price" in refused.message
+
+
+def test_a_model_that_sees_takes_images() -> None:
+    require_allowed(SEES, an_image_request(None, None))
+
+
+@pytest.mark.parametrize(
+    "url", ["https://x/y.png", data_url(b"GIF89a" + b"x" * 30), data_url() + "===="]
+)
+def test_an_image_that_may_not_be_sent_is_refused_where_it_is(url: str) -> None:
+    refused = refusal(SEES, an_image_request(None, url))
+    assert (refused.code, refused.param) == ("invalid_value", "messages[0].content[2]")
+    assert refused.message.startswith("messages[0].content[2].image_url.url ")
+
+
+def test_an_image_is_bounded_by_its_tokens_and_not_by_its_text() -> None:
+    request = an_image_request(data_url(), data_url())
+    text_alone = input_tokens_bound(an_image_request("", "").request.messages)
+
+    bound = input_tokens_bound(request.request.messages) + images_bound(SEES, request)
+
+    assert bound == text_alone + 2 * 1000
+
+
+def test_an_image_that_nobody_counted_counts_as_its_bound() -> None:
+    request = an_image_request(None)
+    bound = input_tokens_bound(request.request.messages) + images_bound(SEES, request)
+    admission = an_admission(model=SEES, messages=[message([TEXT, image_part()])])
+    cost = msgspec.structs.replace(admission.cost, input_tokens_max=bound)
+    admission = msgspec.structs.replace(admission, cost=cost)
+    text_bytes = bound - 1000 - 256 - 16
+
+    assert usage_of(admission, ended("completed", text_bytes=20)) == Usage(
+        1000 + -(-text_bytes // 4), 5, "counted"
+    )
+
+
+# --- defaults -------------------------------------------------------------------------------------
+
+
+def test_a_default_is_sent_where_the_client_names_none() -> None:
+    policy = Policy(defaults={"temperature": 0.0, "seed": 7, "stop": (".",)})
+
+    fields = with_defaults(policy, parsed(temperature=1.5).fields)
+
+    assert (fields["temperature"], fields["seed"], fields["stop"]) == (1.5, 7, (".",))
+    assert fields["messages"] == parsed().fields["messages"]
+
+
+def test_a_model_without_defaults_is_sent_what_the_client_sent() -> None:
+    fields = parsed(temperature=1.5).fields
+    assert with_defaults(Policy(), fields) is fields
+    assert with_defaults(Policy(defaults={"temperature": 0}), fields) is fields
+
+
+def test_a_default_for_tools_needs_tools() -> None:
+    policy = Policy(defaults={"parallel_tool_calls": False})
+
+    assert "parallel_tool_calls" not in with_defaults(policy, parsed().fields)
+    assert with_defaults(policy, parsed(tools=[a_tool()]).fields)["parallel_tool_calls"] is False
