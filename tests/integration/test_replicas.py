@@ -9,6 +9,8 @@ from tests.support.fake_upstream import FakeUpstream
 from tests.support.postgres import PASSWORD, PostgresServer
 from tests.support.server import TollwayServer, config_for
 
+from tollway.api.admin.control import ask
+
 MORE = """
 [server]
 database = "env:TOLLWAY_TEST_DATABASE"
@@ -152,3 +154,26 @@ def test_commands_work_beside_the_servers_and_without_them(
     assert (shown["creditBalance"], shown["creditsHeld"]) == (100, 0)
     for server in replicas:
         server.start()
+
+
+def test_a_price_that_one_replica_reloads_is_the_same_row_at_the_next(
+    replicas: list[TollwayServer],
+) -> None:
+    one, two = replicas
+    customer = a_customer(one, credits=1_000_000)
+    before = customer.receipt_of(customer.chat())
+    for server in replicas:
+        assert server.config is not None
+        text = server.config.read_text()
+        server.config.write_text(text.replace("prompt_rate = 1000\n", "prompt_rate = 7000\n"))
+        reloaded = ask(server.data_dir, "reload", {})
+        assert reloaded is not None
+        assert reloaded["changes"] == ["models.acme/parrot.prompt_rate: 1000 -> 7000"]
+
+    receipts = [
+        at(server, customer).receipt_of(at(server, customer).chat()) for server in (one, two)
+    ]
+
+    assert [receipt["rates"]["prompt"] for receipt in receipts] == [7000, 7000]
+    assert len({receipt["priceId"] for receipt in receipts}) == 1
+    assert receipts[0]["priceId"] != before["priceId"]
