@@ -30,6 +30,8 @@ from pathlib import Path
 
 from benchmarks.gateways import MODEL, PATH, Gateway, tollway, tollway_places, upstream
 from benchmarks.load import Figures, plain
+from benchmarks.machine import machine
+from benchmarks.marked import write_between_marks
 from benchmarks.processes import (
     BUILD,
     cpu_seconds,
@@ -45,6 +47,7 @@ from tollway.ledger.base import Attempt, HoldAsk, Outcome, genesis
 from tollway.ledger.sqlite import SqliteLedger
 from tollway.tokens import Tokens
 
+PAGE = Path("docs/performance.md")
 ACCOUNTS = 10_000
 TOKENS = 20_000
 DAYS = 500
@@ -197,7 +200,12 @@ def main() -> None:
                         rounds[-1][each.name] |= TESTS[test](each, chosen.secs)
                 print(f"round {number + 1}: {json.dumps(rounds[-1])}", flush=True)
             sizes = {each.name: _size(each) for each in installations}
-    print(_report(rounds, starts, sizes))
+    written = _report(rounds, starts, sizes)
+    print(written)
+    if chosen.page:
+        day = time.strftime("%Y-%m-%d")
+        head = f"{day}, {machine()}; the lowest of {chosen.rounds} rounds, starts the median of 3."
+        write_between_marks(PAGE, "big", f"{head}\n\n{written}")
 
 
 @contextlib.contextmanager
@@ -223,7 +231,7 @@ def _starts(places: Path, program: list[str], new: Path, old: Path) -> dict[str,
                 _drop_from_memory(data / "tollway.db")
             seconds, cpu = _start_seconds(places, program, data)
             measured[name].setdefault(how, []).append(seconds)
-            measured[name].setdefault("start_cpu_s", []).append(cpu)
+            measured[name].setdefault(how.replace("start_s", "start_cpu_s"), []).append(cpu)
     return {
         name: {how: statistics.median(each) for how, each in of.items()}
         for name, of in measured.items()
@@ -367,6 +375,7 @@ ROWS: dict[str, str] = {
     "start_s": "start until ready, s",
     "start_cpu_s": "of it CPU, s",
     "cold_start_s": "the same, nothing of the file in memory, s",
+    "cold_start_cpu_s": "of it CPU, s",
     "resident_mb": "RSS after the tests, MB",
     "one_token_us": "CPU us a request, one token",
     "all_tokens_us": "CPU us a request, another of 20,000 tokens each time",
@@ -405,6 +414,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--secs", type=int, default=5)
     parser.add_argument("--only", default="start,requests,pages,commands")
     parser.add_argument("--nice", type=int, default=0, help="-20: the neighbours wait (root)")
+    parser.add_argument("--page", action="store_true", help=f"write the table into {PAGE}")
     parser.add_argument("--folder", default=str(BUILD))
     parser.add_argument("--tollway", default=f"{sys.executable} -m tollway")
     return parser.parse_args()

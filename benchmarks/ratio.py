@@ -33,6 +33,7 @@ from benchmarks.gateways import (
 )
 from benchmarks.load import TESTS, Figures
 from benchmarks.machine import machine
+from benchmarks.marked import write_between_marks
 from benchmarks.processes import raise_file_limit, take_priority
 
 
@@ -49,6 +50,7 @@ class Measure:
     aim: str = ""
 
 
+PAGE = Path("docs/performance.md")
 USUAL_TESTS = ["idle", "plain", "rate", "burst", "paced", "large"]
 GATEWAYS: dict[str, Callable[[Path, Upstream, list[str]], AbstractContextManager[Gateway]]] = {
     "direct": lambda folder, model, program: direct(model),
@@ -103,6 +105,8 @@ def main() -> None:
     print(written)
     if chosen.out:
         Path(chosen.out).write_text(written)
+    if chosen.page:
+        write_between_marks(PAGE, chosen.page, written)
     if any(figures["errors"] for measured in rounds for figures in measured.values()):
         raise SystemExit("There were errors: the figures above are not those of a working gateway.")
 
@@ -122,6 +126,7 @@ def _options() -> argparse.Namespace:
     )
     options.add_argument("--nice", type=int, default=0, help="-20: the neighbours wait (root)")
     options.add_argument("--tollway", default=str(beside), help="the command to run (%(default)s)")
+    options.add_argument("--page", help=f"write the table between these marks of {PAGE}")
     options.add_argument("--out", help="also write the table to this file")
     return options.parse_args()
 

@@ -71,7 +71,7 @@ REPLY = {
     "usage": {"prompt_tokens": 212, "completion_tokens": 64, "total_tokens": 276},
 }
 _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n%b\r\n"
-_STREAM_HEAD = _HEAD % (b"text/event-stream", b"transfer-encoding: chunked\r\n")
+STREAM_HEAD = _HEAD % (b"text/event-stream", b"transfer-encoding: chunked\r\n")
 
 _JSON_FILES = ("/json/__init__.py", "/json/decoder.py", "/json/encoder.py")
 
@@ -203,18 +203,19 @@ class Model:
     def _serve(self, connection: socket.socket) -> None:
         while (asked := _read_message(connection)) is not None:
             if not json.loads(asked).get("stream"):
-                body = _compact(REPLY)
-                head = _HEAD % (b"application/json", b"content-length: %d\r\n" % len(body))
-                connection.sendall(head + body)
+                body = compact(REPLY)
+                connection.sendall(head_of_a_reply(len(body)) + body)
                 continue
-            connection.sendall(_STREAM_HEAD + _chunk({"role": "assistant", "content": ""}))
+            connection.sendall(
+                STREAM_HEAD + chunk_of_a_stream({"role": "assistant", "content": ""})
+            )
             for _ in range(WARM + CHUNKS):
                 self.go_on.acquire()
-                connection.sendall(_chunk({"content": " bridge"}))
+                connection.sendall(chunk_of_a_stream({"content": " bridge"}))
             self.go_on.acquire()
             usage = {**_event({}), "choices": [], "usage": REPLY["usage"]}
-            last = _framed(b"data: " + _compact(usage) + b"\n\ndata: [DONE]\n\n")
-            connection.sendall(_chunk({}, "stop") + last + b"0\r\n\r\n")
+            last = _framed(b"data: " + compact(usage) + b"\n\ndata: [DONE]\n\n")
+            connection.sendall(chunk_of_a_stream({}, "stop") + last + b"0\r\n\r\n")
 
 
 class Client:
@@ -241,13 +242,17 @@ class Client:
         assert received.count(b'" bridge"') == WARM + CHUNKS, received
 
     def _send(self, body: dict[str, Any]) -> None:
-        content = _compact(body)
-        self._connection.sendall(
-            b"POST /api/v1/chat/completions HTTP/1.1\r\nhost: here\r\n"
-            b"authorization: Bearer %b\r\ncontent-type: application/json\r\n"
-            b"accept: application/json\r\nuser-agent: OpenAI/Python 2.8.0\r\n"
-            b"content-length: %d\r\n\r\n%b" % (self._token.encode(), len(content), content)
-        )
+        self._connection.sendall(request_of(self._token, body))
+
+
+def request_of(token: str, body: dict[str, Any]) -> bytes:
+    content = compact(body)
+    return (
+        b"POST /api/v1/chat/completions HTTP/1.1\r\nhost: here\r\n"
+        b"authorization: Bearer %b\r\ncontent-type: application/json\r\n"
+        b"accept: application/json\r\nuser-agent: OpenAI/Python 2.8.0\r\n"
+        b"content-length: %d\r\n\r\n%b" % (token.encode(), len(content), content)
+    )
 
 
 def _read_message(connection: socket.socket) -> bytes | None:
@@ -265,6 +270,10 @@ def _read_message(connection: socket.socket) -> bytes | None:
                 return body
 
 
+def head_of_a_reply(length: int) -> bytes:
+    return _HEAD % (b"application/json", b"content-length: %d\r\n" % length)
+
+
 def _event(delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
     return {
@@ -277,15 +286,15 @@ def _event(delta: dict[str, str], finish_reason: str | None = None) -> dict[str,
     }
 
 
-def _chunk(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
-    return _framed(b"data: " + _compact(_event(delta, finish_reason)) + b"\n\n")
+def chunk_of_a_stream(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
+    return _framed(b"data: " + compact(_event(delta, finish_reason)) + b"\n\n")
 
 
 def _framed(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def _compact(value: object) -> bytes:
+def compact(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
