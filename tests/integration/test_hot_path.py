@@ -19,9 +19,9 @@ import pytest
 # Calls of functions in Python and of functions in C, and bytecode instructions, on CPython 3.11.
 # `request` and `chunk` are on the event loop, `charge` on the writer's thread for a batch of one.
 RECORDED = {
-    ("request", "calls"): 153,
-    ("request", "c_calls"): 109,
-    ("request", "instructions"): 3840,
+    ("request", "calls"): 136,
+    ("request", "c_calls"): 94,
+    ("request", "instructions"): 3533,
     ("charge", "calls"): 55,
     ("charge", "c_calls"): 44,
     ("charge", "instructions"): 1308,
