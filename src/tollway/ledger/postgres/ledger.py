@@ -18,6 +18,7 @@ A hold whose answer nobody waits for any more (its client left, the connection b
 """
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -69,7 +70,8 @@ from tollway.ledger.rows import (
 RETRY_AFTER_FAULT_SECONDS = 5.0
 HOLD_SECONDS = 4 * 3600.0
 RECALL_SECONDS_MAX = 1.5
-LOOK_SECONDS_MAX = 1.0
+_NOTHING_TO_LEASE_SECONDS = 1.0
+_FORGOTTEN_TICKS = 60
 
 log = logging.getLogger("tollway.ledger")
 
@@ -243,7 +245,8 @@ class PostgresLedger:
         try:
             answer = await asyncio.shield(future)
         except asyncio.CancelledError:
-            future.add_done_callback(partial(self._nobody_waits, ask))
+            self._void(ask.account_id, ask.request_id)  # comes after it, whatever became of it
+            self._open.pop(ask.request_id, None)
             raise
         except Unavailable:
             self._doubtful[ask.request_id] = ask.account_id
@@ -281,13 +284,6 @@ class PostgresLedger:
             wait_seconds = min(2 * wait_seconds, 0.2)
             answer = await self._ask_hold(ask, purse, final=False)
         return answer
-
-    def _nobody_waits(self, ask: HoldAsk, done: asyncio.Future[Answer]) -> None:
-        """The client left while it was held."""
-        if done.exception() is not None:
-            self._doubtful[ask.request_id] = ask.account_id
-        elif done.result().outcome == "held":
-            self._void(ask.account_id, ask.request_id)
 
     def _void(self, account_id: str, request_id: str) -> None:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -499,18 +495,21 @@ class PostgresLedger:
 
     def _give_back(self, account_id: str, purse: Purse) -> None:
         """All that is leased and not in use."""
-        purse.leased = purse.in_use
         self._ask_lease(account_id, purse, purse.in_use)
 
     def _ask_lease(self, account_id: str, purse: Purse, target: int) -> None:
+        """Less is given up at once, more is there when the answer is."""
+        before = purse.leased
+        purse.leased = min(before, target)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         future.add_done_callback(
-            partial(self._leased, purse, self._instance.id, purse.leased, target)
+            partial(self._leased, purse, self._instance.id, purse.leased, target > before)
         )
         operation = {
             "kind": "lease",
             "account": account_id,
             "instance": self._instance.id,
+            "before": before,
             "target": target,
             "least": purse.least,
             "share": 2 * (1 + self._instance.others),
@@ -521,22 +520,21 @@ class PostgresLedger:
         self,
         purse: Purse,
         instance_id: str,
-        before: int,
-        target: int,
+        assumed: int,
+        asked_for_more: bool,
         done: asyncio.Future[Answer],
     ) -> None:
-        if target > before:
+        if asked_for_more:
             purse.is_asking = False
         if done.exception() is not None or instance_id != self._instance.id:
             return
         answer = done.result()
         self._told(purse, done)
-        if answer.outcome == "done" and target > before:
-            more = answer.own_lease - before
-            if more > 0:
-                purse.leased += more
-            else:
-                purse.bar(self._clock.monotonic(), 1.0)
+        if answer.outcome == "lapsed":
+            return
+        purse.leased += answer.own_lease - assumed
+        if asked_for_more and answer.own_lease == assumed:
+            purse.bar(self._clock.monotonic(), _NOTHING_TO_LEASE_SECONDS)
 
     def _recalled(self, account_ids: Sequence[str]) -> None:
         for account_id in account_ids:
@@ -545,15 +543,32 @@ class PostgresLedger:
             self._give_back(account_id, purse)
 
     async def _tick(self) -> None:
-        while True:
+        suspects: set[str] = set()
+        for number in itertools.count(1):
             await asyncio.sleep(TICK_SECONDS)
+            if number % _FORGOTTEN_TICKS == 0:
+                suspects = await self._end_forgotten(suspects)
             for account_id, purse in list(self._active.items()):
                 target = purse.tick(self._policy)
                 if target is not None:
-                    purse.leased = target
                     self._ask_lease(account_id, purse, target)
                 elif purse.is_quiet:
                     del self._active[account_id]
+
+    async def _end_forgotten(self, suspects: set[str]) -> set[str]:
+        """Rows that are open and that nobody here has: a statement whose connection had long been
+        given up may have been done all the same. Seen twice, they are ended."""
+        try:
+            rows = await self._database.fetch(
+                "SELECT id, account_id FROM holds WHERE instance = ? AND state = 'open'",
+                (self._instance.id,),
+            )
+        except Unavailable:
+            return set()
+        unknown = {id_: account_id for id_, account_id in rows if id_ not in self._open}
+        for id_ in suspects & unknown.keys():
+            self._void(unknown[id_], id_)
+        return unknown.keys() - suspects
 
     async def _stop_ticking(self) -> None:
         if self._ticking is not None:

@@ -36,7 +36,8 @@ _OWN: Mapping[str, str] = {
                || COALESCE(l.created_at, 0)
           FROM holds h LEFT JOIN (
             SELECT ref, SUM(amount) AS amount, MIN(account_id) AS account_id,
-                   MAX(account_id) AS other_account_id, MAX(created_at) AS created_at,
+                   MAX(account_id) AS other_account_id,
+                   (array_agg(created_at ORDER BY seq DESC))[1] AS created_at,
                    COUNT(*) FILTER (WHERE kind = 'late_charge') AS late_entries,
                    COUNT(*) FILTER (WHERE kind = 'charge') AS entries
               FROM ledger WHERE kind IN ('charge', 'late_charge') GROUP BY ref) l ON l.ref = h.id

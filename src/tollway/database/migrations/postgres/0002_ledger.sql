@@ -34,7 +34,8 @@ $$;
 --   checkpoint  what a stream has delivered so far.
 --   void        end a hold whose replica was never told that it has it.
 --   lease       set the credit that the replica may hold from without asking to `target`: less is given back, more is
---               taken where the account has it, at most one part in `share` of what is available.
+--               taken where the account has it, at most one part in `share` of what is available. Not where it is not
+--               what it was when this was asked (`before`): then it was done before, or comes too late.
 --   recall      ask the other replicas to give back what they have leased and do not use.
 --   look        nothing: how the account stands.
 --
@@ -50,7 +51,7 @@ DECLARE
   ops CURSOR FOR
     SELECT * FROM json_to_recordset(batch) AS one (
       n INT, kind TEXT, account TEXT, instance TEXT, id TEXT, token TEXT, price TEXT, amount BIGINT, least BIGINT,
-      final BOOLEAN, in_use BIGINT, target BIGINT, share BIGINT, life_ms BIGINT, leased BOOLEAN, capped BOOLEAN,
+      final BOOLEAN, in_use BIGINT, before BIGINT, target BIGINT, share BIGINT, life_ms BIGINT, leased BOOLEAN, capped BOOLEAN,
       checkpointed BOOLEAN, cost BIGINT, description TEXT, model TEXT, status TEXT, source TEXT, prompt_tokens BIGINT,
       completion_tokens BIGINT, cached_tokens BIGINT, reasoning_tokens BIGINT, upstream TEXT, upstream_id TEXT,
       attempts TEXT, client_request_id TEXT, created_at BIGINT, closed_at BIGINT, first_token_ms BIGINT,
@@ -258,6 +259,8 @@ BEGIN
     ELSIF op.kind = 'lease' THEN
       IF NOT is_live OR op.instance <> asking THEN
         outcome := 'lapsed';
+      ELSIF op.before <> COALESCE(l_amount, 0) THEN
+        outcome := 'moved';
       ELSIF op.target <= COALESCE(l_amount, 0) THEN
         a_held := a_held - (COALESCE(l_amount, 0) - op.target); a_changed := true;
         l_amount := op.target; l_changed := true;

@@ -1,0 +1,390 @@
+"""The Postgres ledger when something breaks: the server, a connection, a replica; and several
+replicas that compete."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.integration.postgres_books import EAGER_LEASES, NO_LEASES, PostgresBooks
+from tests.support.postgres import PostgresServer
+from tests.unit.ledger.books import a_checkpoint, an_outcome
+
+from tollway.errors import IdempotencyConflict, Refused, Unavailable
+from tollway.ledger.base import Earlier, NotEnough, Recovered, Settlement
+from tollway.ledger.postgres.leases import LeasePolicy
+
+BODY = b"\x01" * 32
+_POLICIES = pytest.mark.parametrize("policy", [NO_LEASES, EAGER_LEASES], ids=["exact", "leased"])
+
+
+async def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not true():  # noqa: ASYNC110 (what it waits for is not ours to tell)
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def policy() -> LeasePolicy:
+    return NO_LEASES
+
+
+@pytest.fixture
+async def replicas(
+    database_url: str, tmp_path: Path, policy: LeasePolicy
+) -> AsyncIterator[list[PostgresBooks]]:
+    """Two, of whose requests no two have the same id. Leases last a second, and the ledger is whole
+    after every test."""
+    books = [
+        PostgresBooks(
+            database_url,
+            tmp_path / str(number),
+            policy=policy,
+            first_request=1000 * number,
+            lease_seconds=1.0,
+        )
+        for number in (1, 2)
+    ]
+    for one in books:
+        await one.open()
+    yield books
+    violations = await books[1].violations()
+    for one in books:
+        await one.close()
+    assert violations == []
+
+
+# --- replicas that compete ------------------------------------------------------------------------
+
+
+@_POLICIES
+async def test_of_400_requests_at_two_replicas_exactly_those_that_can_be_paid_are_admitted(
+    replicas: list[PostgresBooks],
+) -> None:
+    account = await replicas[0].account(370)
+
+    answers = await asyncio.gather(
+        *(books.charge(account, 10, cost=10) for books in replicas for _ in range(200)),
+        return_exceptions=True,
+    )
+
+    admitted = [answer for answer in answers if isinstance(answer, Settlement)]
+    refused = [answer for answer in answers if isinstance(answer, NotEnough)]
+    assert (len(admitted), len(refused)) == (37, 363)
+    assert await replicas[0].balance(account) == 0
+
+
+async def test_a_spend_cap_is_exact_over_replicas(replicas: list[PostgresBooks]) -> None:
+    account = await replicas[0].account(10_000)
+    capped = {"token_id": await replicas[0].token(account, 100, "tok_1"), "spend_cap": 100}
+
+    answers = await asyncio.gather(
+        *(books.charge(account, 7, cost=7, **capped) for books in replicas for _ in range(40)),
+        return_exceptions=True,
+    )
+
+    assert sum(isinstance(answer, Settlement) for answer in answers) == 14
+    assert await replicas[0].balance(account) == 10_000 - 98
+
+
+async def test_a_key_is_running_wherever_it_runs(replicas: list[PostgresBooks]) -> None:
+    account = await replicas[0].account(100)
+    ask = replicas[0].ask(account, 20)
+    await replicas[0].ledger.keys.claim(account, "key", BODY, ask.request_id)
+
+    with pytest.raises(IdempotencyConflict, match="still running"):
+        await replicas[1].ledger.keys.claim(account, "key", BODY, "req_9")
+
+    hold = await replicas[0].ledger.hold(ask)
+    await replicas[0].ledger.settle(hold, an_outcome(5))
+    earlier = await replicas[1].ledger.keys.claim(account, "key", BODY, "req_9")
+    assert earlier == Earlier(ask.request_id, None)
+
+
+@pytest.mark.parametrize("policy", [EAGER_LEASES])
+async def test_what_another_replica_has_leased_is_no_reason_to_refuse(
+    replicas: list[PostgresBooks],
+) -> None:
+    one, two = replicas
+    account = await one.account(1000)
+    hold = await one.hold(account, 100)
+    await until(lambda: one.ledger.available(account) == 900)
+    await one.charge(account, 100, cost=0)
+    leased = await one.database.fetch("SELECT sum(amount)::bigint FROM credit_leases")
+
+    other = await two.hold(account, 900)
+
+    assert leased[0][0] > 0
+    assert (other.amount, other.available) == (900, 0)
+    with pytest.raises(NotEnough):
+        await two.hold(account, 1)
+    await one.ledger.settle(hold, an_outcome(60))
+    await two.ledger.settle(other, an_outcome(900))
+    assert await one.balance(account) == 40
+
+
+@pytest.mark.parametrize("policy", [EAGER_LEASES])
+async def test_what_is_leased_can_be_taken_away_by_the_operator(
+    replicas: list[PostgresBooks],
+) -> None:
+    one, two = replicas
+    account = await one.account(1000)
+    for _ in range(5):
+        await one.charge(account, 100, cost=0)
+
+    entry, _ = await two.ledger.add(
+        account, -1000, kind="adjustment", ref="a", description="by hand"
+    )
+
+    assert entry.balance_after == 0
+    with pytest.raises(Refused):
+        await two.ledger.add(account, -1, kind="adjustment", ref="b", description="by hand")
+
+
+@pytest.mark.parametrize("policy", [LeasePolicy(busy_holds=1)])
+async def test_a_leased_hold_asks_the_database_nothing_and_idle_credit_goes_back(
+    replicas: list[PostgresBooks],
+) -> None:
+    one = replicas[0]
+    account = await one.account(100_000)
+    await one.charge(account, 100, cost=1)
+    await one.ledger.refresh(account)
+    before = one.ledger.round_trips
+
+    holds = [await one.hold(account, 10) for _ in range(10)]
+
+    assert one.ledger.round_trips == before
+    for hold in holds:
+        await one.ledger.settle(hold, an_outcome(3))
+
+    await _until_nothing(one, "credit_leases WHERE amount > 0")
+    rows = await one.database.fetch("SELECT balance, held FROM accounts")
+    assert rows == [(100_000 - 31, 0)]
+
+
+# --- replicas that die, or seem to ----------------------------------------------------------------
+
+
+@_POLICIES
+async def test_a_replica_that_dies_is_reaped_at_its_checkpoints(
+    replicas: list[PostgresBooks],
+) -> None:
+    one, two = replicas
+    account = await one.account(1000)
+    streams = [await one.hold(account, 50) for _ in range(3)]
+    await one.ledger.checkpoint([a_checkpoint(streams[1], 13, one.clock.now())])
+    await one.die()
+
+    for _ in range(3):
+        two.clock.advance(0.9)
+        await asyncio.sleep(0.1)
+
+    await two.ledger.refresh(account)
+    assert (two.ledger.available(account), two.ledger.held(account)) == (987, 0)
+    receipt = await two.ledger.receipt(streams[1].request_id)
+    assert receipt is not None
+    assert (receipt.charged, receipt.source) == (13, "checkpoint")
+    await one.open()
+    assert one.recovered == []
+
+
+@_POLICIES
+@pytest.mark.parametrize(("checkpointed", "cost", "paid"), [(None, 30, 30), (13, 30, 30),
+                                                            (13, 99, 50), (13, 5, 13),
+                                                            (None, 0, 0)])  # fmt: skip
+async def test_a_replica_that_was_only_stopped_takes_what_it_is_still_owed_once(
+    replicas: list[PostgresBooks], checkpointed: int | None, cost: int, paid: int
+) -> None:
+    one, two = replicas
+    account = await one.account(1000)
+    await one.hold(account, 1)  # so that the next may be leased
+    await one.ledger.refresh(account)
+    hold = await one.hold(account, 50)
+    if checkpointed is not None:
+        await one.ledger.checkpoint([a_checkpoint(hold, checkpointed, one.clock.now())])
+    await two.database.fetch("SELECT * FROM expire_holds(?)", (one.instance.id,))
+
+    settlement = await one.ledger.settle(hold, an_outcome(cost))
+
+    assert settlement.charged == paid
+    assert await one.balance(account) == 1000 - paid
+    assert await one.violations() == []
+    receipt = await two.ledger.receipt(hold.request_id)
+    assert receipt is not None
+    assert receipt.charged == paid
+
+
+@_POLICIES
+async def test_what_is_owed_late_never_takes_what_others_hold(
+    replicas: list[PostgresBooks],
+) -> None:
+    one, two = replicas
+    account = await one.account(100)
+    hold = await one.hold(account, 80)
+    await two.database.fetch("SELECT * FROM expire_holds(?)", (one.instance.id,))
+    await two.hold(account, 90)
+
+    settlement = await one.ledger.settle(hold, an_outcome(80))
+
+    assert (settlement.charged, settlement.shortfall) == (10, 70)
+
+
+async def test_an_instance_that_was_reaped_begins_anew(replicas: list[PostgresBooks]) -> None:
+    one, two = replicas
+    account = await one.account(100)
+    before = one.instance.id
+    await two.database.fetch("SELECT * FROM expire_holds(?)", (before,))
+    with pytest.raises(Unavailable):
+        await one.hold(account, 10)
+
+    one.clock.advance(5)
+    await until(lambda: one.instance.id != before)
+
+    assert (await one.charge(account, 10, cost=10)).charged == 10
+
+
+async def test_a_clock_that_steps_reaps_nobody(replicas: list[PostgresBooks]) -> None:
+    one, two = replicas
+    account = await one.account(100)
+    hold = await one.hold(account, 10)
+    # As a database whose clock is set a day ahead: by its clock every lease has lapsed.
+    await two.database.execute(("UPDATE instances SET expires_at = 0", ()))
+    two.clock.step(86_400)
+    await asyncio.sleep(0.2)
+
+    assert (await one.ledger.settle(hold, an_outcome(4))).charged == 4
+    rows = await two.database.fetch("SELECT count(*) FROM instances WHERE reaped")
+    assert rows == [(0,)]
+
+
+async def test_a_hold_whose_client_left_while_it_was_asked_for_is_given_back(
+    replicas: list[PostgresBooks],
+) -> None:
+    one = replicas[0]
+    account = await one.account(100)
+    asking = asyncio.create_task(one.hold(account, 60))
+    await asyncio.sleep(0)
+
+    asking.cancel()
+    await asyncio.wait([asking])
+
+    assert (await one.hold(account, 100)).amount == 100
+
+
+# --- the connection and the server ----------------------------------------------------------------
+
+
+@_POLICIES
+async def test_killed_backends_lose_nothing_and_charge_nothing_twice(
+    replicas: list[PostgresBooks], postgres: PostgresServer, database_url: str
+) -> None:
+    account = await replicas[0].account(100_000)
+    name = database_url.rpartition("/")[2]
+    done: list[Settlement] = []
+
+    async def work(books: PostgresBooks) -> None:
+        for _ in range(60):
+            try:
+                hold = await books.hold(account, 10)
+            except Unavailable:
+                continue
+            done.append(await books.ledger.settle(hold, an_outcome(7)))
+
+    def kill() -> None:
+        with postgres.connect() as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+                (name,),
+            )
+
+    working = asyncio.gather(*(work(books) for books in replicas for _ in range(4)))
+    for _ in range(6):
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(kill)
+    await working
+
+    await until(lambda: all(books.ledger.fault is None for books in replicas))
+    assert done
+    assert await replicas[0].balance(account) == 100_000 - 7 * len(done)
+
+    # Holds whose answers were lost are given back.
+    await _until_nothing(replicas[0], "holds WHERE state = 'open'")
+
+
+async def _until_nothing(books: PostgresBooks, rows: str) -> None:
+    async with asyncio.timeout(10):
+        while (await books.database.fetch(f"SELECT count(*) FROM {rows}"))[0][0]:  # noqa: ASYNC110, S608
+            await asyncio.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def durable() -> Iterator[PostgresServer]:
+    """One that is stopped, and keeps what was committed."""
+    with PostgresServer(durable=True) as server:
+        yield server
+
+
+@pytest.fixture
+async def stopping(
+    durable: PostgresServer, tmp_path: Path, policy: LeasePolicy
+) -> AsyncIterator[PostgresBooks]:
+    name = durable.new_database()
+    books = await PostgresBooks(durable.url(name), tmp_path / "data", policy=policy).open()
+    yield books
+    violations = await books.violations()
+    await books.close()
+    assert violations == []
+
+
+@_POLICIES
+async def test_charges_survive_a_database_that_is_down_and_are_applied_once(
+    stopping: PostgresBooks, durable: PostgresServer
+) -> None:
+    account = await stopping.account(100)
+    holds = [await stopping.hold(account, 10) for _ in range(3)]
+    durable.stop(signal.SIGQUIT)
+
+    answers = await asyncio.gather(*(stopping.ledger.settle(h, an_outcome(7)) for h in holds))
+
+    assert answers == [Settlement(7, 0, answer.available) for answer in answers]
+    assert len((stopping.data_dir / "journal").read_bytes().splitlines()) >= 3
+    with pytest.raises(Unavailable) as refusal:
+        await stopping.hold(account, 1)
+    assert refusal.value.retry_after_seconds is not None
+    durable.start()
+    await until(lambda: stopping.ledger.fault is None)
+    assert (stopping.data_dir / "journal").read_bytes() == b""
+    assert await stopping.balance(account) == 79
+    assert (await stopping.charge(account, 10, cost=1)).available == 78
+
+
+async def test_a_crash_while_the_database_is_down_loses_no_charge(
+    stopping: PostgresBooks, durable: PostgresServer
+) -> None:
+    account = await stopping.account(100)
+    hold = await stopping.hold(account, 10)
+    durable.stop(signal.SIGQUIT)
+    await stopping.ledger.settle(hold, an_outcome(7))
+    await stopping.die()
+    durable.start()
+
+    await stopping.open()
+
+    assert stopping.recovered == [Recovered(hold.request_id, account, "journal", 1, 3, 7, 0)]
+    assert await stopping.balance(account) == 93
+    await stopping.crash()
+    assert stopping.recovered == []
+
+
+async def test_an_account_made_while_the_database_is_down_is_refused(
+    stopping: PostgresBooks, durable: PostgresServer
+) -> None:
+    durable.stop(signal.SIGQUIT)
+
+    with pytest.raises(Unavailable):
+        await stopping.account(0, "acc_2")
+
+    durable.start()
+    await stopping.account(5, "acc_2")
+    await until(lambda: stopping.ledger.fault is None)
