@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,7 +117,8 @@ def kill_under_load(kills: int, seed: int, directory: Path) -> Killed:
         finally:
             server.stop()
     verified = server.command("ledger", "verify")
-    killed = judge(directory / "data" / "tollway.db", crowd.seen, upstream.records())
+    rows = _rows(directory / "data" / "tollway.db")
+    killed = judge(rows, crowd.seen, upstream.records())
     if verified.status != 0:
         killed.figures.violations = len(verified.stdout.splitlines())
         killed.complaints.append(verified.stdout)
@@ -191,7 +192,7 @@ class Crowd:
                 ("x-request-id", seen.tag),
             )
             if seen.streamed:
-                _watch(client, seen)
+                watch(client, seen)
             else:
                 reply = client.read_reply()
                 if reply.status == 200:
@@ -203,7 +204,7 @@ class Crowd:
                     seen.finished = True
 
 
-def _watch(client: RawClient, seen: Seen) -> None:
+def watch(client: RawClient, seen: Seen) -> None:
     if client.read_head().status != 200:
         return
     while True:
@@ -221,10 +222,14 @@ def _watch(client: RawClient, seen: Seen) -> None:
 # --- judging --------------------------------------------------------------------------------------
 
 
-def judge(database: Path, seen: Iterable[Seen], records: Iterable[dict[str, Any]]) -> Killed:
+Rows = Mapping[str, list[tuple[Any, ...]]]
+"""By a client's name for its request: id, charge, source and output tokens of each that was settled
+under that name. Any: columns."""
+
+
+def judge(rows: Rows, seen: Iterable[Seen], records: Iterable[dict[str, Any]]) -> Killed:
     killed = Killed(Figures())
     sent = _sent_tokens(records)
-    rows = _rows(database)
     for one in seen:
         killed.figures.requests += 1
         killed.figures.finished += one.finished

@@ -1,0 +1,514 @@
+"""Three real servers on one real Postgres, one hot account and a thousand cold ones, and whatever
+can break breaks, under load, with the upstream in a process of its own that writes down what it
+truly sent:
+
+    python -m tests.replicas --requests 20000
+    python -m tests.replicas --measure
+
+The first prints what was found when, at the end, the ledger is compared with the upstream's log and
+with what each client saw. The second prints what a hot account can be charged a second, and the
+round trips to the database, with credit leases and without.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from tests.integration.postgres_books import PostgresBooks
+from tests.kill import INPUT_TOKENS, Seen, judge, watch
+from tests.support.fake_upstream import FakeUpstreamProcess
+from tests.support.http import BodyCutError, RawClient
+from tests.support.postgres import MIGRATOR, SERVER, PostgresServer
+from tests.support.server import TollwayServer
+from tests.unit.ledger.books import an_outcome
+
+from tollway.app import open_operations
+from tollway.clock import SystemClock
+from tollway.errors import RequestError
+from tollway.ledger.postgres.leases import LeasePolicy
+from tollway.settings import load_settings
+
+CLIENTS = 16
+COLD_ACCOUNTS = 1000
+HOT_CREDITS = 10**9
+COLD_CREDITS = 30_000
+HOT_SHARE = 0.5
+
+CONFIG = """
+[server]
+database = "env:TOLLWAY_TEST_DATABASE"
+access_log = ""
+
+[limits]
+requests_per_minute = 1000000
+concurrent_requests = 1000
+failed_authentications_per_minute = 1000000
+
+[tiers.parrot]
+prompt_rate = 1000000
+completion_rate = 2000000
+
+[[upstreams]]
+name = "gpu-1"
+base_url = "{upstream}"
+
+[[models]]
+id = "acme/parrot"
+tier = "parrot"
+context_length = 100000
+max_output_tokens = 4096
+default_max_tokens = 1000
+upstreams = [{{ name = "gpu-1", model = "parrot-upstream" }}]
+"""
+
+
+class Report(Struct):
+    """`late` requests were settled after their replica had been given up; `late_short` credits of
+    those the account could not pay any more, and the operator lost. `operator_lost_tokens_max` is
+    what one client was given before a kill and nobody paid for."""
+
+    requests: int = 0
+    finished: int = 0
+    settled: int = 0
+    refused: int = 0
+    recovered: int = 0
+    late: int = 0
+    late_short: int = 0
+    lost: int = 0
+    double: int = 0
+    overspent: int = 0
+    violations: int = 0
+    open_holds_left: int = 0
+    operator_lost_tokens_max: int = 0
+    faults: str = ""
+    seconds: float = 0.0
+
+
+def break_replicas(
+    requests: int, seed: int, directory: Path, *, stops: int = 2
+) -> tuple[Report, list[str]]:
+    """Breaks things until as many requests were made, lets all come back, and judges. `stops` are
+    replicas that are stopped for longer than their lease lasts."""
+    began = time.monotonic()
+    dice = Random(seed)
+    with (
+        PostgresServer(durable=True) as postgres,
+        FakeUpstreamProcess(directory / "upstream.log") as upstream,
+    ):
+        name = postgres.new_database()
+        config = CONFIG.format(upstream=upstream.base_url)
+        with Wire(postgres.port) as wire:
+            url = postgres.url(name).replace(f":{postgres.port}/", f":{wire.port}/")
+            replicas = [
+                TollwayServer(directory / f"r{n}", config, env={"TOLLWAY_TEST_DATABASE": url})
+                for n in range(3)
+            ]
+            tokens = _accounts(replicas[0], url)
+            for replica in replicas:
+                replica.start()
+            crowd = Crowd(replicas, tokens)
+            faults = Faults(postgres, name, replicas, wire, dice)
+            crowd.work(Random(seed))
+            try:
+                faults.happen(lambda: crowd.finished < requests, stops)
+            finally:
+                faults.mend()
+                time.sleep(3)
+                crowd.rest()
+                _wait_for_peace(postgres, name)
+                for replica in replicas:
+                    replica.stop(60)
+            verified = replicas[0].command("ledger", "verify")
+        report, complaints = _judged(postgres, name, crowd.seen, upstream.records())
+        report.refused = crowd.refused
+        if verified.status != 0:
+            report.violations = len(verified.stdout.splitlines())
+            complaints.append(verified.stdout + verified.stderr)
+        report.faults = ", ".join(f"{kind} {n}" for kind, n in sorted(faults.happened.items()))
+        report.seconds = round(time.monotonic() - began, 1)
+    return report, complaints
+
+
+def _accounts(server: TollwayServer, url: str) -> list[str]:
+    """A token of each account, the hot one's first."""
+    os.environ["TOLLWAY_TEST_DATABASE"] = url
+    settings = load_settings(server.config, data_dir=server.data_dir, for_serving=False)
+
+    async def make() -> list[str]:
+        tokens: list[str] = []
+        async with open_operations(settings) as operations:
+            for number in range(COLD_ACCOUNTS + 1):
+                name, credits = (f"cold-{number}", COLD_CREDITS) if number else ("hot", HOT_CREDITS)
+                await operations.execute(
+                    "account create", {"name": name, "credits": credits}, actor="tests"
+                )
+                issued = await operations.execute("token issue", {"account": name}, actor="tests")
+                tokens.append(str(issued["personal_access_token"]))
+        return tokens
+
+    return asyncio.run(make())
+
+
+# --- what breaks ----------------------------------------------------------------------------------
+
+
+class Faults:
+    def __init__(
+        self,
+        postgres: PostgresServer,
+        database: str,
+        replicas: Sequence[TollwayServer],
+        wire: "Wire",
+        dice: Random,
+    ) -> None:
+        self._postgres = postgres
+        self._database = database
+        self._replicas = replicas
+        self._wire = wire
+        self._dice = dice
+        self.happened: Counter[str] = Counter()
+
+    def happen(self, going_on: Callable[[], bool], stops: int) -> None:
+        kinds: list[tuple[str, Callable[[], None], int]] = [
+            ("replica killed", self._kill_replica, 4),
+            ("postgres stopped at once", self._stop_postgres, 2),
+            ("backends killed", self._kill_backends, 4),
+            ("answers cut off", self._wire.cut, 6),
+            ("database clock stepped", self._step_clock, 1),
+        ]
+        weights = [weight for _, _, weight in kinds]
+        while going_on():
+            time.sleep(self._dice.uniform(0.2, 1.5))
+            if stops > 0 and self._dice.random() < 0.1:
+                stops -= 1
+                self._stop_replica()
+                self.happened["replica stopped past its lease"] += 1
+                continue
+            ((kind, fault, _),) = self._dice.choices(kinds, weights)
+            fault()
+            self.happened[kind] += 1
+        for _ in range(stops):
+            self._stop_replica()
+            self.happened["replica stopped past its lease"] += 1
+
+    def mend(self) -> None:
+        self._set_clock(0)
+
+    def _kill_replica(self) -> None:
+        replica = self._dice.choice(self._replicas)
+        replica.kill()
+        time.sleep(self._dice.uniform(0, 1))
+        replica.start()
+
+    def _stop_replica(self) -> None:
+        replica = self._dice.choice(self._replicas)
+        replica.signal(signal.SIGSTOP)
+        time.sleep(22)
+        replica.signal(signal.SIGCONT)
+
+    def _stop_postgres(self) -> None:
+        self._postgres.stop(signal.SIGQUIT)
+        time.sleep(self._dice.uniform(0, 2))
+        self._postgres.start()
+
+    def _kill_backends(self) -> None:
+        with self._postgres.connect() as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s",
+                (SERVER,),
+            )
+
+    def _step_clock(self) -> None:
+        """A day either way, as the ledger's statements see it, and back."""
+        self._set_clock(self._dice.choice((-1, 1)) * 86_400_000)
+        time.sleep(1)
+        self._set_clock(0)
+
+    def _set_clock(self, ahead_ms: int) -> None:
+        with self._postgres.connect(self._database) as connection:
+            connection.execute(_CLOCK.format(ahead_ms).encode())
+            connection.execute(f"ALTER FUNCTION now_ms() OWNER TO {MIGRATOR}".encode())
+
+
+_CLOCK = """
+CREATE OR REPLACE FUNCTION now_ms() RETURNS BIGINT LANGUAGE sql VOLATILE AS
+'SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint + ({})'"""
+
+
+class Wire:
+    """Between the replicas and Postgres. `cut` lets what was asked through and drops the answer:
+    what was to be committed is, and nobody is told."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self.port = 0
+        self._armed: set[asyncio.StreamWriter] = set()
+        self._open: set[asyncio.StreamWriter] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> "Wire":
+        self._thread.start()
+        listening = asyncio.start_server(self._accepted, "127.0.0.1", 0)
+        self._server = asyncio.run_coroutine_threadsafe(listening, self._loop).result()
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._loop.call_soon_threadsafe(self._server.close)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def cut(self) -> None:
+        self._loop.call_soon_threadsafe(lambda: self._armed.update(self._open))
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            server_reader, server = await asyncio.open_connection("127.0.0.1", self._to)
+        except OSError:
+            writer.close()
+            return
+        self._open.add(writer)
+        back = asyncio.ensure_future(self._answers(server_reader, writer))
+        try:
+            while data := await reader.read(65536):
+                server.write(data)
+        except OSError:
+            pass
+        finally:
+            self._open.discard(writer)
+            server.close()
+            await asyncio.gather(back, return_exceptions=True)
+
+    async def _answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65536):
+                if writer in self._armed:
+                    break
+                writer.write(data)
+        except OSError:
+            pass
+        finally:
+            self._armed.discard(writer)
+            writer.transport.abort()
+
+
+# --- who asks -------------------------------------------------------------------------------------
+
+
+class Crowd:
+    """Clients that ask all the time, each time at any replica."""
+
+    def __init__(self, replicas: Sequence[TollwayServer], tokens: Sequence[str]) -> None:
+        self.seen: list[Seen] = []
+        self.refused = 0
+        self.finished = 0
+        self._replicas = replicas
+        self._tokens = tokens
+        self._working = False
+        self._threads: list[threading.Thread] = []
+
+    def work(self, dice: Random) -> None:
+        self._working = True
+        self._threads = [
+            threading.Thread(target=self._ask_on, args=(Random(dice.random()), number))
+            for number in range(CLIENTS)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def rest(self) -> None:
+        self._working = False
+        for thread in self._threads:
+            thread.join(60)
+            assert not thread.is_alive(), "a client hangs"
+
+    def _ask_on(self, dice: Random, number: int) -> None:
+        count = 0
+        while self._working:
+            count += 1
+            pace = dice.choice((0.0, 0.0, 0.0, 0.001, 0.05))
+            seen = Seen(f"c{number}.{count}", dice.random() < 0.5, pace)
+            self.seen.append(seen)
+            try:
+                self._ask(seen, dice)
+            except (OSError, BodyCutError):
+                time.sleep(0.005)
+            self.finished += seen.finished
+            if not seen.finished:
+                time.sleep(0.02)
+
+    def _ask(self, seen: Seen, dice: Random) -> None:
+        hot = dice.random() < HOT_SHARE
+        secret = self._tokens[0] if hot else dice.choice(self._tokens)
+        directives = {
+            "chunks": dice.choice((1, 5, 20, 40 if seen.pace_seconds else 5)),
+            "input_tokens": INPUT_TOKENS,
+            "pace_ms": seen.pace_seconds * 1000,
+        }
+        fields = {
+            "model": "acme/parrot",
+            "messages": [{"role": "user", "content": "Say."}],
+            "user": json.dumps(directives),
+            "stream": seen.streamed,
+        }
+        port = dice.choice(self._replicas).port
+        with RawClient("127.0.0.1", port, timeout_seconds=45) as client:
+            client.request(
+                "POST",
+                "/v1/chat/completions",
+                json.dumps(fields).encode(),
+                ("authorization", f"Bearer {secret}"),
+                ("x-request-id", seen.tag),
+            )
+            if seen.streamed:
+                watch(client, seen)
+                self.refused += not seen.finished
+                return
+            reply = client.read_reply()
+            if reply.status == 200:
+                usage = reply.json()["usage"]
+                seen.tokens, seen.credits = usage["completion_tokens"], usage["credits_consumed"]
+                seen.finished = True
+            else:
+                self.refused += 1
+
+
+# --- judging --------------------------------------------------------------------------------------
+
+
+def _wait_for_peace(postgres: PostgresServer, database: str) -> None:
+    """Until the journals are applied and what nobody has any more has ended."""
+    deadline = time.monotonic() + 60
+    with postgres.connect(database) as connection:
+        while connection.execute("SELECT 1 FROM holds WHERE state = 'open' LIMIT 1").fetchone():
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.2)
+
+
+def _judged(
+    postgres: PostgresServer,
+    database: str,
+    seen: Sequence[Seen],
+    records: Sequence[dict[str, Any]],
+) -> tuple[Report, list[str]]:
+    rows: dict[str, list[tuple[Any, ...]]] = {}
+    report = Report()
+    with postgres.connect(database) as connection:
+        settled: list[Any] = connection.execute(_SETTLED).fetchall()
+        for tag, id_, charged, late, shortfall, source, tokens in settled:
+            rows.setdefault(tag, []).append((id_, charged, source, tokens))
+            report.late += bool(late)
+            report.late_short += shortfall
+        row = connection.execute("SELECT count(*) FROM holds WHERE state = 'open'").fetchone()
+    assert row is not None
+    report.open_holds_left = int(str(row[0]))
+    killed = judge(rows, seen, records)
+    figures = killed.figures
+    report.requests, report.finished = figures.requests, figures.finished
+    report.settled, report.recovered = figures.settled, figures.recovered
+    report.lost, report.double = figures.seen_and_lost, figures.double
+    report.overspent = figures.overspent
+    report.operator_lost_tokens_max = figures.operator_lost_tokens_max
+    return report, killed.complaints
+
+
+_SETTLED: Any = """
+SELECT u.client_request_id, h.id, h.charged + h.late, h.late, h.shortfall, u.source,
+       u.completion_tokens
+  FROM usage u JOIN holds h ON h.id = u.request_id"""
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+class Measured(Struct):
+    requests: int
+    charges_a_second: float
+    round_trips_a_request: float
+
+
+async def measure(directory: Path, policy: LeasePolicy, seconds: float, at_once: int) -> Measured:
+    """One replica's ledger and one account, `at_once` requests at a time, each a hold and its
+    settlement, on a Postgres that syncs each commit."""
+    with PostgresServer(durable=True) as postgres:
+        name = postgres.new_database()
+        books = await PostgresBooks(
+            postgres.url(name),
+            directory / "data",
+            policy=policy,
+            clock=SystemClock(),  # pyright: ignore[reportArgumentType] (it is a clock)
+            poll_seconds=0.5,
+        ).open()
+        account = await books.account(10**12)
+        await books.ledger.refresh(account)
+        count = 0
+        ends = time.monotonic() + seconds
+
+        async def ask_on() -> None:
+            nonlocal count
+            while time.monotonic() < ends:
+                try:
+                    hold = await books.hold(account, 4100)
+                except RequestError:
+                    continue
+                await asyncio.sleep(0.002)
+                await books.ledger.settle(hold, an_outcome(700))
+                count += 1
+
+        before, began = books.ledger.round_trips, time.monotonic()
+        await asyncio.gather(*(ask_on() for _ in range(at_once)))
+        taken = time.monotonic() - began
+        round_trips = books.ledger.round_trips - before
+        assert await books.balance(account) == 10**12 - 700 * count
+        assert await books.violations() == []
+        await books.close()
+    return Measured(count, round(count / taken, 1), round(round_trips / max(1, count), 3))
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(prog="python -m tests.replicas", description=__doc__)
+    options.add_argument("--requests", type=int, default=20_000)
+    options.add_argument("--seed", type=int, default=1)
+    options.add_argument("--stops", type=int, default=2)
+    options.add_argument("--measure", action="store_true")
+    options.add_argument("--seconds", type=float, default=10.0)
+    chosen = options.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        if chosen.measure:
+            for at_once in (1, 16, 64, 256):
+                for what, policy in (("without leases", LeasePolicy(0)), ("leases", LeasePolicy())):
+                    measuring = measure(
+                        directory / f"{at_once}{what[:4]}", policy, chosen.seconds, at_once
+                    )
+                    (directory / f"{at_once}{what[:4]}").mkdir()
+                    measured = asyncio.run(measuring)
+                    sys.stdout.write(f"{at_once:4} at a time, {what:15} {measured}\n")
+            return 0
+        report, complaints = break_replicas(
+            chosen.requests, chosen.seed, directory, stops=chosen.stops
+        )
+    for name, value in msgspec.structs.asdict(report).items():
+        sys.stdout.write(f"{name:28} {value}\n")
+    for complaint in complaints[:50]:
+        sys.stdout.write(f"{complaint}\n")
+    return bool(complaints)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
