@@ -30,6 +30,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import msgspec
 import uvicorn
 import uvloop
 
@@ -51,7 +52,7 @@ from tollway.database.base import Database
 from tollway.database.instance import Change, Instance
 from tollway.database.postgres import PostgresDatabase
 from tollway.database.rights import Migrated, complaints, migrate, shown
-from tollway.database.sqlite import DataDirectoryLock, SqliteDatabase
+from tollway.database.sqlite import DataDirectoryLock, SqliteDatabase, connect
 from tollway.errors import (
     AuthenticationFailed,
     PermissionDenied,
@@ -66,6 +67,7 @@ from tollway.gateway.route import Router
 from tollway.gateway.settle import checkpoints_of
 from tollway.ledger.base import Ledger, Liveness, genesis
 from tollway.ledger.postgres.ledger import PostgresLedger
+from tollway.ledger.postgres.move import Moved, move_from_sqlite
 from tollway.ledger.postgres.verify import verify_postgres
 from tollway.ledger.signing import SigningKey, new_key
 from tollway.ledger.sqlite import SqliteLedger
@@ -141,6 +143,31 @@ def migrate_database(
     if serving_role is None and server.database.scheme:
         serving_role = urlsplit(server.database.reveal()).username
     return migrate(address.reveal(), serving_role)
+
+
+async def move_to_postgres(settings: Settings) -> Moved:
+    """All that the SQLite file of the data directory has, to the configured Postgres. The file is
+    renamed then, so that nobody serves from it by mistake. Raises `Refused` and `StartError`."""
+    server = settings.server
+    if not server.database.scheme:
+        raise Refused("Say where to: set server.database to postgresql://...")
+    path = server.data_dir / DATABASE_FILE
+    if not path.exists():
+        raise Refused(f"There is no SQLite file in {server.data_dir}. Check --data-dir.")
+    from_file = msgspec.structs.replace(server, database=StoreAddress("sqlite"))
+    as_file = msgspec.structs.replace(settings, server=from_file)
+    # Opened as a start opens it: what a crash left is settled first.
+    async with _open_sqlite(as_file, None, for_serving=False) as store:
+        database = PostgresDatabase(server.database.reveal())
+        await _open(database)
+        try:
+            with contextlib.closing(connect(path)) as connection:
+                key = store.signing_key.private_pem()
+                moved = await move_from_sqlite(connection, database, key)
+        finally:
+            await database.close()
+    path.rename(path.with_name("moved-to-postgres.db"))
+    return moved
 
 
 async def check_database(settings: Settings) -> tuple[str | None, list[str]]:

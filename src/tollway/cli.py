@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -301,6 +301,14 @@ def migrate(
             "server.database]",
         ),
     ] = None,
+    source: Annotated[
+        Literal["sqlite"] | None,
+        typer.Option(
+            "--from",
+            help="Then move what the SQLite file in the data directory has, verified before and "
+            "after. No server may run on it.",
+        ),
+    ] = None,
     config: Config = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -309,7 +317,9 @@ def migrate(
 
     It may run while servers do. A database that a newer version has migrated is refused.
     """
-    from tollway.app import migrate_database
+    import asyncio
+
+    from tollway.app import migrate_database, move_to_postgres
     from tollway.settings import load_settings, resolve_address
 
     settings = load_settings(config, data_dir=data_dir, for_serving=False)
@@ -318,15 +328,24 @@ def migrate(
     except ValueError as error:
         raise Refused(f"--database: {error}.") from None
     done = migrate_database(settings, address, serving_role)
+    moved = None if source is None else asyncio.run(move_to_postgres(settings))
     if as_json:
         _print_json(
-            {"database": done.database, "applied": done.applied, "servingRole": done.serving_role}
+            {
+                "database": done.database,
+                "applied": done.applied,
+                "servingRole": done.serving_role,
+                "movedRows": None if moved is None else moved.rows,
+            }
         )
         return
     applied = ", ".join(done.applied) or "nothing: it was up to date"
     typer.echo(f"Applied to {done.database}: {applied}.")
     if done.serving_role is not None:
         typer.echo(f"The role {done.serving_role} may serve from it.")
+    if moved is not None:
+        counts = ", ".join(f"{count} {table}" for table, count in moved.rows.items() if count)
+        typer.echo(f"Moved {counts or 'nothing'}; {moved.credits} credits in all. Both are whole.")
 
 
 # --- accounts -------------------------------------------------------------------------------------

@@ -1,11 +1,16 @@
 """The commands against Postgres: run as an operator runs them, each in a process of its own."""
 
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psycopg
 import pytest
+from tests.support.customer import a_customer
+from tests.support.fake_upstream import FakeUpstream
 from tests.support.postgres import MIGRATOR, PASSWORD, SERVER, PostgresServer
-from tests.support.server import config_for, run_tollway
+from tests.support.server import TollwayServer, config_for, run_tollway
 
 from tollway.database.migrate import postgres_migrations
 
@@ -72,3 +77,64 @@ def test_migrate_makes_the_tables_and_check_finds_them(
     assert ", ".join(postgres_migrations()) in done.stdout
     assert PASSWORD not in done.stdout + done.stderr
     assert run_tollway("check", "--config", str(config)).status == 0
+
+
+@pytest.fixture
+def installation(tmp_path: Path) -> Iterator[Path]:
+    """A SQLite installation that has served, and its configuration for Postgres afterwards."""
+    with FakeUpstream(models=("parrot-upstream",)) as upstream:
+        data_dir = tmp_path / "data"
+        with TollwayServer(data_dir, config_for(upstream.base_url)) as server:
+            customer = a_customer(server, credits=5000)
+            keyed = ("Idempotency-Key", "once")
+            request_ids = [
+                customer.chat(keyed).header("x-request-id"),
+                *(customer.chat().header("x-request-id") for _ in range(3)),
+            ]
+            server.operate("credit refund", request_id=request_ids[0])
+            (tmp_path / "receipt.json").write_bytes(
+                customer.get(f"/receipts/{request_ids[1]}?signed=true").body
+            )
+            (tmp_path / "account").write_text(customer.account_id)
+            (tmp_path / "token").write_text(customer.token)
+            (tmp_path / "balance").write_text(str(customer.balance))
+        yield tmp_path
+
+
+def test_an_installation_moves_over_with_its_tokens_credits_and_receipts(
+    installation: Path, config: Path, postgres: PostgresServer, database_url: str
+) -> None:
+    name = database_url.rpartition("/")[2]
+    arguments = ("--config", str(config), "--database", postgres.url(name, MIGRATOR))
+    done = run_tollway("migrate", *arguments, "--from", "sqlite")
+
+    assert done.status == 0, done.stderr
+    assert "4 holds" in done.stdout
+    account = (installation / "account").read_text()
+    where = ("--config", str(config))
+    shown = run_tollway("account", "show", account, *where, "--json").json()
+    assert str(shown["creditBalance"]) == (installation / "balance").read_text()
+    assert run_tollway("ledger", "verify", *where).status == 0
+    signed = run_tollway("receipt", "verify", str(installation / "receipt.json"), *where)
+    assert (signed.status, signed.stderr) == (0, "")
+    again = run_tollway("migrate", *arguments, "--from", "sqlite")
+    assert again.status == 1
+    assert "There is no SQLite file" in again.stderr
+
+
+def test_a_ledger_that_is_not_whole_is_not_moved(
+    installation: Path, config: Path, postgres: PostgresServer, database_url: str
+) -> None:
+    with closing(sqlite3.connect(installation / "data" / "tollway.db")) as connection:
+        connection.execute("UPDATE accounts SET balance = balance + 1")
+        connection.commit()
+
+    name = database_url.rpartition("/")[2]
+    arguments = ("--config", str(config), "--database", postgres.url(name, MIGRATOR))
+    done = run_tollway("migrate", *arguments, "--from", "sqlite")
+
+    assert done.status == 1
+    assert "The SQLite file is not whole, so nothing was moved" in done.stderr
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("SELECT count(*) FROM accounts").fetchone() == (0,)
+    assert (installation / "data" / "tollway.db").exists()

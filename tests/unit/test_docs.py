@@ -47,8 +47,9 @@ TOML = [
 
 @pytest.mark.parametrize(("page", "block"), TOML)
 def test_every_configuration_that_a_page_shows_is_one(
-    page: Path, block: str, tmp_path: Path
+    page: Path, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TOLLWAY_DATABASE", "postgresql://tollway@db.example/tollway")
     file = tmp_path / "tollway.toml"
     file.write_text(block, encoding="utf-8")
 

@@ -86,6 +86,10 @@ class SigningKey:
         }
         return {**document, "signature": signature}
 
+    def private_pem(self) -> str:
+        """For where it is kept, and nowhere else."""
+        return _pem(self._private_key).decode()
+
     def public_pem(self) -> str:
         public = self._private_key.public_key()
         return public.public_bytes(
@@ -157,7 +161,11 @@ def _raw(public_key: Ed25519PublicKey) -> bytes:
 
 def new_key() -> bytes:
     """In PEM, for `SigningKey.of_pem`."""
-    return Ed25519PrivateKey.generate().private_bytes(
+    return _pem(Ed25519PrivateKey.generate())
+
+
+def _pem(key: Ed25519PrivateKey) -> bytes:
+    return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
