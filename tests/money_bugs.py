@@ -24,6 +24,7 @@ AT_A_TIME = 2
 SECONDS_MAX = 400
 
 GATEWAY = ("-m", "pytest", "-q", "-x", "tests/unit/gateway", "tests/unit/test_pricing.py")
+UPSTREAMS = ("-m", "pytest", "-q", "-x", "tests/unit/upstreams/test_openai.py")
 WIRE = ("-m", "pytest", "-q", "-x", "tests/unit/wire", "tests/unit/api/admin")
 LEDGER = ("-m", "pytest", "-q", "-x", "tests/unit/ledger", "tests/unit/database")
 SIMULATOR = ("-m", "tests.simulator", "--schedules", "1500", "--stop-at", "1")
@@ -38,6 +39,8 @@ class Bug:
 
     @property
     def suites(self) -> tuple[tuple[str, ...], ...]:
+        if self.file.startswith("upstreams"):
+            return UPSTREAMS, GATEWAY, SIMULATOR
         if self.file.startswith(("ledger", "database")):
             return LEDGER, GATEWAY, SIMULATOR
         return GATEWAY, WIRE, SIMULATOR
@@ -110,8 +113,8 @@ BUGS = (
     Bug(
         "a stream's cap is not sent to the upstream",
         "upstreams/openai.py",
-        '"max_tokens": ask.output_tokens_max,\n                "stream": True,',
-        '"stream": True,',
+        "            ask.output_tokens_max,\n        )\n        reply = _EventStream(",
+        "            9999,\n        )\n        reply = _EventStream(",
     ),
     Bug(
         "asked again although it had answered",
@@ -215,26 +218,44 @@ BUGS = (
     ),
     Bug(
         "a dropped WHERE",
-        "ledger/sqlite.py",
+        "ledger/charges.py",
         '"UPDATE tokens SET spent = spent + ? WHERE id = ? AND spend_cap IS NOT NULL"',
         '"UPDATE tokens SET spent = spent + ? WHERE ? IS NOT NULL AND spend_cap IS NOT NULL"',
     ),
     Bug(
         "the client is told before the charge is on disk",
         "ledger/sqlite.py",
-        "        self._database.submit(_Settle(self._chains, future, charge))\n",
-        "        self._database.submit(_Settle(self._chains, future, charge))\n"
+        "        self._database.submit(_Settle(self._unfiled, self._chains, future, charge))\n",
+        "        self._database.submit(_Settle(self._unfiled, self._chains, future, charge))\n"
         "        future.set_result(settlement)\n",
+    ),
+    Bug(
+        "charges are filed twice after a COMMIT in doubt",
+        "ledger/charges.py",
+        "charges = not_written(connection, read_unfiled(connection))",
+        "charges = self._charges + read_unfiled(connection)",
+    ),
+    Bug(
+        "charges that were not filed are forgotten by a rollback",
+        "ledger/charges.py",
+        "        self._is_sure = self._may_add = False\n        self.waits = True\n",
+        "        self._may_add = False\n",
+    ),
+    Bug(
+        "what waited is not filed at the start",
+        "ledger/charges.py",
+        "    write_charges(connection, chains, not_written(connection, read_unfiled(connection)))\n",
+        "",
     ),
     Bug(
         "the journal is applied twice",
         "ledger/sqlite.py",
-        "missing = _not_written(connection, [work.charge for work in batch])",
+        "missing = not_written(connection, [work.charge for work in batch])",
         "missing = [work.charge for work in batch]",
     ),
     Bug(
         "recovery charges more than the hold",
-        "ledger/sqlite.py",
+        "ledger/charges.py",
         "charged = min(cost, amount, balance)",
         "charged = cost",
     ),

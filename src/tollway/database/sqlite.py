@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from tollway.database.base import Row, Statement
 from tollway.database.journal import Ballast, Journal
 from tollway.database.migrate import migrate_sqlite
-from tollway.database.writer import RETRY_SECONDS, Work, Writer, is_environment
+from tollway.database.writer import RETRY_SECONDS, Filing, Work, Writer, is_environment
 from tollway.errors import StartError, Unavailable
 
 LOCK_WAIT_SECONDS = 5.0
@@ -171,8 +171,15 @@ class SqliteDatabase:
     async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         return await self.read(lambda connection: connection.execute(sql, parameters).fetchall())
 
+    def file(self, filing: Filing) -> None:
+        """Before anything is written."""
+        self._writer.filing = filing
+
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """Runs `query` in a reader thread, in one snapshot."""
+        if self._writer.filing.waits:
+            with contextlib.suppress(Unavailable):  # what can be read may be read all the same
+                await self.execute()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._readers, self._run_query, query)
 
@@ -220,8 +227,9 @@ def connect(
 
 
 class _Statements:
-    """One `execute`: its statements belong together."""
+    """One `execute`: its statements belong together. Of none: all that waits is filed."""
 
+    may_wait: ClassVar[bool] = False
     __slots__ = ("future", "statements")
 
     def __init__(self, statements: Sequence[Statement], future: asyncio.Future[Any]) -> None:

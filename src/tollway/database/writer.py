@@ -8,6 +8,10 @@ interpreter lock (93 us a request instead of 51, measured); alone, a write does 
 A piece of work that breaks a constraint must not take its neighbours along: the batch is rolled
 back and applied again piece by piece.
 
+Some work may be put on disk in short form first and into its tables later, by the hundred
+(`Filing`). That is done when enough of it waits, when nothing has come for `FILE_IDLE_SECONDS`, and
+always before anything else is written or read: so nobody but the writer ever sees that it waited.
+
     well ──── the disk or the file refuses a batch ────► at fault
       ▲                                                     │ every `RETRY_SECONDS`
       └── ballast made, journal applied, journal emptied ◄──┘
@@ -30,13 +34,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeGuard, TypeVar
+from typing import Any, ClassVar, Protocol, TypeGuard, TypeVar
 
 from tollway.database.journal import Ballast, Journal, is_disk_full
 from tollway.errors import Refused, TollwayError, Unavailable
 
 GATHER_SECONDS = 0.0015
 RETRY_SECONDS = 0.5
+FILE_IDLE_SECONDS = 0.05
 
 # What the disk and the file can be at fault for; SQLITE_ERROR and the like are ours.
 _ENVIRONMENT_CODES = frozenset(
@@ -64,6 +69,8 @@ class Work(Protocol):
     """Something to write. Consecutive pieces of one type are handed to its `apply` together."""
 
     future: asyncio.Future[Any]
+    may_wait: ClassVar[bool]
+    """Whether it neither needs what waits to be filed nor hinders it (`Filing`)."""
 
     @staticmethod
     def apply(connection: sqlite3.Connection, batch: Sequence[Any]) -> list[Any]:
@@ -95,6 +102,34 @@ class KeptWork(Work, Protocol):
         ...
 
 
+class Filing(Protocol):
+    """Work that is on disk in short form, and not in its tables yet. For the writer's thread, but
+    for `waits`, which any thread may look at."""
+
+    waits: bool
+
+    def begin(self, connection: sqlite3.Connection, *, alone: bool) -> None:
+        """A transaction has begun. `alone`: it has nothing but work that may wait, so that what
+        waits may go on waiting, and more with it. Otherwise all is filed now."""
+        ...
+
+    def rolled_back(self) -> None:
+        """What was remembered of the last transaction is no longer so, or may be."""
+        ...
+
+
+class _NothingWaits:
+    """A `Filing` for who has none."""
+
+    waits = False
+
+    def begin(self, connection: sqlite3.Connection, *, alone: bool) -> None:
+        pass
+
+    def rolled_back(self) -> None:
+        pass
+
+
 W = TypeVar("W", bound=Work)
 
 
@@ -123,6 +158,8 @@ class Writer:
         self.on_commit: Callable[[int, float], None] = _ignore
         """Told on the writer's thread of each commit: how many pieces, and its seconds. Set it
         before `start`."""
+        self.filing: Filing = _NothingWaits()
+        """Set it before `start`."""
         self.mended_listeners: list[Callable[[], None]] = []
         """Called on the event loop, after the answers to whatever was refused."""
         self.put: Callable[[Work], None] = self._queue.put
@@ -157,6 +194,8 @@ class Writer:
             busy = len(work) > 1
             try:
                 self._handle(work, stopping=stopping)
+                if self.filing.waits and self.fault is None and (stopping or not work):
+                    self._file()
             except Exception as error:  # top of the thread: every piece must get its answer
                 log.critical("The writer failed on a fault of the program.", exc_info=error)
                 self._answer([(piece, None, error) for piece in work])
@@ -170,6 +209,8 @@ class Writer:
         wait_seconds = -1.0
         if self.fault is not None:
             wait_seconds = max(0.0, self._retry_at - time.monotonic())
+        elif self.filing.waits:
+            wait_seconds = FILE_IDLE_SECONDS
         if gather:
             time.sleep(GATHER_SECONDS)
         # Under load there is something by now, and nobody had to wake us.
@@ -202,20 +243,35 @@ class Writer:
             return
         self._answer([(w, r, None) for w, r in zip(batch, results, strict=True)])
 
+    def _file(self) -> None:
+        try:
+            self._commit(())
+        except Exception as error:
+            if is_environment(error):
+                self._declare_fault(error)
+            else:
+                log.critical(
+                    "What waits cannot be filed, on a fault of the program.", exc_info=error
+                )
+
     def _commit(self, batch: Sequence[Work]) -> list[Any]:
         results: list[Any] = []
         applied: list[tuple[type[Work], list[Work]]] = []
         try:
             began = time.monotonic()
             connection = self._begin()
-            for kind, run in _runs(batch):
+            runs = _runs(batch)
+            alone = bool(runs) and all(kind.may_wait for kind, _ in runs)
+            self.filing.begin(connection, alone=alone)
+            for kind, run in runs:
                 applied.append((kind, run))
                 results += kind.apply(connection, run)
             connection.execute("COMMIT")
         except BaseException:
             self._roll_back(applied)
             raise
-        self.on_commit(len(batch), time.monotonic() - began)
+        if batch:
+            self.on_commit(len(batch), time.monotonic() - began)
         return results
 
     def _begin(self) -> sqlite3.Connection:
@@ -227,6 +283,7 @@ class Writer:
     def _roll_back(self, applied: Sequence[tuple[type[Work], Sequence[Work]]]) -> None:
         for kind, run in applied:
             kind.rolled_back(run)
+        self.filing.rolled_back()
         if self._connection is not None:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
@@ -306,6 +363,7 @@ class Writer:
         applied: list[tuple[type[KeptWork], list[KeptWork]]] = []
         try:
             connection = self._begin()
+            self.filing.begin(connection, alone=False)
             for kind, run in _runs(batch):
                 applied.append((kind, run))
                 kind.apply_again(connection, run)

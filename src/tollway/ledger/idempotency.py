@@ -11,7 +11,7 @@ Keys live for a day.
 import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from msgspec import Struct
 
@@ -134,6 +134,8 @@ def require_same_body(earlier: bytes, now: bytes) -> None:
 
 
 class _Claim(Struct, gc=False):
+    may_wait: ClassVar[bool] = False
+
     future: asyncio.Future[Any]
     name: tuple[str, str]
     body_digest: bytes
@@ -166,6 +168,8 @@ class _Claim(Struct, gc=False):
 
 
 class _End(Struct, gc=False):
+    may_wait: ClassVar[bool] = False
+
     future: asyncio.Future[Any]
     end: ClaimEnd
 
@@ -182,6 +186,8 @@ class _End(Struct, gc=False):
 
 class _Sweep(Struct, gc=False):
     """A bounded number of rows at a time: charges wait behind it."""
+
+    may_wait: ClassVar[bool] = False
 
     future: asyncio.Future[Any]
     oldest_ms: int

@@ -15,12 +15,11 @@ lesser of the two balances.
 """
 
 import asyncio
-import hashlib
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar
 
 import msgspec
 from msgspec import Struct
@@ -30,7 +29,6 @@ from tollway.database.base import Statement
 from tollway.database.sqlite import SqliteDatabase
 from tollway.errors import CreditsWhy, Refused, Unavailable
 from tollway.ledger.base import (
-    Attempt,
     Checkpoint,
     Entry,
     EntryKind,
@@ -43,13 +41,21 @@ from tollway.ledger.base import (
     Recovered,
     Settlement,
 )
-from tollway.ledger.idempotency import ClaimEnd, SqliteIdempotencyKeys
+from tollway.ledger.charges import (
+    Chains,
+    Charge,
+    Unfiled,
+    insert_rows,
+    not_written,
+    recover,
+    write_charges,
+)
+from tollway.ledger.idempotency import SqliteIdempotencyKeys
 from tollway.ledger.rows import (
     ENTRIES,
     RECEIPT,
     as_entry,
     as_receipt,
-    entry_hash,
     entry_row,
     milliseconds,
 )
@@ -96,7 +102,9 @@ class SqliteLedger:
         self._open: dict[str, Hold] = {}
         self._checkpointed: set[str] = set()
         self._doubtful: set[str] = set()
-        self._chains = _Chains()
+        self._chains = Chains()
+        self._unfiled = Unfiled(self._chains)
+        database.file(self._unfiled)
         self.keys = SqliteIdempotencyKeys(database.submit, clock)
         database.on_mended(self._ask_for_balances)
 
@@ -107,9 +115,8 @@ class SqliteLedger:
         """
         now = self._clock.now()
         recovered = await self._database.recover(
-            lambda connection, records: _recover(connection, records, now)
+            lambda connection, records: recover(connection, records, now)
         )
-        self._chains = _Chains()
         await self.load()
         return recovered
 
@@ -189,10 +196,10 @@ class SqliteLedger:
             reply = None if render is None or not completed else render(settlement)
             claim = self.keys.end(request_id, completed=completed, reply=reply)
         future: asyncio.Future[Settlement] = asyncio.get_running_loop().create_future()
-        charge = _Charge(
+        charge = Charge(
             hold, outcome, settlement, self._clock.now(), checkpointed, cap is not None, claim
         )
-        self._database.submit(_Settle(self._chains, future, charge))
+        self._database.submit(_Settle(self._unfiled, self._chains, future, charge))
         return future
 
     def checkpoint(self, checkpoints: Sequence[Checkpoint]) -> asyncio.Future[None]:
@@ -318,99 +325,13 @@ class SqliteLedger:
 # --- what the writer thread does ------------------------------------------------------------------
 
 
-class _Chains:
-    """Where each account's chain of entries stands on disk. Only the writer thread touches it."""
-
-    def __init__(self) -> None:
-        self._tips: dict[str, tuple[int, int, bytes]] = {}
-        self._changed: set[str] = set()
-
-    def append(self, connection: sqlite3.Connection, entry: Entry) -> tuple[Entry, bytes]:
-        """The entry with its number and balance, and its hash. Raises `Refused` below zero."""
-        balance, seq, head = self._tip(connection, entry.account_id)
-        balance += entry.amount
-        if balance < 0:
-            raise Refused(f"The balance would fall to {balance} credits.")
-        placed = msgspec.structs.replace(entry, seq=seq + 1, balance_after=balance)
-        hash_ = entry_hash(head, placed)
-        self._tips[entry.account_id] = (balance, seq + 1, hash_)
-        self._changed.add(entry.account_id)
-        return placed, hash_
-
-    def append_charge(self, connection: sqlite3.Connection, charge: "_Charge") -> tuple[Any, ...]:
-        """The row of its entry, as `append` would place it: this is on every request's path."""
-        hold, outcome, charged = charge.hold, charge.outcome, charge.settlement.charged
-        account_id = hold.account_id
-        balance, seq, head = self._tip(connection, account_id)
-        balance -= charged
-        seq += 1
-        assert balance >= 0, f"the charge of {hold.request_id} was never held"
-        columns = (
-            account_id,
-            seq,
-            "charge",
-            -charged,
-            balance,
-            hold.request_id,
-            f"{outcome.model}: {outcome.input_tokens} + {outcome.output_tokens} tokens",
-            milliseconds(charge.closed_at),
-        )
-        hash_ = hashlib.sha256(head + _encode(columns)).digest()
-        self._tips[account_id] = (balance, seq, hash_)
-        self._changed.add(account_id)
-        return (*columns, hash_)
-
-    def balance(self, connection: sqlite3.Connection, account_id: str) -> int:
-        return self._tip(connection, account_id)[0]
-
-    def _tip(self, connection: sqlite3.Connection, account_id: str) -> tuple[int, int, bytes]:
-        tip = self._tips.get(account_id)
-        if tip is None:
-            tip = connection.execute(
-                "SELECT balance, seq, chain_head FROM accounts WHERE id = ?", (account_id,)
-            ).fetchone()
-            if tip is None:
-                raise Refused(f"There is no account {account_id}.")
-        return tip
-
-    def store(self, connection: sqlite3.Connection) -> None:
-        rows = [(account_id, *self._tips[account_id]) for account_id in self._changed]
-        for some in _in_statements(rows):
-            connection.execute(_store_sql(len(some)), [value for row in some for value in row])
-        self._changed.clear()
-
-    def forget(self) -> None:
-        """After a rollback: the file has the truth again."""
-        self._tips.clear()
-        self._changed.clear()
-
-
-class _Charge(Struct, gc=False):
-    """How one hold ended: all that its rows are made of, in the queue and in the journal."""
-
-    hold: Hold
-    outcome: Outcome
-    settlement: Settlement
-    closed_at: float
-    checkpointed: bool
-    capped: bool
-    claim: ClaimEnd | None
-    expired: bool = False
-
-    @property
-    def state(self) -> str:
-        if self.expired:
-            return "expired"
-        return "settled" if self.settlement.charged else "released"
-
-
-_decode_charge = msgspec.json.Decoder(_Charge).decode
-
-
 class _Settle(Struct, gc=False):
-    chains: _Chains
+    may_wait: ClassVar[bool] = True
+
+    unfiled: Unfiled
+    chains: Chains
     future: asyncio.Future[Settlement]
-    charge: _Charge
+    charge: Charge
 
     @property
     def result(self) -> Settlement:
@@ -421,13 +342,13 @@ class _Settle(Struct, gc=False):
 
     @staticmethod
     def apply(connection: sqlite3.Connection, batch: Sequence["_Settle"]) -> list[Settlement]:
-        _write_charges(connection, batch[0].chains, [work.charge for work in batch])
+        batch[0].unfiled.put(connection, [work.charge for work in batch])
         return [work.charge.settlement for work in batch]
 
     @staticmethod
     def apply_again(connection: sqlite3.Connection, batch: Sequence["_Settle"]) -> list[Settlement]:
-        missing = _not_written(connection, [work.charge for work in batch])
-        _write_charges(connection, batch[0].chains, missing)
+        missing = not_written(connection, [work.charge for work in batch])
+        write_charges(connection, batch[0].chains, missing)
         return [work.charge.settlement for work in batch]
 
     @staticmethod
@@ -435,114 +356,13 @@ class _Settle(Struct, gc=False):
         batch[0].chains.forget()
 
 
-def _write_charges(
-    connection: sqlite3.Connection, chains: _Chains, charges: Sequence[_Charge]
-) -> None:
-    entries = [
-        chains.append_charge(connection, charge) for charge in charges if charge.settlement.charged
-    ]
-    insert_rows(connection, "holds", [_hold_row(charge) for charge in charges])
-    insert_rows(connection, "usage", [_usage_row(charge) for charge in charges])
-    insert_rows(connection, "ledger", entries)
-    chains.store(connection)
-    for charge in charges:
-        if charge.capped:
-            connection.execute(
-                "UPDATE tokens SET spent = spent + ? WHERE id = ? AND spend_cap IS NOT NULL",
-                (charge.settlement.charged, charge.hold.token_id),
-            )
-        if charge.checkpointed:
-            connection.execute(
-                "DELETE FROM checkpoints WHERE hold_id = ?", (charge.hold.request_id,)
-            )
-        if charge.claim is not None:
-            charge.claim.write(connection)
-
-
-def _not_written(connection: sqlite3.Connection, charges: Sequence[_Charge]) -> list[_Charge]:
-    """Each hold once, and not those that the file has: a failed COMMIT may have reached the
-    disk."""
-    by_id = {charge.hold.request_id: charge for charge in charges}
-    return [
-        charge
-        for id_, charge in by_id.items()
-        if connection.execute("SELECT 1 FROM holds WHERE id = ?", (id_,)).fetchone() is None
-    ]
-
-
-def _recover(
-    connection: sqlite3.Connection, records: Sequence[bytes], now: float
-) -> list[Recovered]:
-    """First the journal: a stream that is settled there may have left its checkpoint here."""
-    chains = _Chains()
-    journaled = _not_written(connection, [_decode_charge(record) for record in records])
-    _write_charges(connection, chains, journaled)
-    expired: list[_Charge] = []
-    for row in connection.execute(_CHECKPOINTS).fetchall():
-        charge = _charge_of_checkpoint(row, chains.balance(connection, row[1]), now)
-        _write_charges(connection, chains, [charge])
-        if charge.settlement.charged:
-            connection.execute(
-                "UPDATE idempotency SET completed = 1 WHERE request_id = ? AND completed = 0",
-                (charge.hold.request_id,),
-            )
-        expired.append(charge)
-    connection.execute(_DELETE_SETTLED_CHECKPOINTS)
-    connection.execute("DELETE FROM idempotency WHERE completed = 0")
-    return [
-        *(_recovered(charge, "journal") for charge in journaled),
-        *(_recovered(charge, "checkpoint") for charge in expired),
-    ]
-
-
-def _charge_of_checkpoint(row: tuple[Any, ...], balance: int, now: float) -> _Charge:
-    """What was delivered at the pinned price, within the hold, and within what the account has: its
-    other requests may have been settled by a journal that this one's hold did not survive into."""
-    *of_hold, amount, model, upstream, input_tokens, output_tokens, client_id = row[:10]
-    held_at_ms, updated_at_ms, cached_tokens, reasoning_tokens, *rates = row[10:]
-    prompt_rate, completion_rate, cached_rate, reasoning_rate = rates
-    exact = (input_tokens - cached_tokens) * prompt_rate + cached_tokens * cached_rate
-    exact += (output_tokens - reasoning_tokens) * completion_rate
-    exact += reasoning_tokens * reasoning_rate
-    cost = -(-exact // 1_000_000)
-    charged = min(cost, amount, balance)
-    outcome = Outcome(
-        status="interrupted",
-        model=model,
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        source="checkpoint",
-        cost=cost,
-        attempts=() if upstream is None else (Attempt(upstream, 200),),
-        upstream=upstream,
-        client_request_id=client_id,
-        total_seconds=(updated_at_ms - held_at_ms) / 1000,
-        cached_tokens=cached_tokens,
-        reasoning_tokens=reasoning_tokens,
-    )
-    hold = Hold(*of_hold, amount=amount, available=0, held_at=held_at_ms / 1000)
-    settlement = Settlement(charged, cost - charged, balance - charged)
-    return _Charge(hold, outcome, settlement, now, True, True, None, expired=True)
-
-
-def _recovered(charge: _Charge, origin: Literal["journal", "checkpoint"]) -> Recovered:
-    return Recovered(
-        charge.hold.request_id,
-        charge.hold.account_id,
-        origin,
-        charge.outcome.input_tokens,
-        charge.outcome.output_tokens,
-        charge.settlement.charged,
-        charge.settlement.shortfall,
-    )
-
-
 class _Add:
+    may_wait: ClassVar[bool] = False
     __slots__ = ("audit", "chains", "entry", "future", "opening")
 
     def __init__(
         self,
-        chains: _Chains,
+        chains: Chains,
         future: asyncio.Future[tuple[Entry, bool]],
         entry: Entry,
         audit: Statement | None,
@@ -580,6 +400,7 @@ class _Add:
 
 
 class _WriteCheckpoints:
+    may_wait: ClassVar[bool] = True
     __slots__ = ("checkpoints", "future")
 
     def __init__(self, checkpoints: Sequence[Checkpoint], future: asyncio.Future[None]) -> None:
@@ -601,6 +422,8 @@ class _WriteCheckpoints:
 
 
 class _AskBalance(Struct, gc=False):
+    may_wait: ClassVar[bool] = False
+
     future: asyncio.Future[int]
     account_id: str
 
@@ -618,82 +441,6 @@ class _AskBalance(Struct, gc=False):
     @staticmethod
     def rolled_back(batch: Sequence["_AskBalance"]) -> None:
         pass
-
-
-_ROWS_PER_STATEMENT = 64
-
-
-def insert_rows(
-    connection: sqlite3.Connection, table: str, rows: Sequence[tuple[Any, ...]]
-) -> None:
-    for some in _in_statements(rows):
-        values = [value for row in some for value in row]
-        connection.execute(_insert_sql(table, len(some[0]), len(some)), values)
-
-
-def _in_statements(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
-    """One statement for up to 64 rows: sqlite3 gives the interpreter lock away at each, and must
-    win it back. A statement for each number of rows is prepared once and kept."""
-    for done in range(0, len(rows), _ROWS_PER_STATEMENT):
-        yield rows[done : done + _ROWS_PER_STATEMENT]
-
-
-@cache
-def _store_sql(rows: int) -> str:
-    values = ", ".join(["(?, ?, ?, ?)"] * rows)
-    return (
-        f"WITH new (id, balance, seq, head) AS (VALUES {values}) "  # noqa: S608 (only places)
-        "UPDATE accounts SET balance = new.balance, seq = new.seq, chain_head = new.head"
-        " FROM new WHERE accounts.id = new.id"
-    )
-
-
-@cache
-def _insert_sql(table: str, columns: int, rows: int) -> str:
-    one = "(" + ", ".join("?" * columns) + ")"
-    return f"INSERT INTO {table} VALUES " + ", ".join([one] * rows)  # noqa: S608 (the table's name is ours)
-
-
-def _hold_row(charge: _Charge) -> tuple[Any, ...]:
-    hold, settlement = charge.hold, charge.settlement
-    return (
-        hold.request_id,
-        hold.account_id,
-        hold.token_id,
-        hold.price_id,
-        hold.amount,
-        settlement.charged,
-        0,
-        settlement.shortfall,
-        charge.state,
-        milliseconds(hold.held_at),
-        milliseconds(charge.closed_at),
-    )
-
-
-def _usage_row(charge: _Charge) -> tuple[Any, ...]:
-    hold, outcome = charge.hold, charge.outcome
-    first = outcome.first_token_seconds
-    return (
-        hold.request_id,
-        hold.account_id,
-        hold.token_id,
-        outcome.model,
-        outcome.status,
-        outcome.source,
-        outcome.input_tokens,
-        outcome.output_tokens,
-        charge.settlement.available,
-        outcome.upstream,
-        outcome.upstream_id,
-        _encode(outcome.attempts).decode(),
-        outcome.client_request_id,
-        milliseconds(hold.held_at),
-        None if first is None else milliseconds(first),
-        milliseconds(outcome.total_seconds),
-        outcome.cached_tokens,
-        outcome.reasoning_tokens,
-    )
 
 
 def _checkpoint_row(checkpoint: Checkpoint) -> tuple[Any, ...]:
@@ -719,23 +466,6 @@ def _checkpoint_row(checkpoint: Checkpoint) -> tuple[Any, ...]:
 _CHECKPOINT_INTO = (
     "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
-
-# `hold_id IN (SELECT id FROM holds)` would go through every hold there ever was.
-_DELETE_SETTLED_CHECKPOINTS = """
-DELETE FROM checkpoints
- WHERE EXISTS (SELECT 1 FROM holds WHERE holds.id = checkpoints.hold_id)"""
-
-_CHECKPOINTS = """
-SELECT checkpoints.hold_id, checkpoints.account_id, checkpoints.token_id, checkpoints.price_id,
-       checkpoints.amount, checkpoints.model, checkpoints.upstream, checkpoints.prompt_tokens,
-       checkpoints.completion_tokens, checkpoints.client_request_id, checkpoints.created_at,
-       checkpoints.updated_at, checkpoints.cached_tokens, checkpoints.reasoning_tokens,
-       prices.prompt_rate, prices.completion_rate,
-       COALESCE(prices.cached_prompt_rate, prices.prompt_rate),
-       COALESCE(prices.reasoning_rate, prices.completion_rate)
-  FROM checkpoints JOIN prices ON prices.id = checkpoints.price_id
- WHERE NOT EXISTS (SELECT 1 FROM holds WHERE holds.id = checkpoints.hold_id)
- ORDER BY checkpoints.hold_id"""
 
 
 def _entries(

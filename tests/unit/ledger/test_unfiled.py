@@ -1,0 +1,155 @@
+"""Charges that are on disk in short form, and in their tables by the time anybody looks."""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from tests.unit.ledger.books import TOKEN, Books, an_outcome
+from tests.unit.ledger.faults import FAILURES, Disk, Failure, mended
+
+from tollway.database import writer
+from tollway.ledger import charges
+
+
+@pytest.fixture
+def disk() -> Disk:
+    return Disk()
+
+
+@pytest.fixture
+async def books(
+    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Books]:
+    """The writer files by itself only when `FILE_AT` charges wait."""
+    monkeypatch.setattr(writer, "FILE_IDLE_SECONDS", 3600.0)
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    books = await Books(data_dir, disk.database).open()
+    await books.account(1000)
+    yield books
+    await books.close()
+
+
+def on_disk(books: Books) -> tuple[int, int]:
+    """Rows that are not filed, and holds that are: past the process, as a crash would find them."""
+    with closing(sqlite3.connect(books.path)) as connection:
+        (unfiled,) = connection.execute("SELECT COUNT(*) FROM unfiled").fetchone()
+        (holds,) = connection.execute("SELECT COUNT(*) FROM holds").fetchone()
+        return unfiled, holds
+
+
+def until_filed(books: Books, count: int) -> None:
+    deadline = time.monotonic() + 5
+    while on_disk(books) != (0, count):
+        assert time.monotonic() < deadline, "they were not filed"
+        time.sleep(0.002)
+
+
+async def charge_together(books: Books, count: int, cost: int = 7) -> None:
+    holds = [await books.hold("acc_1", 10) for _ in range(count)]
+    await asyncio.gather(*(books.ledger.settle(hold, an_outcome(cost)) for hold in holds))
+
+
+async def test_charges_are_told_when_they_are_on_disk_and_filed_before_anybody_reads(
+    books: Books,
+) -> None:
+    await charge_together(books, 3)
+    rows, holds = on_disk(books)
+    assert rows
+    assert holds == 0
+
+    assert (await books.ledger.receipt("req_0002")) is not None
+    assert on_disk(books) == (0, 3)
+    assert await books.balance("acc_1") == 1000 - 21
+    assert books.verify() == []
+
+
+async def test_a_crash_before_they_are_filed_loses_none_and_charges_once(books: Books) -> None:
+    await charge_together(books, 3)
+    assert on_disk(books)[1] == 0
+
+    await books.crash()
+
+    assert books.recovered == []  # nobody was left in doubt: they had been told
+    assert on_disk(books) == (0, 3)
+    assert (await books.balance("acc_1"), books.ledger.available("acc_1")) == (979, 979)
+    assert books.verify() == []
+
+
+async def test_an_entry_that_is_no_charge_comes_behind_the_charges_before_it(books: Books) -> None:
+    await charge_together(books, 2)
+    await books.top_up("acc_1", 100, ref="later")
+
+    entries, _ = await books.ledger.entries("acc_1", page=1, limit=10)
+    assert [(entry.kind, entry.balance_after) for entry in entries] == [
+        ("top_up", 1086),
+        ("charge", 986),
+        ("charge", 993),
+        ("top_up", 1000),
+    ]
+    assert books.verify() == []
+
+
+async def test_enough_of_them_are_filed_though_nobody_asks(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(charges, "FILE_AT", 3)
+    for _ in range(3):
+        await books.charge("acc_1", 10, 7)
+    assert on_disk(books)[1] == 0
+    await books.charge("acc_1", 10, 7)
+    assert on_disk(books) == (0, 4)
+
+
+async def test_they_are_filed_when_nothing_comes_any_more(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "FILE_IDLE_SECONDS", 0.005)
+    await charge_together(books, 3)
+    await asyncio.to_thread(until_filed, books, 3)
+
+
+async def test_a_stop_files_them(books: Books) -> None:
+    await charge_together(books, 3)
+    await books.database.close()
+    assert on_disk(books) == (0, 3)
+    await books.open()
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_a_disk_that_fails_with_some_unfiled_loses_none_and_charges_once(
+    books: Books, disk: Disk, failure: Failure
+) -> None:
+    await charge_together(books, 2)
+    disk.failure = failure
+    await charge_together(books, 3)
+    disk.failure = None
+    await mended(books.database)
+
+    assert on_disk(books) == (0, 5)
+    assert (await books.balance("acc_1"), books.ledger.available("acc_1")) == (965, 965)
+    await charge_together(books, 2)
+    assert await books.balance("acc_1") == 951
+    assert books.verify() == []
+
+
+async def test_a_charge_that_cannot_be_filed_takes_none_along(
+    books: Books, caplog: pytest.LogCaptureFixture
+) -> None:
+    taken = ("req_0002", "acc_1", TOKEN, "price_1", 10, 0, 0, 0, "released", 0, 0)
+    await books.database.execute(
+        ("INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", taken)
+    )
+    await charge_together(books, 3)
+
+    with caplog.at_level(logging.CRITICAL):
+        assert await books.balance("acc_1") == 1000 - 14
+    assert [record.message[:27] for record in caplog.records] == ['could not be filed: {"hold"']
+    assert on_disk(books) == (0, 3)
+    await books.charge("acc_1", 10, 7)
+    assert await books.balance("acc_1") == 1000 - 21
