@@ -296,7 +296,10 @@ def _ask(customer: Customer, dice: Random) -> tuple[int, str]:
         answered = client.read_reply()
     if answered.status != 200:
         answered.json()  # its error is whole
-        return answered.status, "refused or failed"
+        own = answered.status == 504 and any(name == "X-Tollway-Timeout-Ms" for name, _ in headers)
+        if answered.status < 500 or own:
+            return answered.status, "refused"
+        return answered.status, "failed"
     if not fields["stream"]:
         return 200, "whole"
     return 200, "stream" if answered.events[-1].data == "[DONE]" else "stream that broke off"

@@ -399,3 +399,26 @@ def test_no_request_is_dropped_and_none_mispriced_while_everything_changes_all_t
         assert receipt["credits"]["consumed"] == 9 * rate // 1_000_000 + 2 * 3
     assert prices == {1_000_000, 2_000_000, 3_000_000}
     eventually(lambda: customer.available == customer.balance, 5.0)
+
+
+# --- health checks --------------------------------------------------------------------------------
+
+
+def test_checks_begin_and_end_with_the_upstream_that_wants_them(installed: Installation) -> None:
+    upstream = installed.upstreams[0]
+
+    def checks() -> int:
+        return sum(exchange.path.endswith("/models") for exchange in upstream.exchanges)
+
+    checked = 'base_url = "{0}"\nhealth_path = "/models"\nhealth_seconds = 0.1'
+    plain = f'base_url = "{upstream.base_url}"'
+    installed.reload((plain, checked.format(upstream.base_url)))
+    eventually(lambda: checks() >= 3, 10.0)
+    installed.reload((checked.format(upstream.base_url), plain))
+    eventually(lambda: "gpu-1, which was taken out or changed" in installed.server.stderr, 10.0)
+    before, customer = checks(), installed.customer()
+    for _ in range(40):  # longer than a check would wait for its turn
+        customer.chat(max_tokens=50)
+
+    assert checks() == before
+    assert upstream.connections_open == 1
