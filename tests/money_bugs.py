@@ -244,7 +244,8 @@ BUGS = (
     Bug(
         "what waited is not filed at the start",
         "ledger/charges.py",
-        "    write_charges(connection, chains, not_written(connection, read_unfiled(connection)))\n",
+        "    write_charges(connection, chains, not_written(connection, "
+        "read_unfiled(connection)))\n",
         "",
     ),
     Bug(
