@@ -45,6 +45,7 @@ from tollway.api.observer import RequestObserver
 from tollway.api.operation import ApiParts
 from tollway.api.routes import create_app
 from tollway.api.server import HttpServer
+from tollway.api.siblings import Siblings, WithMetrics
 from tollway.catalogue import Catalogue
 from tollway.clock import Clock, SystemClock, new_id
 from tollway.console import Console, Welcome
@@ -85,7 +86,13 @@ from tollway.tokens import Tokens
 from tollway.upstreams.balance import Watched
 from tollway.upstreams.checks import keep_checking
 from tollway.upstreams.dialects import DIALECTS
-from tollway.upstreams.embedded.upstream import EmbeddedSettings, EmbeddedUpstream, find_model
+from tollway.upstreams.embedded.upstream import (
+    EmbeddedSettings,
+    EmbeddedUpstream,
+    MakeChild,
+    child_of,
+    find_model,
+)
 from tollway.upstreams.health import Health
 from tollway.upstreams.openai import OpenAICompatible
 from tollway.upstreams.places import Places
@@ -118,13 +125,13 @@ class Store:
 def serve(settings: Settings, console: Console, file: ConfigurationFile | None) -> None:
     """Runs until SIGTERM or Ctrl-C. `file` is what the settings came from, if from one, and is read
     again when it changes. Raises `StartError` and `ConfigurationError`."""
-    _configure_logging()
+    configure_logging()
     for warning in settings.warnings:
         log.warning("%s", warning)
-    with contextlib.closing(_bind(settings)) as listener:
+    with contextlib.closing(bind(settings)) as listener:
         # Before there is an event loop: a fetch that is interrupted cleans up after itself.
-        model_file = _find_model(settings, console)
-        uvloop.run(_serve(settings, console, file, listener, model_file))
+        child = find_child(settings, console)
+        uvloop.run(serve_on(listener, settings, console, file, child))
 
 
 def migrate_database(
@@ -196,7 +203,7 @@ async def open_operations(
 ) -> AsyncGenerator[Operations]:
     """For commands while no server runs. Raises `StartError` where the data directory is in use,
     and `Refused` where there is none and `may_create` is not said: it is then a typing error."""
-    _configure_logging()
+    configure_logging()
     data_dir = settings.server.data_dir
     is_file = not settings.server.database.scheme
     if is_file and not may_create and not (data_dir / DATABASE_FILE).exists():
@@ -420,13 +427,16 @@ async def _store(
     )
 
 
-async def _serve(
+async def serve_on(
+    listener: socket.socket,
     settings: Settings,
     console: Console,
     file: ConfigurationFile | None,
-    listener: socket.socket,
-    model_file: Path | None,
+    child: MakeChild | None,
+    siblings: Siblings | None = None,
 ) -> None:
+    """`child` runs the embedded model, where one is served; `siblings` are the other processes on
+    the port, if there are any."""
     stopping = _stop_on_signals()
     async with AsyncExitStack() as stack:
         metrics = Metrics()
@@ -436,17 +446,21 @@ async def _serve(
         stack.push_async_callback(access_log.stop)
         limiter, concurrency = await _rates(settings, store, metrics, stack)
         observer = RequestObserver(metrics, access_log, store.clock)
-        watched = _upstreams(settings, model_file, store.clock)
+        watched = _upstreams(settings, child, store.clock)
         gateway = _gateway(settings, store, watched, limiter, concurrency, observer)
         store.operations.watch(gateway.router.upstreams)
         live = _live(settings, store, gateway, watched)
         stack.push_async_callback(live.stop)
         reloader = Reloader(file, settings, live.adopt, metrics)
         _reload_on_hangup(reloader, stopping)
-        control = ControlServer(settings.server.data_dir, WithReload(store.operations, reloader))
+        exposition = _exposition(store, gateway, metrics)
+        commands = WithMetrics(WithReload(store.operations, reloader), exposition.page)
+        control = ControlServer(settings.server.data_dir, commands)
         await control.start()
         stack.push_async_callback(control.stop)
-        server = _http_server(settings, store, gateway, limiter, metrics, observer, stopping)
+        server = _http_server(
+            settings, store, gateway, limiter, exposition, siblings, observer, stopping
+        )
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         stack.push_async_callback(server.stop, serving)
         checkpoints = asyncio.create_task(_write_checkpoints(gateway.pipeline, store))
@@ -536,12 +550,28 @@ def _live(
     )
 
 
+def _exposition(store: Store, gateway: _Gateway, metrics: Metrics) -> Exposition:
+    return Exposition(
+        metrics,
+        version=__version__,
+        now=store.clock.now,
+        monotonic=store.clock.monotonic,
+        in_flight=lambda: len(gateway.pipeline.running),
+        tasks=lambda: len(asyncio.all_tasks()),
+        open_holds=store.ledger.open_holds,
+        upstreams=lambda: map(_upstream_now, gateway.router.upstreams()),
+        tries_refused=gateway.router.tries_refused,
+        database_fault=store.fault,
+    )
+
+
 def _http_server(
     settings: Settings,
     store: Store,
     gateway: _Gateway,
     limiter: RateLimiter,
-    metrics: Metrics,
+    exposition: Exposition,
+    siblings: Siblings | None,
     observer: RequestObserver,
     stopping: asyncio.Event,
 ) -> HttpServer:
@@ -566,22 +596,12 @@ def _http_server(
             limiter=limiter,
             clock=store.clock,
             observer=observer,
-            exposition=Exposition(
-                metrics,
-                version=__version__,
-                now=store.clock.now,
-                monotonic=store.clock.monotonic,
-                in_flight=lambda: len(gateway.pipeline.running),
-                tasks=lambda: len(asyncio.all_tasks()),
-                open_holds=store.ledger.open_holds,
-                upstreams=lambda: map(_upstream_now, gateway.router.upstreams()),
-                tries_refused=gateway.router.tries_refused,
-                database_fault=store.fault,
-            ),
+            exposition=exposition,
             signing_key=store.signing_key,
             not_ready=not_ready,
             trusted_proxies=trusted,
             version=__version__,
+            siblings=siblings,
         )
     )
     door = ChatDoor(gateway.pipeline, store.clock, trusted)
@@ -668,7 +688,9 @@ def _reload_on_hangup(reloader: Reloader, stopping: asyncio.Event) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up)
 
 
-def _find_model(settings: Settings, console: Console) -> Path | None:
+def find_child(settings: Settings, console: Console) -> MakeChild | None:
+    """What runs the embedded model, if one is served; its file is fetched if need be. Raises
+    `StartError`."""
     if not settings.serves_embedded:
         return None
     data_dir = settings.server.data_dir
@@ -676,7 +698,9 @@ def _find_model(settings: Settings, console: Console) -> Path | None:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise _unusable(data_dir, error) from error
-    return find_model(_embedded_settings(settings), data_dir, progress=console.progress())
+    embedded = _embedded_settings(settings)
+    model_file = find_model(embedded, data_dir, progress=console.progress())
+    return functools.partial(child_of, embedded, model_file)
 
 
 def _unusable(data_dir: Path, error: OSError) -> StartError:
@@ -686,12 +710,19 @@ def _unusable(data_dir: Path, error: OSError) -> StartError:
     )
 
 
-def _bind(settings: Settings) -> socket.socket:
-    """Has the port, and does not listen yet: first of all, so that nothing is fetched in vain."""
+def bind(
+    settings: Settings, *, shared: bool = False, as_: socket.socket | None = None
+) -> socket.socket:
+    """Has the port, and does not listen yet: first of all, so that nothing is fetched in vain. A
+    `shared` one can be had several times, `as_` another has it."""
     host, port = settings.server.host, settings.server.port
+    if as_ is not None:
+        port = as_.getsockname()[1]
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((host, port))
     except OSError as error:
         listener.close()
@@ -766,12 +797,12 @@ def _embedded_settings(settings: Settings) -> EmbeddedSettings:
     )
 
 
-def _upstreams(settings: Settings, model_file: Path | None, clock: Clock) -> dict[str, Watched]:
+def _upstreams(settings: Settings, child: MakeChild | None, clock: Clock) -> dict[str, Watched]:
     watched = {server.name: _watch(server, clock=clock) for server in settings.upstreams}
-    if model_file is not None:
+    if child is not None:
         connect = functools.partial(OpenAICompatible, EMBEDDED)
         watched[EMBEDDED] = Watched(
-            EmbeddedUpstream(EMBEDDED, _embedded_settings(settings), model_file, connect),
+            EmbeddedUpstream(EMBEDDED, _embedded_settings(settings), child, connect),
             Health(EMBEDDED, clock.monotonic, random.random),
             Places(),
         )
@@ -856,7 +887,7 @@ def _calm_the_collector() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
-def _configure_logging() -> None:
+def configure_logging() -> None:
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.WARNING,

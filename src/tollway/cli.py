@@ -127,22 +127,40 @@ def serve(
         int | None,
         typer.Option(metavar="P", min=0, max=65535, help="The port to listen on [default: 8080]"),
     ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=256,
+            help="Processes that serve on the port, mostly one for each core. More than one needs "
+            "Postgres and Valkey.",
+        ),
+    ] = 1,
 ) -> None:
     """Serve models until Ctrl-C or SIGTERM.
 
     The first start makes the data directory, an account named `default` and a token for it, and
     prints the token.
     """
-    from tollway.app import serve as run
     from tollway.console import PlainConsole, TerminalConsole
     from tollway.reload import ConfigurationFile
     from tollway.settings import load_settings
+
+    console = TerminalConsole() if sys.stdout.isatty() else PlainConsole()
+    if workers > 1:
+        from tollway.workers import Given, serve_with_workers
+
+        absolute = None if config is None else config.absolute()
+        serve_with_workers(workers, Given(absolute, data_dir, host, port), console)
+        return
+    from tollway.app import serve as run
 
     def read(embedded: "Embedded | None" = None) -> "Settings":
         return load_settings(config, data_dir=data_dir, host=host, port=port, embedded=embedded)
 
     file = None if config is None else ConfigurationFile(config.absolute(), read)
-    run(read(), TerminalConsole() if sys.stdout.isatty() else PlainConsole(), file)
+    run(read(), console, file)
 
 
 @app.command()

@@ -8,6 +8,7 @@ import json
 import signal
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import psutil
@@ -17,7 +18,7 @@ from tests.support.model import the_model
 
 from tollway.errors import InvalidRequest, RequestError, Unavailable, UpstreamFailed
 from tollway.upstreams.base import Ask, Source
-from tollway.upstreams.embedded.upstream import EmbeddedSettings, EmbeddedUpstream
+from tollway.upstreams.embedded.upstream import EmbeddedSettings, EmbeddedUpstream, child_of
 from tollway.upstreams.openai import OpenAICompatible
 from tollway.wire.chat import ChatCompletion, ReplyToolCall
 
@@ -53,7 +54,7 @@ def an_upstream(settings: EmbeddedSettings = SETTINGS) -> EmbeddedUpstream:
     return EmbeddedUpstream(
         "embedded",
         settings,
-        the_model(),
+        partial(child_of, settings, the_model()),
         lambda base_url, api_key: OpenAICompatible("embedded", base_url, api_key),
     )
 
@@ -365,12 +366,15 @@ async def test_stopping_ends_the_process() -> None:
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from tollway.upstreams.embedded.upstream import EmbeddedSettings, EmbeddedUpstream
+from functools import partial
+
+from tollway.upstreams.embedded.upstream import EmbeddedSettings, EmbeddedUpstream, child_of
 from tollway.upstreams.openai import OpenAICompatible
 
 async def main():
+    settings = EmbeddedSettings(context_length=256, parallel=1)
     upstream = EmbeddedUpstream(
-        "embedded", EmbeddedSettings(context_length=256, parallel=1), Path(sys.argv[1]),
+        "embedded", settings, partial(child_of, settings, Path(sys.argv[1])),
         lambda url, key: OpenAICompatible("embedded", url, key),
     )
     await upstream.start()

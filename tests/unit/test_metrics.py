@@ -5,7 +5,7 @@ from typing import get_args
 from prometheus_client.parser import text_string_to_metric_families
 
 from tollway.errors import RateLimit
-from tollway.metrics import Exposition, Metrics, UpstreamNow, described
+from tollway.metrics import Exposition, Metrics, UpstreamNow, described, merged_pages
 
 
 @dataclass(frozen=True)
@@ -157,3 +157,28 @@ def test_the_credits_of_the_last_minute_are_of_all_and_of_the_busiest_account() 
     assert last_minute(90.0) == (21, 12)
     assert last_minute(91.0) == (16, 9)
     assert last_minute(131.0) == (0, 0)
+
+
+def test_the_pages_of_several_workers_are_one_page_that_names_them() -> None:
+    one, two = full_metrics(), full_metrics()
+    two.request("chat", "m", 200)
+    pages = {
+        "0": an_exposition(one).page().decode(),
+        "1": an_exposition(two).page().decode(),
+    }
+
+    page = merged_pages("worker", pages)
+
+    found = {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    }
+    asked = {"kind": "chat", "model": "m", "status": "200"}
+    for worker, count in (("0", 1), ("1", 2)):
+        labels = frozenset({**asked, "worker": worker}.items())
+        assert found["tollway_requests_total", labels] == count
+        alone = frozenset({"worker": worker}.items())
+        assert found["tollway_requests_in_flight", alone] == 3
+    heads = [line for line in page.splitlines() if line.startswith("#")]
+    assert heads == [line for line in pages["0"].splitlines() if line.startswith("#")]

@@ -9,6 +9,7 @@ are counted; it must not hold up requests.
 import asyncio
 import contextlib
 import datetime
+import fcntl
 import logging
 import os
 import sys
@@ -139,12 +140,20 @@ class AccessLog:
             os.close(descriptor)
 
     def _make_room(self, size: int) -> None:
+        if not self._is_full(size):
+            return
+        # Another worker may see the same, and put a log that has just begun in the old one's place.
+        with self._path.with_name(self._path.name + ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self._is_full(size):
+                self._path.replace(self._path.with_name(self._path.name + ".1"))
+
+    def _is_full(self, size: int) -> bool:
         try:
             present = self._path.stat().st_size
         except FileNotFoundError:
-            return
-        if present and present + size > FILE_BYTES_MAX:
-            self._path.replace(self._path.with_name(self._path.name + ".1"))
+            return False
+        return bool(present) and present + size > FILE_BYTES_MAX
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

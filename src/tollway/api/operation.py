@@ -25,6 +25,7 @@ from tollway.accounts import Accounts
 from tollway.api.address import Network, client_address
 from tollway.api.body import BODY_BYTES_MAX, refusal_of_head, too_large
 from tollway.api.replies import Headers, error_reply, rate_headers
+from tollway.api.siblings import Siblings
 from tollway.catalogue import Catalogue
 from tollway.clock import Clock, new_id
 from tollway.errors import (
@@ -84,6 +85,7 @@ class ApiParts:
     not_ready: Callable[[], list[str]]
     trusted_proxies: Sequence[Network]
     version: str
+    siblings: Siblings | None = None
 
 
 class Answer(Struct, frozen=True):
@@ -250,7 +252,10 @@ class Page:
     """A path that needs no token and has one thing to show. An ASGI application."""
 
     def __init__(
-        self, parts: ApiParts, show: Callable[[], tuple[int, bytes]], content_type: bytes
+        self,
+        parts: ApiParts,
+        show: Callable[[], tuple[int, bytes] | Awaitable[tuple[int, bytes]]],
+        content_type: bytes,
     ) -> None:
         self._parts = parts
         self._show = show
@@ -261,7 +266,8 @@ class Page:
         if scope["method"] not in ("GET", "HEAD"):
             await refuse(self._parts, call, not_allowed(scope, ("GET",)), scope, send)
             return
-        status, body = self._show()
+        shown = self._show()
+        status, body = shown if isinstance(shown, tuple) else await shown
         headers: Headers = [
             (b"content-type", self._content_type),
             (b"cache-control", b"no-store"),

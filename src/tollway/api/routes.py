@@ -59,6 +59,11 @@ def _pages(parts: ApiParts) -> dict[str, Page]:
     return {
         "/healthz": Page(parts, health.healthz, json),
         "/readyz": Page(parts, partial(health.readyz, parts.not_ready), json),
-        "/metrics": Page(parts, lambda: (200, parts.exposition.page()), CONTENT_TYPE.encode()),
+        "/metrics": Page(parts, partial(_metrics, parts), CONTENT_TYPE.encode()),
         "/openapi.json": Page(parts, lambda: (200, document), json),
     }
+
+
+async def _metrics(parts: ApiParts) -> tuple[int, bytes]:
+    own = parts.exposition.page
+    return 200, own() if parts.siblings is None else await parts.siblings.page(own)

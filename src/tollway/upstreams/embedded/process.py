@@ -15,6 +15,7 @@ import re
 import secrets
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import msgspec
@@ -67,6 +68,24 @@ class _Slot(msgspec.Struct):
     is_processing: bool
 
 
+class RunningChild(Protocol):
+    """A child as its upstream sees it: one of this process, or of the process that started this
+    one."""
+
+    async def start(self) -> None:
+        """Returns when the model is loaded. Raises `StartError`."""
+        ...
+
+    async def stop(self) -> None: ...
+
+    def ready(self) -> bool: ...
+
+    async def busy_slots(self) -> int | None:
+        """How many requests it works on; all it can while it does not say, None while there is no
+        child."""
+        ...
+
+
 class Child:
     """`came_up(address, api_key)` and `went_down()` tell of every change but `stop`."""
 
@@ -114,16 +133,7 @@ class Child:
         await self._end_process()
 
     async def busy_slots(self) -> int | None:
-        """How many requests the child works on; all it can while it does not say, None while there
-        is no child."""
-        if self._address is None:
-            return None
-        try:
-            async with asyncio.timeout(BUSY_SECONDS_MAX):
-                body = await _get(self._address, "/slots", self._api_key)
-            return sum(slot.is_processing for slot in msgspec.json.decode(body, type=list[_Slot]))
-        except (OSError, TimeoutError, msgspec.DecodeError):
-            return self._settings.parallel
+        return await busy_slots(self._address, self._api_key, self._settings.parallel)
 
     async def _supervise(self) -> None:
         loop = asyncio.get_running_loop()
@@ -227,6 +237,18 @@ class Child:
         if self._stderr_reader is not None:
             await self._stderr_reader
             self._stderr_reader = None
+
+
+async def busy_slots(address: str | None, api_key: str, all_slots: int) -> int | None:
+    """As `RunningChild.busy_slots`, of the child at `address`."""
+    if address is None:
+        return None
+    try:
+        async with asyncio.timeout(BUSY_SECONDS_MAX):
+            body = await _get(address, "/slots", api_key)
+        return sum(slot.is_processing for slot in msgspec.json.decode(body, type=list[_Slot]))
+    except (OSError, TimeoutError, msgspec.DecodeError):
+        return all_slots
 
 
 async def _get(address: str, path: str, api_key: str) -> bytes:

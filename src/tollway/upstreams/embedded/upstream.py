@@ -9,7 +9,7 @@ asking it for the prompt's length.
 import asyncio
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -22,7 +22,7 @@ from tollway.upstreams.base import Ask, EventSink, Upstream
 from tollway.upstreams.embedded.assemble import Assembler
 from tollway.upstreams.embedded.chunks import ChoiceMerger, ChoiceSink
 from tollway.upstreams.embedded.model_file import ensure_model, own_model
-from tollway.upstreams.embedded.process import RUNNER, Child, RunnerSettings
+from tollway.upstreams.embedded.process import RUNNER, Child, RunnerSettings, RunningChild
 from tollway.upstreams.embedded.progress import Progress
 from tollway.upstreams.embedded.slots import Slots
 from tollway.upstreams.embedded.translate import ChildRequest, Fields, translate
@@ -71,6 +71,33 @@ def find_model(settings: EmbeddedSettings, data_dir: Path, *, progress: Progress
     return ensure_model(data_dir, progress=progress)
 
 
+def child_of(
+    settings: EmbeddedSettings,
+    model_file: Path,
+    came_up: Callable[[str, str], None],
+    went_down: Callable[[], Awaitable[None]],
+    *,
+    runner: Sequence[str] = RUNNER,
+) -> Child:
+    return Child(
+        RunnerSettings(
+            model_path=str(model_file),
+            model_alias=ALIAS,
+            context_length=settings.context_length,
+            parallel=settings.parallel,
+            threads=settings.threads or max(1, (os.cpu_count() or 1) - 1),
+            chat_template=None if settings.model_path is not None else _template(),
+        ),
+        came_up,
+        went_down,
+        command=runner,
+    )
+
+
+MakeChild = Callable[[Callable[[str, str], None], Callable[[], Awaitable[None]]], RunningChild]
+"""Takes `came_up(address, api_key)` and `went_down()`."""
+
+
 class EmbeddedUpstream:
     """Implements `Upstream`. `connect(base_url, api_key)` makes the client for a child that came
     up."""
@@ -81,10 +108,8 @@ class EmbeddedUpstream:
         self,
         name: str,
         settings: EmbeddedSettings,
-        model_file: Path,
+        child: MakeChild,
         connect: Callable[[str, str], ChildClient],
-        *,
-        runner: Sequence[str] = RUNNER,
     ) -> None:
         self.name = name
         self._settings = settings
@@ -92,19 +117,7 @@ class EmbeddedUpstream:
         self._client: ChildClient | None = None
         own = settings.model_path is not None
         self._tool_call_opener = settings.tool_call_opener if own else TOOL_CALL_OPENER
-        self._child = Child(
-            RunnerSettings(
-                model_path=str(model_file),
-                model_alias=ALIAS,
-                context_length=settings.context_length,
-                parallel=settings.parallel,
-                threads=settings.threads or max(1, (os.cpu_count() or 1) - 1),
-                chat_template=None if own else _template(),
-            ),
-            self._came_up,
-            self._went_down,
-            command=runner,
-        )
+        self._child = child(self._came_up, self._went_down)
         self._slots = Slots(settings.parallel, settings.queue_length, self._child.busy_slots)
 
     async def start(self) -> None:

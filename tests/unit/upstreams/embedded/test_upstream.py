@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tollway.upstreams.embedded.progress import Progress
 from tollway.upstreams.embedded.upstream import (
     EmbeddedSettings,
     EmbeddedUpstream,
+    child_of,
     find_model,
 )
 from tollway.wire.chat import ChatCompletion
@@ -27,6 +29,7 @@ RUNNER = (
     "sys.stdin.read()",
 )
 SETTINGS = EmbeddedSettings(context_length=100, parallel=2)
+CHILD = partial(child_of, SETTINGS, Path("m.gguf"), runner=RUNNER)
 Script = Callable[[Ask, EventSink], Awaitable[None]]
 
 
@@ -115,9 +118,7 @@ def client() -> Client:
 
 @pytest.fixture
 async def upstream(client: Client) -> AsyncIterator[EmbeddedUpstream]:
-    upstream = EmbeddedUpstream(
-        "embedded", SETTINGS, Path("m.gguf"), lambda _url, _key: client, runner=RUNNER
-    )
+    upstream = EmbeddedUpstream("embedded", SETTINGS, CHILD, lambda _url, _key: client)
     await upstream.start()
     yield upstream
     await upstream.stop()
@@ -301,7 +302,7 @@ async def test_a_prompt_that_cannot_be_counted_is_not(
 
 
 async def test_what_is_not_up_is_unavailable_and_counts_nothing(client: Client) -> None:
-    upstream = EmbeddedUpstream("e", SETTINGS, Path("m.gguf"), lambda _u, _k: client, runner=RUNNER)
+    upstream = EmbeddedUpstream("e", SETTINGS, CHILD, lambda _u, _k: client)
 
     with pytest.raises(Unavailable) as refusal:
         await upstream.complete(an_ask())

@@ -1,0 +1,441 @@
+"""Several processes on one port of one machine: `tollway serve --workers N`.
+
+The supervisor serves nothing itself. It starts the workers, each a Tollway of its own with a folder
+of its own in the data directory, starts one again that died, and passes signals on. It also runs
+the embedded model, once for all of them.
+
+Each worker listens on the port with a socket of its own (SO_REUSEPORT), so that the kernel spreads
+connections. One socket for all would be served by whoever wakes first: of 64 connections that are
+kept, four workers took 45, 17, 2 and 0, and with a socket each 19, 16, 16 and 13.
+
+Between the supervisor and a worker there is a socket pair, the leash, with a JSON line for each
+message. It ends when either of them does: then the other goes too.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+import uvloop
+from msgspec import Struct
+
+from tollway.api.siblings import Siblings
+from tollway.app import bind, configure_logging, find_child, serve_on
+from tollway.console import Console, PlainConsole, Welcome
+from tollway.errors import ConfigurationError, StartError, TollwayError
+from tollway.reload import ConfigurationFile
+from tollway.settings import Embedded, Settings, load_settings
+from tollway.upstreams.embedded.process import RunningChild, busy_slots
+from tollway.upstreams.embedded.upstream import MakeChild
+
+LEASH = "TOLLWAY_LEASH"
+FOLDER = "workers"
+FIRST_WAIT_SECONDS = 0.5
+WAIT_SECONDS_MAX = 30.0
+WELL_AFTER_SECONDS = 60.0
+STOP_SECONDS = 20.0
+"""Beyond the drain: then a worker is killed."""
+
+log = logging.getLogger("tollway.workers")
+
+
+class Given(Struct, frozen=True):
+    """What the command line said."""
+
+    config: Path | None
+    data_dir: Path | None
+    host: str | None
+    port: int | None
+
+    def read(self, embedded: Embedded | None = None) -> Settings:
+        return load_settings(
+            self.config,
+            data_dir=self.data_dir,
+            host=self.host,
+            port=self.port,
+            embedded=embedded,
+        )
+
+
+class _Start(Struct, frozen=True, tag="start"):
+    """To a worker, first of all. `listener` is its socket's number."""
+
+    given: Given
+    number: int
+    workers: int
+    listener: int
+
+
+class _Model(Struct, frozen=True, tag="model"):
+    """To a worker: where the embedded model is; empty while it is away."""
+
+    address: str = ""
+    api_key: str = ""
+
+
+class _Up(Struct, frozen=True, tag="up"):
+    """From a worker: it serves."""
+
+    welcome: Welcome
+
+
+def _path(_type: type, written: str) -> Path:
+    return Path(written)
+
+
+_to_worker = msgspec.json.Decoder(_Start | _Model, dec_hook=_path)
+_from_worker = msgspec.json.Decoder(_Up, dec_hook=_path)
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+def _line(message: Struct) -> bytes:
+    return _encode(message) + b"\n"
+
+
+# --- the supervisor -------------------------------------------------------------------------------
+
+
+def serve_with_workers(count: int, given: Given, console: Console) -> None:
+    """Runs until SIGTERM or Ctrl-C. Raises `StartError` and `ConfigurationError`."""
+    configure_logging()
+    settings = given.read()
+    _check(settings, count)
+    with contextlib.closing(bind(settings, shared=True)) as reserved:
+        child = find_child(settings, console)
+        asyncio.run(_Supervisor(count, given, settings, reserved, console).run(child))
+
+
+def _check(settings: Settings, count: int) -> None:
+    server = settings.server
+    if not server.database.scheme:
+        raise ConfigurationError(
+            f"server.database: {count} workers are {count} processes, and a SQLite file belongs to "
+            "one. Set it to postgresql://..., or leave --workers out."
+        )
+    if not server.rate_store.scheme:
+        raise ConfigurationError(
+            f"server.rate_store: each of {count} workers would count for itself in memory, and "
+            f"admit {count} times each limit. Set it to valkey://..., or leave --workers out."
+        )
+    folder = server.data_dir / FOLDER
+    for journal in sorted(folder.glob("*/journal")):
+        if int(journal.parent.name) >= count and journal.stat().st_size:
+            raise StartError(
+                f"{journal} has charges that are not yet in the database, of a worker that "
+                f"{count} workers do not have. Start with --workers {int(journal.parent.name) + 1} "
+                "once."
+            )
+
+
+class _Supervisor:
+    def __init__(
+        self,
+        count: int,
+        given: Given,
+        settings: Settings,
+        reserved: socket.socket,
+        console: Console,
+    ) -> None:
+        self._given = given
+        self._settings = settings
+        self._reserved = reserved
+        self._console = console
+        server = settings.server
+        self._drain_seconds = server.drain_delay_seconds + server.drain_seconds + STOP_SECONDS
+        self._workers: list[_Worker | None] = [None] * count
+        self._model = _Model()
+        self._stopping = asyncio.Event()
+        self._all_up = asyncio.Event()
+        self._failed = False
+
+    async def run(self, make_child: MakeChild | None) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, self._pass_on, signal.SIGHUP)
+        child = None if make_child is None else make_child(self._model_came, self._model_went)
+        keeping = [asyncio.create_task(self._keep(number)) for number in range(len(self._workers))]
+        try:
+            if child is not None:
+                await child.start()
+            await asyncio.wait(keeping)
+        finally:
+            self._stop()
+            await asyncio.wait(keeping)
+            if child is not None:
+                await child.stop()
+        for task in keeping:
+            task.result()
+        if self._failed:
+            raise StartError("A worker could not start; what it said is above.")
+
+    def _stop(self) -> None:
+        if not self._stopping.is_set():
+            self._stopping.set()
+            self._console.stopping(0, self._settings.server.drain_seconds)
+            self._pass_on(signal.SIGTERM)
+
+    def _pass_on(self, number: int) -> None:
+        for worker in self._workers:
+            if worker is not None:
+                worker.signal(number)
+
+    # --- one worker after the other ---------------------------------------------------------------
+
+    async def _keep(self, number: int) -> None:
+        loop = asyncio.get_running_loop()
+        wait = 0.0
+        while not self._stopping.is_set():
+            began = loop.time()
+            status = await self._run_one(number)
+            if self._stopping.is_set():
+                return
+            if not self._all_up.is_set():
+                # It would fail again: this is how a start is refused.
+                self._failed = True
+                self._stop()
+                return
+            well = loop.time() - began >= WELL_AFTER_SECONDS
+            wait = FIRST_WAIT_SECONDS if well or not wait else min(2 * wait, WAIT_SECONDS_MAX)
+            log.error("worker %d ended with status %d; again in %g s", number, status, wait)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._stopping.wait()
+
+    async def _run_one(self, number: int) -> int:
+        with contextlib.closing(bind(self._settings, shared=True, as_=self._reserved)) as listener:
+            start = _Start(self._given, number, len(self._workers), listener.fileno())
+            worker = self._workers[number] = await _Worker.start(start, listener)
+        # From here on the socket is the worker's alone: nobody queues at one that has died.
+        worker.tell(self._model)
+        try:
+            welcome = await worker.up()
+            if welcome is not None:
+                self._is_up(worker, welcome)
+            return await worker.ended(self._stopping, self._drain_seconds)
+        finally:
+            self._workers[number] = None
+
+    def _is_up(self, worker: "_Worker", welcome: Welcome) -> None:
+        worker.welcome = welcome
+        if self._all_up.is_set():
+            log.warning("worker %d is up again", worker.number)
+            return
+        welcomes = [one.welcome for one in self._workers if one is not None and one.welcome]
+        if len(welcomes) == len(self._workers):
+            self._all_up.set()
+            (secret,) = {one.secret for one in welcomes if one.secret} or {None}
+            shown = msgspec.structs.replace(
+                welcome, secret=secret, data_dir=self._settings.server.data_dir
+            )
+            self._console.welcome(shown)
+
+    # --- the embedded model -----------------------------------------------------------------------
+
+    def _model_came(self, address: str, api_key: str) -> None:
+        self._tell_model(_Model(address, api_key))
+
+    async def _model_went(self) -> None:
+        self._tell_model(_Model())
+
+    def _tell_model(self, model: _Model) -> None:
+        self._model = model
+        for worker in self._workers:
+            if worker is not None:
+                worker.tell(model)
+
+
+class _Worker:
+    """A worker as its supervisor sees it."""
+
+    def __init__(
+        self,
+        number: int,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self.number = number
+        self.welcome: Welcome | None = None
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def start(cls, start: _Start, listener: socket.socket) -> "_Worker":
+        ours, theirs = socket.socketpair()
+        with contextlib.closing(theirs):
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", "tollway.workers"),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), listener.fileno()),
+                env={**os.environ, LEASH: str(theirs.fileno())},
+            )
+        reader, writer = await asyncio.open_connection(sock=ours)
+        worker = cls(start.number, process, reader, writer)
+        worker.tell(start)
+        return worker
+
+    def tell(self, message: Struct) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(_line(message))
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    async def up(self) -> Welcome | None:
+        """Once it serves; None where it ends instead."""
+        line = await self._reader.readline()
+        return _from_worker.decode(line).welcome if line else None
+
+    async def ended(self, stopping: asyncio.Event, drain_seconds: float) -> int:
+        """Its exit status. Kills it where it outlasts its drain."""
+        waiting = asyncio.ensure_future(self._process.wait())
+        told = asyncio.ensure_future(stopping.wait())
+        await asyncio.wait([waiting, told], return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        done, _ = await asyncio.wait([waiting], timeout=drain_seconds)
+        if not done:
+            log.error("worker %d did not stop in time and is killed", self.number)
+            self.signal(signal.SIGKILL)
+        self._writer.close()
+        return await waiting
+
+
+# --- a worker -------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """What a worker's process runs."""
+    leash = socket.socket(fileno=int(os.environ.pop(LEASH)))
+    lines = leash.makefile("rb", buffering=0)
+    start = _to_worker.decode(lines.readline())
+    assert isinstance(start, _Start)
+    listener = socket.socket(fileno=start.listener)
+    configure_logging()
+    try:
+        settings = _of_worker(start, start.given.read())
+        uvloop.run(_serve(start, settings, leash, listener))
+    except TollwayError as error:
+        log.error("worker %d: %s", start.number, error.message)
+        raise SystemExit(1) from None
+
+
+def _of_worker(start: _Start, settings: Settings) -> Settings:
+    """A folder of its own, one access log for all, and its part of the embedded model's slots."""
+    server, embedded = settings.server, settings.embedded
+    access_log = server.access_log
+    if access_log not in ("", "-"):
+        access_log = str(server.data_dir / access_log)
+    parallel, more = divmod(embedded.parallel, start.workers)
+    return msgspec.structs.replace(
+        settings,
+        server=msgspec.structs.replace(
+            server, data_dir=_folder(server.data_dir, start.number), access_log=access_log
+        ),
+        embedded=msgspec.structs.replace(
+            embedded, parallel=max(1, parallel + (start.number < more))
+        ),
+    )
+
+
+def _folder(data_dir: Path, number: int) -> Path:
+    return data_dir / FOLDER / str(number)
+
+
+async def _serve(
+    start: _Start, settings: Settings, leash: socket.socket, listener: socket.socket
+) -> None:
+    reader, writer = await asyncio.open_connection(sock=leash)
+    child = _LeashedChild(settings.embedded.parallel)
+    following = asyncio.create_task(_follow(reader, child))
+
+    def read(embedded: Embedded | None) -> Settings:
+        return _of_worker(start, start.given.read(embedded))
+
+    config = start.given.config
+    base = settings.server.data_dir.parent.parent
+    await serve_on(
+        listener,
+        settings,
+        _LeashedConsole(writer),
+        None if config is None else ConfigurationFile(config, read),
+        child.attach if settings.serves_embedded else None,
+        Siblings(start.number, [_folder(base, number) for number in range(start.workers)]),
+    )
+    following.cancel()
+
+
+async def _follow(reader: asyncio.StreamReader, child: "_LeashedChild") -> None:
+    while line := await reader.readline():
+        message = _to_worker.decode(line)
+        assert isinstance(message, _Model)
+        await child.told(message)
+    # The supervisor is gone.
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class _LeashedConsole(PlainConsole):
+    """Tells the supervisor, which tells the operator."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+
+    def welcome(self, welcome: Welcome) -> None:
+        self._writer.write(_line(_Up(welcome)))
+
+    def stopping(self, running: int, drain_seconds: float) -> None:
+        log.info("a worker stops: %d requests may run on for up to %g s", running, drain_seconds)
+
+
+class _LeashedChild:
+    """The supervisor's embedded model. Implements `RunningChild`."""
+
+    def __init__(self, parallel: int) -> None:
+        self._parallel = parallel
+        self._model = _Model()
+        self._there = asyncio.Event()
+        self._came_up: Callable[[str, str], None] | None = None
+        self._went_down: Callable[[], Awaitable[None]] | None = None
+
+    def attach(
+        self, came_up: Callable[[str, str], None], went_down: Callable[[], Awaitable[None]]
+    ) -> RunningChild:
+        self._came_up, self._went_down = came_up, went_down
+        self._tell_came()
+        return self
+
+    async def told(self, model: _Model) -> None:
+        if self._went_down is not None and self._model.address:
+            await self._went_down()
+        self._model = model
+        self._tell_came()
+
+    def _tell_came(self) -> None:
+        if self._model.address and self._came_up is not None:
+            self._came_up(self._model.address, self._model.api_key)
+            self._there.set()
+
+    async def start(self) -> None:
+        await self._there.wait()
+
+    async def stop(self) -> None:
+        """It is the supervisor's."""
+
+    def ready(self) -> bool:
+        return bool(self._model.address)
+
+    async def busy_slots(self) -> int | None:
+        return await busy_slots(self._model.address or None, self._model.api_key, self._parallel)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""`tollway serve --workers N`: several processes on one port, with real Postgres and Redis."""
+
+import json
+import re
+import signal
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.support.answers import pause, stream
+from tests.support.builders import chat_bytes
+from tests.support.customer import eventually
+from tests.support.fake_upstream import FakeUpstream
+from tests.support.http import RawClient, Reply
+from tests.support.model import put_model_into
+from tests.support.redis import RedisServer, a_redis
+from tests.support.server import TollwayServer, config_for, run_tollway
+
+WORKERS = 3
+SECONDS_MAX = 60.0
+
+Start = Callable[..., TollwayServer]
+
+
+@pytest.fixture
+def upstream() -> Generator[FakeUpstream]:
+    with FakeUpstream(models=("parrot-upstream",)) as running:
+        yield running
+
+
+@pytest.fixture
+def redis() -> Generator[RedisServer]:
+    with a_redis() as server:
+        yield server
+
+
+@pytest.fixture
+def head(database_url: str, redis: RedisServer) -> str:
+    return f'[server]\ndatabase = "{database_url}"\nrate_store = "{redis.url}"\n'
+
+
+@pytest.fixture
+def server(head: str, upstream: FakeUpstream, tmp_path: Path) -> Generator[TollwayServer]:
+    config = config_for(upstream.base_url, more=head)
+    arguments = ("--workers", str(WORKERS))
+    with TollwayServer(tmp_path / "data", config, arguments=arguments) as running:
+        yield running
+
+
+def workers_of(server: TollwayServer) -> list[psutil.Process]:
+    children = psutil.Process(server.pid).children()
+    return [child for child in children if "tollway.workers" in " ".join(child.cmdline())]
+
+
+def ask(server: TollwayServer, method: str, path: str, body: bytes | None = None) -> Reply:
+    """On a connection of its own, which any worker may get."""
+    with RawClient("127.0.0.1", server.port, timeout_seconds=30) as client:
+        client.request(method, path, body, ("Authorization", f"Bearer {server.token}"))
+        return client.read_reply()
+
+
+def chat(server: TollwayServer) -> Reply:
+    return ask(server, "POST", "/v1/chat/completions", chat_bytes(model="acme/parrot"))
+
+
+def samples(server: TollwayServer, name: str) -> dict[str, float]:
+    """Of each worker, summed over the other labels."""
+    page = ask(server, "GET", "/metrics").body.decode()
+    found: dict[str, float] = {}
+    for labels, value in re.findall(rf"^{name}\{{(.*)\}} (\S+)$", page, re.MULTILINE):
+        (worker,) = re.findall(r'worker="(\d+)"', labels)
+        found[worker] = found.get(worker, 0.0) + float(value)
+    return found
+
+
+def test_sqlite_is_refused_with_the_reason(tmp_path: Path) -> None:
+    done = run_tollway("serve", "--workers", "2", "--data-dir", str(tmp_path))
+
+    assert done.status == 1
+    assert "server.database: 2 workers" in done.stderr
+
+
+def test_rates_in_memory_are_refused_with_the_reason(tmp_path: Path, database_url: str) -> None:
+    config = tmp_path / "tollway.toml"
+    config.write_text(f'[server]\ndatabase = "{database_url}"\n')
+    done = run_tollway("serve", "--workers", "2", "--config", str(config))
+
+    assert done.status == 1
+    assert "server.rate_store: each of 2 workers" in done.stderr
+
+
+def test_workers_serve_one_port_and_count_together(server: TollwayServer) -> None:
+    assert len(workers_of(server)) == WORKERS
+    assert server.stdout.count("Token: ") == 1
+
+    statuses = [chat(server).status for _ in range(40)]
+
+    assert statuses == [200] * 30 + [429] * 10
+    counted = samples(server, "tollway_requests_total")
+    assert sum(samples(server, "tollway_settlements_total").values()) == 30
+    assert set(samples(server, "tollway_rates_exact")) == {"0", "1", "2"}
+    # The kernel spreads 40 connections; that one worker gets none is less likely than 10^-6.
+    assert len([count for count in counted.values() if count]) == WORKERS
+
+
+def test_the_page_of_metrics_says_everything_of_every_worker_once(server: TollwayServer) -> None:
+    page = ask(server, "GET", "/metrics").body.decode()
+
+    names = re.findall(r"^# HELP (\S+)", page, re.MULTILINE)
+    assert len(names) == len(set(names))
+    lines = [line.rsplit(" ", 1)[0] for line in page.splitlines() if not line.startswith("#")]
+    assert len(lines) == len(set(lines))
+    assert set(samples(server, "process_resident_memory_bytes")) == {"0", "1", "2"}
+
+
+def test_there_is_one_access_log(server: TollwayServer) -> None:
+    ids = {chat(server).header("x-request-id") for _ in range(20)}
+    log = server.data_dir / "access.log"
+
+    eventually(lambda: log.exists() and len(log.read_text().splitlines()) >= 20, 10.0)
+    assert {json.loads(line)["request_id"] for line in log.read_text().splitlines()} == ids
+
+
+def test_a_worker_that_is_killed_is_replaced_while_the_others_serve(
+    server: TollwayServer,
+) -> None:
+    victim, *others = workers_of(server)
+    victim.kill()
+    psutil.wait_procs([victim], 10)
+    for _ in range(10):
+        assert ask(server, "GET", "/v1/models").status == 200
+
+    eventually(lambda: len(workers_of(server)) == WORKERS, SECONDS_MAX)
+    eventually(lambda: len(samples(server, "tollway_build_info")) == WORKERS, SECONDS_MAX)
+    assert {one.pid for one in others} < {one.pid for one in workers_of(server)}
+    eventually(lambda: "is up again" in server.stderr, SECONDS_MAX)
+
+
+def test_a_stop_drains_every_worker(server: TollwayServer, upstream: FakeUpstream) -> None:
+    upstream.answer(stream(["a", pause(1.0), "b"]), times=None)
+    body = chat_bytes(model="acme/parrot", stream=True)
+    clients = [RawClient("127.0.0.1", server.port, timeout_seconds=30) for _ in range(9)]
+    for client in clients:
+        token = ("Authorization", f"Bearer {server.token}")
+        client.request("POST", "/v1/chat/completions", body, token)
+        assert client.read_head().status == 200
+    processes = workers_of(server)
+
+    server.signal(signal.SIGTERM)
+    ends = [client.read_events()[-1].data for client in clients]
+    status = server.wait(SECONDS_MAX)
+
+    assert ends == ["[DONE]"] * 9
+    assert status == 0
+    assert not any(process.is_running() for process in processes)
+    for client in clients:
+        client.close()
+
+
+def test_workers_do_not_outlive_their_supervisor(server: TollwayServer) -> None:
+    processes = workers_of(server)
+
+    server.kill()
+
+    _, alive = psutil.wait_procs(processes, SECONDS_MAX)
+    assert alive == []
+
+
+def test_a_changed_configuration_reaches_every_worker(
+    server: TollwayServer, upstream: FakeUpstream
+) -> None:
+    assert server.config is not None
+    text = server.config.read_text()
+    server.config.write_text(text.replace('id = "acme/parrot"', 'id = "acme/macaw"'))
+    server.signal(signal.SIGHUP)
+
+    def all_know() -> bool:
+        ids = [ask(server, "GET", "/v1/models").json()["data"][0]["id"] for _ in range(20)]
+        return set(ids) == {"acme/macaw"}
+
+    eventually(all_know, 20.0)
+
+
+def test_where_a_worker_cannot_start_the_start_is_refused(
+    head: str, upstream: FakeUpstream, tmp_path: Path, redis: RedisServer
+) -> None:
+    redis.kill()
+    config = config_for(upstream.base_url, more=head)
+    server = TollwayServer(tmp_path / "data", config, arguments=("--workers", "2"))
+    server.launch()
+    status = server.wait(SECONDS_MAX)
+
+    assert status == 1
+    assert "server.rate_store" in server.stderr
+    assert "A worker could not start" in server.stderr
+
+
+def test_charges_that_a_worker_left_unwritten_are_not_forgotten_with_it(
+    head: str, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    left = tmp_path / "data" / "workers" / "4"
+    left.mkdir(parents=True)
+    (left / "journal").write_bytes(b"a charge\n")
+    config = config_for(upstream.base_url, more=head)
+    server = TollwayServer(tmp_path / "data", config, arguments=("--workers", "2"))
+    server.launch()
+
+    assert server.wait(SECONDS_MAX) == 1
+    assert "Start with --workers 5 once." in server.stderr
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_all_workers_share_one_embedded_model(head: str, tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    put_model_into(data_dir)
+    with TollwayServer(data_dir, head, arguments=("--workers", "2")) as server:
+        runners = [
+            one
+            for one in psutil.Process(server.pid).children(recursive=True)
+            if "embedded.runner" in " ".join(one.cmdline())
+        ]
+        assert len(runners) == 1
+        body = chat_bytes(model="tollway/smollm2-135m", max_tokens=2)
+        statuses = [ask(server, "POST", "/v1/chat/completions", body).status for _ in range(12)]
+        assert statuses == [200] * 12
+        settled = samples(server, "tollway_settlements_total")
+        assert len([count for count in settled.values() if count]) == 2
+
+        runners[0].kill()
+        eventually(
+            lambda: ask(server, "POST", "/v1/chat/completions", body).status == 200, SECONDS_MAX
+        )
