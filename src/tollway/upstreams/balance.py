@@ -57,7 +57,8 @@ class Watched:
         self.latency[streamed] = before + (seconds - before) * _LATENCY_SHARE if before else seconds
 
     def may_be_asked(self) -> bool:
-        return self.health.may_be_asked() and self.upstream.ready()
+        health = self.health
+        return (health.clear or health.may_be_asked()) and self.upstream.ready()
 
     def standing(self) -> Standing:
         standing = self.health.standing()

@@ -31,13 +31,16 @@ class RetryBudget:
 
     def withdraw(self) -> bool:
         """Whether it may be tried once more."""
+        if self.left() < 1:
+            self.refused += 1
+            return False
+        self.tokens -= 1
+        return True
+
+    def left(self) -> float:
         now = self._monotonic()
         if self.tokens < RESERVE:
             refilled = self.tokens + (now - self._refilled_at) * RESERVE_PER_SECOND
             self.tokens = min(RESERVE, refilled)
         self._refilled_at = now
-        if self.tokens < 1:
-            self.refused += 1
-            return False
-        self.tokens -= 1
-        return True
+        return self.tokens

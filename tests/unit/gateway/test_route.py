@@ -284,6 +284,43 @@ async def test_without_budget_a_failed_request_is_not_tried_again() -> None:
     assert dict(desk.router.tries_refused())["m1"] > 50
 
 
+def use_up_the_budget(desk: Desk) -> None:
+    budget = desk.router.route(desk.admission())._pool.budget  # pyright: ignore[reportPrivateUsage]
+    while budget.withdraw():
+        pass
+
+
+async def test_a_request_that_could_not_be_tried_again_is_not_risked_on_a_flaky_upstream() -> None:
+    gated = Gated("gpu-1", "gpu-2", limit=1)
+    desk = gated.desk
+    gated.upstreams[0].script = [failing(500)]
+    await gated.start()
+    gated.open(0)
+    await settle_down()
+    assert desk.in_flight == [0, 1]  # gpu-1 has failed, and gpu-2 has taken over
+    use_up_the_budget(desk)
+
+    await gated.start()
+
+    assert desk.in_flight == [0, 1]
+    assert desk.watched["gpu-2"].places.waiting == 1
+    gated.open(1)
+    assert await gated.results() == ["gpu-2", "gpu-2"]
+
+
+async def test_better_at_a_risk_than_not_at_all() -> None:
+    gated = Gated("gpu-1", "gpu-2", limit=1, queue_seconds=0.01)
+    gated.upstreams[0].script = [failing(500)]
+    await gated.start()
+    gated.open(0)
+    await settle_down()
+    use_up_the_budget(gated.desk)
+    await gated.start()
+    assert await gated.tasks[1] == "gpu-1"
+    gated.open(1)
+    await gated.results()
+
+
 async def test_what_was_never_sent_costs_no_budget() -> None:
     desk = Desk(Upstream("gpu-1"), Upstream("gpu-2"))
     for _ in range(200):
