@@ -43,7 +43,7 @@ log = logging.getLogger("tollway.database")
 class Connection(Protocol):
     """What is used of asyncpg's. Any: a row's values are whatever its columns hold."""
 
-    async def execute(self, query: str, *args: Any) -> str: ...
+    async def execute(self, query: str, *args: Any, **options: Any) -> str: ...
 
     async def fetch(self, query: str, *args: Any) -> list[Row]: ...
 
@@ -135,12 +135,12 @@ class PostgresDatabase:
             self._pool.terminate()
         self._pool = None
 
-    async def connect(self) -> Connection:
+    async def connect(self, command_seconds: float | None = COMMAND_SECONDS_MAX) -> Connection:
         """A connection of one's own. Raises what `is_unreachable` knows."""
         connection = await asyncpg.connect(
             self._url,
             timeout=CONNECT_SECONDS_MAX,
-            command_timeout=COMMAND_SECONDS_MAX,
+            command_timeout=command_seconds,
             server_settings=_SESSION,
         )
         return cast(Connection, connection)
@@ -191,14 +191,25 @@ class PostgresDatabase:
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncGenerator[Connection]:
-        """All that is read in it is as of one moment."""
+        """All that is read in it is as of one moment, however long it takes."""
+        async with self._alone(isolation="repeatable_read", readonly=True) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def long_transaction(self) -> AsyncGenerator[Connection]:
+        """As `transaction`, over a connection of its own, however long its statements take."""
+        async with self._alone() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _alone(self, **options: Any) -> AsyncGenerator[Connection]:
         with told_as_unavailable():
-            connection = await self.connect()
-        try:
-            async with connection.transaction(isolation="repeatable_read", readonly=True):
-                yield connection
-        finally:
-            await connection.close()
+            connection = await self.connect(command_seconds=None)
+            try:
+                async with connection.transaction(**options):
+                    yield connection
+            finally:
+                await connection.close()
 
     @asynccontextmanager
     async def exclusive(self, number: int) -> AsyncGenerator[None]:
@@ -207,7 +218,7 @@ class PostgresDatabase:
             connection = await self.connect()
         try:
             with told_as_unavailable():
-                await connection.execute("SELECT pg_advisory_lock($1)", number)
+                await connection.execute("SELECT pg_advisory_lock($1)", number, timeout=60)
             yield
         finally:
             with contextlib.suppress(*_UNREACHABLE):

@@ -35,7 +35,7 @@ async def move_from_sqlite(
     connection.execute("BEGIN")
     try:
         _require_whole("The SQLite file", verify_file(connection))
-        async with database.transaction() as target:
+        async with database.long_transaction() as target:
             if await target.fetchval("SELECT EXISTS (SELECT 1 FROM accounts)"):
                 raise Refused(
                     f"The database {database.name} has accounts already. Move into one that is "
