@@ -6,6 +6,7 @@ The script is the product's but for one line: its time stands still until the te
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from tests.unit.rates.rate_suite import LIMIT, Rates, RateSuite, check_every_min
 from tollway.clock import Clock, SystemClock
 from tollway.errors import StartError
 from tollway.metrics import Metrics
-from tollway.rates.base import CHAT, RateState, Take
+from tollway.rates.base import CHAT, WINDOW_SECONDS, RateState, Take
 from tollway.rates.valkey import LEASE_SECONDS, SCRIPT, ValkeyRateLimiter
 
 CLOCK_STARTS = 1_795_420_800 * 1_000_000
@@ -251,6 +252,38 @@ async def test_nothing_is_left_in_the_server_of_an_account_that_stays_away(
         keys = client.keys("tollway:*:*")
         assert len(keys) == 2
         assert all(0 < client.ttl(key) < 65 for key in keys)
+
+
+async def test_under_load_no_60_seconds_of_three_replicas_hold_31(server: RedisServer) -> None:
+    """By the times that the server recorded, whose minutes take two seconds here."""
+    fast = f"""(function()
+      local time = redis.call('TIME')
+      local now = ((time[1] - {int(time.time())}) * 1000000 + time[2]) * 30 + {CLOCK_STARTS}
+      return {{math.floor(now / 1000000), now % 1000000}}
+    end)()"""
+    script = SCRIPT.replace(NOW, fast)
+    admitted: list[float] = []
+    end = time.monotonic() + 6.0
+
+    async def client(limiter: ValkeyRateLimiter) -> None:
+        while time.monotonic() < end:
+            take = await limiter.take("a", LIMIT)
+            admitted.extend([take.admitted_at] if take.admitted else [])
+            await asyncio.sleep(0.002)
+
+    async with contextlib.AsyncExitStack() as stack:
+        limiters = [
+            ValkeyRateLimiter(server.url, SystemClock(), Metrics(), script=script) for _ in range(3)
+        ]
+        for limiter in limiters:
+            await limiter.start()
+            stack.push_async_callback(limiter.stop)
+        await asyncio.gather(*(client(limiter) for limiter in limiters for _ in range(8)))
+
+    admitted.sort()
+    assert len(admitted) > 2 * LIMIT
+    for number, at in enumerate(admitted[LIMIT:]):
+        assert at - admitted[number] > WINDOW_SECONDS
 
 
 # --- requests at a time ---------------------------------------------------------------------------
