@@ -803,7 +803,8 @@ def _upstreams(settings: Settings, child: MakeChild | None, clock: Clock) -> dic
         connect = functools.partial(OpenAICompatible, EMBEDDED)
         watched[EMBEDDED] = Watched(
             EmbeddedUpstream(EMBEDDED, _embedded_settings(settings), child, connect),
-            Health(EMBEDDED, clock.monotonic, random.random),
+            # It is started again when it dies, and knows itself whether it runs: no circuit.
+            Health(EMBEDDED, clock.monotonic, random.random, 0),
             Places(),
         )
     return watched

@@ -185,3 +185,54 @@ def test_ones_own_model_takes_one_line(tmp_path: Path) -> None:
 
     assert reply.status == 200
     assert reply.json()["model"] == "local/mine"
+
+
+SPARE = """
+[embedded]
+parallel = 1
+queue_length = 0
+
+[[upstreams]]
+name = "gone"
+base_url = "http://127.0.0.1:1/v1"
+
+[[models]]
+id = "acme/spare"
+tier = "budget"
+upstreams = [{ name = "gone" }, { name = "embedded", priority = 1 }]
+
+[[models]]
+id = "acme/first"
+tier = "budget"
+upstreams = [{ name = "embedded" }, { name = "gone", priority = 1 }]
+"""
+
+
+def test_it_takes_part_among_several_upstreams_like_any_other(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    put_model_into(data_dir)
+    with TollwayServer(data_dir, SPARE) as server:
+        customer = a_customer(server, model="acme/spare")
+        served = customer.chat(max_tokens=4)
+        with customer.begin_chat(messages=STORY, stream=True, max_tokens=2000) as running:
+            running.read_head()
+            refused = customer.of("acme/first").chat(max_tokens=4)
+        listed = {one["name"]: one for one in server.operate("upstream list")["data"]}
+
+    assert served.status == 200
+    assert customer.model == served.json()["model"]
+    assert refused.status == 503  # its only place was taken, and the other is not there
+    assert listed["embedded"]["condition"] == "serving"
+
+
+def test_what_it_served_as_a_spare_has_both_on_its_receipt(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    put_model_into(data_dir)
+    with TollwayServer(data_dir, SPARE) as server:
+        customer = a_customer(server, model="acme/spare")
+        receipt = customer.receipt_of(customer.chat(max_tokens=4, stream=True))
+
+    assert receipt["attempts"] == [
+        {"upstream": "gone", "status": None, "error": "unavailable"},
+        {"upstream": "embedded", "status": 200},
+    ]

@@ -127,8 +127,10 @@ class Slots:
         self._give_back(width)
 
     def _overloaded(self, why: str) -> Unavailable:
-        return Unavailable(
+        error = Unavailable(
             f"The embedded model is busy: {why}. Try again in {RETRY_AFTER_SECONDS:g} s.",
             code="overloaded",
             retry_after_seconds=RETRY_AFTER_SECONDS,
         )
+        error.was_sent = False
+        return error

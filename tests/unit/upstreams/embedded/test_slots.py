@@ -96,6 +96,7 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
 
     assert refusal.value.code == "overloaded"
     assert refusal.value.retry_after_seconds
+    assert not refusal.value.was_sent
     for holder in holders:
         await holder.leave()
 
