@@ -219,14 +219,15 @@ def reload(config: Config = None, data_dir: DataDir = None, as_json: Json = Fals
     refused whole (exit status 1), and the server goes on as it did. SIGHUP and a changed file do
     the same.
     """
-    from tollway.api.admin.control import ask
+    from tollway.api.admin.control import ask_all
     from tollway.settings import load_settings
 
     if data_dir is None:  # with it, what is wrong with the file is the server's to say
         data_dir = load_settings(config, for_serving=False).server.data_dir
-    result = ask(data_dir, "reload", {})
-    if result is None:
+    results = ask_all(data_dir, "reload", {})
+    if not results:
         raise Refused(f"No server runs on {data_dir}. It reads its configuration when it starts.")
+    result = results[0]  # workers have the same file, and say the same
     if as_json:
         _print_json(result)
         return

@@ -26,6 +26,7 @@ import msgspec
 import uvloop
 from msgspec import Struct
 
+from tollway.api.admin.control import WORKERS
 from tollway.api.siblings import Siblings
 from tollway.app import bind, configure_logging, find_child, serve_on
 from tollway.console import Console, PlainConsole, Welcome
@@ -36,7 +37,6 @@ from tollway.upstreams.embedded.process import RunningChild, busy_slots
 from tollway.upstreams.embedded.upstream import MakeChild
 
 LEASH = "TOLLWAY_LEASH"
-FOLDER = "workers"
 FIRST_WAIT_SECONDS = 0.5
 WAIT_SECONDS_MAX = 30.0
 WELL_AFTER_SECONDS = 60.0
@@ -124,7 +124,7 @@ def _check(settings: Settings, count: int) -> None:
             f"server.rate_store: each of {count} workers would count for itself in memory, and "
             f"admit {count} times each limit. Set it to valkey://..., or leave --workers out."
         )
-    folder = server.data_dir / FOLDER
+    folder = server.data_dir / WORKERS
     for journal in sorted(folder.glob("*/journal")):
         if int(journal.parent.name) >= count and journal.stat().st_size:
             raise StartError(
@@ -348,7 +348,7 @@ def _of_worker(start: _Start, settings: Settings) -> Settings:
 
 
 def _folder(data_dir: Path, number: int) -> Path:
-    return data_dir / FOLDER / str(number)
+    return data_dir / WORKERS / str(number)
 
 
 async def _serve(

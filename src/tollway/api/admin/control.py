@@ -26,6 +26,8 @@ import msgspec
 from tollway.errors import Refused, StartError, TollwayError
 
 SOCKET_NAME = "control.sock"
+WORKERS = "workers"
+"""The folder of the workers' own data directories, where one port has several."""
 REQUEST_BYTES_MAX = 64 * 1024
 REQUEST_SECONDS_MAX = 5.0
 STOP_SECONDS_MAX = 5.0
@@ -128,8 +130,28 @@ class ControlServer:
 
 
 def ask(data_dir: Path, command: str, arguments: Mapping[str, object]) -> dict[str, Any] | None:
-    """The running server's answer, None where no server runs. Raises `Refused` with the server's
-    why."""
+    """The running server's answer, or that of the first of its workers; None where no server runs.
+    Raises `Refused` with the server's why."""
+    return next(iter(_answers(data_dir, command, arguments)), None)
+
+
+def ask_all(data_dir: Path, command: str, arguments: Mapping[str, object]) -> list[dict[str, Any]]:
+    """The same of every worker, where there are several."""
+    return list(_answers(data_dir, command, arguments))
+
+
+def _answers(
+    data_dir: Path, command: str, arguments: Mapping[str, object]
+) -> Generator[dict[str, Any]]:
+    for folder in (data_dir, *sorted((data_dir / WORKERS).glob("*"))):
+        answer = _ask_one(folder, command, arguments)
+        if answer is not None:
+            yield answer
+
+
+def _ask_one(
+    data_dir: Path, command: str, arguments: Mapping[str, object]
+) -> dict[str, Any] | None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(_CONNECT_SECONDS_MAX)
         try:
