@@ -33,6 +33,11 @@ from tollway.outbox import Outbox
 from tollway.reach import refusal, refusal_of_host
 
 HEAD_BYTES_MAX = 64 * 1024
+# What has arrived is read at once, and all of it written on: so much, and what waits already for a
+# client that does not read (`edge.UNSENT_BYTES_MAX`), is the most that one makes the process keep.
+# Left to the kernel it may grow to some MiB. A window of this size brings 1 MB/s over 60 ms, and no
+# model writes that fast.
+RECEIVE_BUFFER_BYTES = 64 * 1024
 IDLE_CONNECTIONS_MAX = 256
 IDLE_SECONDS_MAX = 60.0
 MISSES_MAX = 32
@@ -425,6 +430,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclass of asyncio's.
         self._transport = cast("asyncio.Transport", transport)
+        peer: socket.socket = transport.get_extra_info("socket")
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
 
     def data_received(self, data: bytes) -> None:
         if self._done is None:  # nobody asked: not a server to go on with
