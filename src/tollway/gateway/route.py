@@ -189,15 +189,20 @@ class _Pool:
             return _busy(asked)
         waits = [choice.health.seconds_until_asked() for choice in self.choices]
         seconds = min((wait for wait in waits if wait > 0), default=BUSY_RETRY_SECONDS)
+        standings = [choice.watched.standing() for choice in self.choices]
+        is_busy = any(standing.condition == "resting" for standing in standings)
+        code = "overloaded" if is_busy else "unavailable"
         if self.lone is not None:
             return Unavailable(
                 f"The model's server is not asked for {max(1.0, seconds):.0f} s, because "
-                f"{self.lone.watched.standing().why}. Try again then, or use another model.",
+                f"{standings[0].why}. Try again then, or use another model.",
+                code=code,
                 retry_after_seconds=seconds,
             )
         return Unavailable(
             f"None of the model's {len(self.choices)} servers can be asked now. Try again in "
             f"{max(1.0, seconds):.0f} s, or use another model.",
+            code=code,
             retry_after_seconds=seconds,
         )
 

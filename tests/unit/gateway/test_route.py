@@ -442,11 +442,21 @@ async def test_where_none_may_be_asked_the_client_is_told_when() -> None:
     await desk.ask()
     error = await desk.ask()
     assert isinstance(error, Unavailable)
-    assert error.retry_after_seconds == pytest.approx(12)
+    assert (error.code, error.retry_after_seconds) == ("overloaded", pytest.approx(12))
     assert "None of the model's 2 servers" in error.message
     assert desk.attempts == []
     with pytest.raises(Unavailable):
         desk.router.count_input_tokens(desk.model, desk.admission().parsed, 5)
+
+
+async def test_one_that_failed_too_often_is_unavailable_and_not_busy() -> None:
+    desk = Desk(Upstream("gpu-1"))
+    for _ in range(5):
+        desk.watched["gpu-1"].health.failed(failing())
+    error = await desk.ask()
+    assert isinstance(error, Unavailable)
+    assert (error.code, error.retry_after_seconds) == ("unavailable", 1.0)
+    assert "because it failed 5 times in a row" in error.message
 
 
 async def test_a_failing_probe_is_made_good_by_another_upstream() -> None:
