@@ -87,8 +87,8 @@ def test_a_container_is_given_the_time_to_drain(tmp_path: Path) -> None:
 
 def test_a_pod_is_given_the_time_to_drain(tmp_path: Path) -> None:
     server = of_kubernetes(tmp_path).server
-    grace = pod_of("deployment")["terminationGracePeriodSeconds"]
-    probe = pod_of("deployment")["containers"][0]["readinessProbe"]
+    grace = pod_of("statefulset")["terminationGracePeriodSeconds"]
+    probe = pod_of("statefulset")["containers"][0]["readinessProbe"]
 
     assert grace > server.drain_delay_seconds + server.drain_seconds
     assert server.drain_delay_seconds > probe["periodSeconds"] * probe["failureThreshold"]
@@ -101,7 +101,7 @@ def test_a_service_is_given_the_time_to_drain() -> None:
     assert int(seconds) > load_settings(None).server.drain_seconds
 
 
-@pytest.mark.parametrize("name", ["deployment", "migrate"])
+@pytest.mark.parametrize("name", ["statefulset", "migrate"])
 def test_a_pod_can_do_nothing_but_its_work(name: str) -> None:
     pod = pod_of(name)
     assert pod["automountServiceAccountToken"] is False
@@ -116,20 +116,35 @@ def test_a_pod_can_do_nothing_but_its_work(name: str) -> None:
         assert "memory" in container["resources"]["limits"]
 
 
-def test_what_selects_pods_selects_those_of_the_deployment() -> None:
-    labels = manifest("deployment")["spec"]["template"]["metadata"]["labels"]
+def test_what_selects_pods_selects_those_that_serve() -> None:
+    labels = manifest("statefulset")["spec"]["template"]["metadata"]["labels"]
     kustomization: Any = yaml.safe_load((DEPLOY / "kubernetes/kustomization.yaml").read_text())
     (common,) = kustomization["labels"]
     assert common["includeTemplates"]
     labels |= common["pairs"]
     selectors = [
-        manifest("service")["spec"]["selector"],
+        *(service["spec"]["selector"] for service in documents(DEPLOY / "kubernetes/service.yaml")),
         manifest("poddisruptionbudget")["spec"]["selector"]["matchLabels"],
         manifest("networkpolicy")["spec"]["podSelector"]["matchLabels"],
-        manifest("deployment")["spec"]["selector"]["matchLabels"],
+        manifest("statefulset")["spec"]["selector"]["matchLabels"],
     ]
     for selector in selectors:
         assert selector.items() <= labels.items()
+
+
+def test_the_journal_of_a_replica_outlives_its_container() -> None:
+    """While Postgres is away it is the only place where charges are."""
+    claims = manifest("statefulset")["spec"]["volumeClaimTemplates"]
+    (kept,) = [claim["metadata"]["name"] for claim in claims]
+    mounts = pod_of("statefulset")["containers"][0]["volumeMounts"]
+    assert {"name": kept, "mountPath": "/var/lib/tollway"} in mounts
+    volumes = [
+        volume
+        for number in (1, 2, 3)
+        for volume in compose()["services"][f"tollway-{number}"]["volumes"]
+        if volume.endswith(":/var/lib/tollway")
+    ]
+    assert len(set(volumes)) == 3
 
 
 def test_every_manifest_is_applied() -> None:
@@ -166,4 +181,4 @@ def test_the_image_runs_as_nobody_in_particular_and_from_the_lock_file() -> None
 
     assert "--require-hashes -r requirements.lock" in text
     assert re.findall(r"^USER (\S+)$", text, re.MULTILINE) == ["10001:10001"]
-    assert pod_of("deployment")["securityContext"]["runAsUser"] == 10001
+    assert pod_of("statefulset")["securityContext"]["runAsUser"] == 10001
