@@ -27,7 +27,7 @@ from collections.abc import (
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
-from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import msgspec
@@ -50,10 +50,13 @@ from tollway.catalogue import Catalogue
 from tollway.clock import Clock, SystemClock, new_id
 from tollway.console import Console, Welcome
 from tollway.database.base import Database
-from tollway.database.instance import Change, Instance
-from tollway.database.postgres import PostgresDatabase
-from tollway.database.rights import Migrated, complaints, migrate, shown
-from tollway.database.sqlite import DataDirectoryLock, SqliteDatabase, connect
+from tollway.database.sqlite import (
+    DATABASE_FILE,
+    SqliteDatabase,
+    connect,
+    own_data_directory,
+    unusable,
+)
 from tollway.errors import (
     AuthenticationFailed,
     PermissionDenied,
@@ -67,9 +70,6 @@ from tollway.gateway.pipeline import Pipeline
 from tollway.gateway.route import Router
 from tollway.gateway.settle import checkpoints_of
 from tollway.ledger.base import Ledger, Liveness, genesis
-from tollway.ledger.postgres.ledger import PostgresLedger
-from tollway.ledger.postgres.move import Moved, move_from_sqlite
-from tollway.ledger.postgres.verify import verify_postgres
 from tollway.ledger.signing import SigningKey, new_key
 from tollway.ledger.sqlite import SqliteLedger
 from tollway.ledger.verify import Violation, verify
@@ -97,10 +97,15 @@ from tollway.upstreams.health import Health
 from tollway.upstreams.openai import OpenAICompatible
 from tollway.upstreams.places import Places
 
+if TYPE_CHECKING:
+    from tollway.database.instance import Change
+    from tollway.database.postgres import PostgresDatabase
+    from tollway.database.rights import Migrated
+    from tollway.ledger.postgres.move import Moved
+
 CHECKPOINT_SECONDS = 1.0
 KEY_SWEEP_SECONDS = 60.0
 START_LOCK = 7_405_602
-DATABASE_FILE = "tollway.db"
 
 log = logging.getLogger("tollway")
 
@@ -136,9 +141,11 @@ def serve(settings: Settings, console: Console, file: ConfigurationFile | None) 
 
 def migrate_database(
     settings: Settings, address: StoreAddress | None, serving_role: str | None
-) -> Migrated:
+) -> "Migrated":
     """`address` is the migrating role's, None: the one that serves. The role of the settings' own
     address is the one that gets the rights where none is named. Raises `StartError`."""
+    from tollway.database.rights import migrate
+
     server = settings.server
     if address is None:
         address = server.database
@@ -152,9 +159,12 @@ def migrate_database(
     return migrate(address.reveal(), serving_role)
 
 
-async def move_to_postgres(settings: Settings) -> Moved:
+async def move_to_postgres(settings: Settings) -> "Moved":
     """All that the SQLite file of the data directory has, to the configured Postgres. The file is
     renamed then, so that nobody serves from it by mistake. Raises `Refused` and `StartError`."""
+    from tollway.database.postgres import PostgresDatabase
+    from tollway.ledger.postgres.move import move_from_sqlite
+
     server = settings.server
     if not server.database.scheme:
         raise Refused("Say where to: set server.database to postgresql://...")
@@ -180,6 +190,9 @@ async def move_to_postgres(settings: Settings) -> Moved:
 async def check_database(settings: Settings) -> tuple[str | None, list[str]]:
     """Why the configured database could not be served from (None: it could), and what its role
     could do that it need not. Raises `StartError` where it cannot be reached."""
+    from tollway.database.postgres import PostgresDatabase
+    from tollway.database.rights import complaints, shown
+
     database = PostgresDatabase(settings.server.database.reveal())
     await database.open()
     try:
@@ -227,7 +240,7 @@ async def open_store(
         async with _open_sqlite(settings, on_commit, for_serving) as store:
             yield store
     elif for_serving:
-        with _own_data_directory(settings.server.data_dir):
+        with own_data_directory(settings.server.data_dir):
             async with _open_postgres(settings, on_commit) as store:
                 yield store
     else:
@@ -241,7 +254,7 @@ async def _open_sqlite(
 ) -> AsyncGenerator[Store]:
     clock = SystemClock()
     data_dir = settings.server.data_dir
-    with _own_data_directory(data_dir):
+    with own_data_directory(data_dir):
         signing_key = SigningKey.load(data_dir)
         database = SqliteDatabase(data_dir / DATABASE_FILE, on_commit=on_commit)
         database.open()
@@ -278,6 +291,11 @@ async def _open_sqlite(
 async def _open_postgres(
     settings: Settings, on_commit: Callable[[int, float], None] | None
 ) -> AsyncGenerator[Store]:
+    from tollway.database.instance import Instance
+    from tollway.database.postgres import PostgresDatabase
+    from tollway.ledger.postgres.ledger import PostgresLedger
+    from tollway.ledger.postgres.verify import verify_postgres
+
     clock = SystemClock()
     data_dir = settings.server.data_dir
     database = PostgresDatabase(settings.server.database.reveal())
@@ -287,7 +305,7 @@ async def _open_postgres(
         accounts, tokens = Accounts(database, clock), Tokens(database, clock)
         instance = Instance(database, clock, data_dir)
 
-        async def read_again(changes: Collection[Change]) -> None:
+        async def read_again(changes: "Collection[Change]") -> None:
             await accounts.read_again(c.subject for c in changes if c.kind == "account")
             await tokens.read_again(c.subject for c in changes if c.kind == "token")
 
@@ -321,6 +339,11 @@ async def _open_postgres(
 
 @asynccontextmanager
 async def _open_postgres_for_commands(settings: Settings) -> AsyncGenerator[Store]:
+    from tollway.database.instance import Instance
+    from tollway.database.postgres import PostgresDatabase
+    from tollway.ledger.postgres.ledger import PostgresLedger
+    from tollway.ledger.postgres.verify import verify_postgres
+
     clock = SystemClock()
     database = PostgresDatabase(settings.server.database.reveal())
     async with AsyncExitStack() as stack:
@@ -350,8 +373,10 @@ async def _open_postgres_for_commands(settings: Settings) -> AsyncGenerator[Stor
         )
 
 
-async def _open(database: PostgresDatabase) -> None:
+async def _open(database: "PostgresDatabase") -> None:
     """Raises `StartError`, also where the role lacks what it needs to serve."""
+    from tollway.database.rights import complaints, shown
+
     await database.open()
     lacks, _ = await complaints(database)
     if lacks:
@@ -361,6 +386,8 @@ async def _open(database: PostgresDatabase) -> None:
 
 async def stored_signing_key(settings: Settings) -> SigningKey:
     """Postgres's, which all replicas sign with. Raises `StartError`."""
+    from tollway.database.postgres import PostgresDatabase
+
     database = PostgresDatabase(settings.server.database.reveal())
     await database.open()
     try:
@@ -369,7 +396,7 @@ async def stored_signing_key(settings: Settings) -> SigningKey:
         await database.close()
 
 
-async def _signing_key(database: PostgresDatabase, clock: Clock) -> SigningKey:
+async def _signing_key(database: "PostgresDatabase", clock: Clock) -> SigningKey:
     """The same for all replicas, so it is where they all find it."""
     stored = "SELECT pem FROM signing_keys ORDER BY created_at, id LIMIT 1"
     rows = await database.fetch(stored)
@@ -646,20 +673,6 @@ async def _sweep_idempotency_keys(store: Store) -> None:
 # --- starting and stopping ------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _own_data_directory(data_dir: Path):  # pyright: ignore[reportUnknownParameterType]
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = DataDirectoryLock(data_dir)
-        lock.acquire()
-    except OSError as error:
-        raise _unusable(data_dir, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _stop_on_signals() -> asyncio.Event:
     """The first SIGTERM or Ctrl-C stops gracefully; another ends the process at once."""
     stopping = asyncio.Event()
@@ -697,17 +710,10 @@ def find_child(settings: Settings, console: Console) -> MakeChild | None:
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise _unusable(data_dir, error) from error
+        raise unusable(data_dir, error) from error
     embedded = _embedded_settings(settings)
     model_file = find_model(embedded, data_dir, progress=console.progress())
     return functools.partial(child_of, embedded, model_file)
-
-
-def _unusable(data_dir: Path, error: OSError) -> StartError:
-    return StartError(
-        f"The data directory {data_dir} cannot be used: {error.strerror}. "
-        "Choose another with --data-dir."
-    )
 
 
 def bind(

@@ -22,7 +22,7 @@ from tollway.errors import Refused, StartError, TollwayError
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-    from tollway.settings import Embedded, Settings
+    from tollway.settings import Settings
 
 Object = Mapping[str, Any]
 Row = Callable[[Object], Sequence[object]]
@@ -143,24 +143,25 @@ def serve(
     The first start makes the data directory, an account named `default` and a token for it, and
     prints the token.
     """
-    from tollway.console import PlainConsole, TerminalConsole
-    from tollway.reload import ConfigurationFile
-    from tollway.settings import load_settings
-
-    console = TerminalConsole() if sys.stdout.isatty() else PlainConsole()
     if workers > 1:
-        from tollway.workers import Given, serve_with_workers
+        from tollway.console import PlainConsole, TerminalConsole
+        from tollway.workers import Given as GivenToWorkers
+        from tollway.workers import serve_with_workers
 
+        console = TerminalConsole() if sys.stdout.isatty() else PlainConsole()
         absolute = None if config is None else config.absolute()
-        serve_with_workers(workers, Given(absolute, data_dir, host, port), console)
+        serve_with_workers(workers, GivenToWorkers(absolute, data_dir, host, port), console)
         return
-    from tollway.app import serve as run
+    from tollway.serve import Given, become_server, prepare
 
-    def read(embedded: "Embedded | None" = None) -> "Settings":
-        return load_settings(config, data_dir=data_dir, host=host, port=port, embedded=embedded)
-
-    file = None if config is None else ConfigurationFile(config.absolute(), read)
-    run(read(), console, file)
+    given = Given(
+        None if config is None else str(config.absolute()),
+        None if data_dir is None else str(data_dir),
+        host,
+        port,
+    )
+    prepare(given.settings())
+    become_server(given)
 
 
 @app.command()

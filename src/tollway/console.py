@@ -1,5 +1,5 @@
 """What `tollway serve` shows: a pleasure to read on a terminal, plain lines elsewhere. All of it
-goes to stdout."""
+goes to stdout. rich is imported where there is a terminal."""
 
 import json
 import sys
@@ -7,12 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from msgspec import Struct
-from rich.console import Console as RichConsole
-from rich.panel import Panel
-from rich.syntax import Syntax
-from rich.table import Table
 
-from tollway.upstreams.embedded.progress import PlainProgress, Progress, TerminalProgress
+from tollway.upstreams.embedded.progress import PlainProgress, Progress
 
 
 class Welcome(Struct, frozen=True):
@@ -69,12 +65,20 @@ class PlainConsole:
 
 class TerminalConsole:
     def __init__(self) -> None:
+        from rich.console import Console as RichConsole
+
         self._console = RichConsole(highlight=False)
 
     def progress(self) -> Progress:
+        from tollway.upstreams.embedded.progress_bar import TerminalProgress
+
         return TerminalProgress(self._console)
 
     def welcome(self, welcome: Welcome) -> None:
+        from rich.panel import Panel
+        from rich.syntax import Syntax
+        from rich.table import Table
+
         facts = Table.grid(padding=(0, 2))
         facts.add_row("[bold]Base URL[/]", f"[cyan]{welcome.base_url}[/]")
         facts.add_row("[bold]Model[/]", welcome.model)

@@ -4,10 +4,9 @@
 the charge is what the usage costs at the rates.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from msgspec import UNSET, Struct, UnsetType
 
 from tollway.api.accounts import iso_time
@@ -17,6 +16,9 @@ from tollway.errors import InvalidRequest, NotFound
 from tollway.ledger.base import Attempt, Receipt, Status
 from tollway.ledger.signing import ALGORITHM, Document, SigningKey, key_id, verify_signature
 from tollway.pricing import charge
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 
 class ReceiptUsage(Struct, frozen=True):
@@ -180,13 +182,13 @@ def _wants_signature(asked: Asked) -> bool:
 # --- checking one ---------------------------------------------------------------------------------
 
 
-def faults_of(document: Document, public_key: Ed25519PublicKey) -> list[str]:
+def faults_of(document: Document, public_key: "Ed25519PublicKey") -> list[str]:
     """What is wrong with a signed receipt, as sentences; none for one that is right. Needs neither
     a server nor a ledger."""
     return [*_faults_of_signature(document, public_key), *_faults_of_sums(document)]
 
 
-def _faults_of_signature(document: Document, public_key: Ed25519PublicKey) -> list[str]:
+def _faults_of_signature(document: Document, public_key: "Ed25519PublicKey") -> list[str]:
     if "signature" not in document:
         return ["It has no signature. Ask for the receipt with ?signed=true."]
     if verify_signature(document, public_key):

@@ -24,7 +24,6 @@ def create_app(parts: ApiParts) -> ASGIApp:
 
 
 def _resources(parts: ApiParts) -> dict[str, ASGIApp]:
-    public_key = receipts.receipt_key(parts.signing_key)
     return {
         "/chat/completions": Metered(parts),
         "/chat/completions/quote": Resource(parts, POST=Operation("quote", "llm-all", quote.quote)),
@@ -38,7 +37,9 @@ def _resources(parts: ApiParts) -> dict[str, ASGIApp]:
             parts, GET=Operation("transactions", None, accounts.list_transactions)
         ),
         # Before the receipts: no request's id is this, they all begin with `req_`.
-        "/receipts/public-key": Page(parts, lambda: (200, public_key), b"application/json"),
+        "/receipts/public-key": Page(
+            parts, lambda: (200, receipts.receipt_key(parts.signing_key)), b"application/json"
+        ),
         "/receipts/{request_id}": Resource(
             parts, GET=Operation("receipt", None, receipts.show_receipt)
         ),

@@ -3,6 +3,8 @@ record.
 
 Whoever migrates a SQLite file holds the lock of its data directory; Postgres is locked with an
 advisory lock. So yoyo's own lock, which a killed process leaves behind, is not taken.
+
+yoyo is imported where there is something to migrate: most starts have no use for it.
 """
 # yoyo has no types:
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -12,11 +14,10 @@ import sqlite3
 from contextlib import closing
 from functools import lru_cache
 from importlib.resources import as_file, files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
-
-from yoyo import get_backend, read_migrations
 
 from tollway.errors import StartError
 
@@ -26,6 +27,10 @@ _POSTGRES_MIGRATIONS = files("tollway.database") / "migrations" / "postgres"
 
 def migrate_sqlite(path: Path) -> None:
     """Raises `StartError` where the file was written by a newer Tollway."""
+    if is_current(path):
+        return
+    from yoyo import get_backend, read_migrations
+
     with as_file(_MIGRATIONS) as folder:
         migrations = read_migrations(str(folder))
         # yoyo makes a URI of the path: a directory may have a space, # or ? in its name.
@@ -43,9 +48,23 @@ def migrate_sqlite(path: Path) -> None:
             backend.connection.close()
 
 
+def is_current(path: Path) -> bool:
+    """Whether the file has all migrations of this version and no others."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with closing(sqlite3.connect(path)) as connection:
+        try:
+            rows = connection.execute("SELECT migration_id FROM _yoyo_migration").fetchall()
+        except sqlite3.OperationalError:  # the table is not there yet
+            return False
+    return {id_ for (id_,) in rows} == set(_names(_MIGRATIONS))
+
+
 def apply_postgres(url: str) -> list[str]:
     """Applies what is missing, and returns its names. The caller holds the advisory lock. Raises
     `StartError` where the database was written by a newer Tollway."""
+    from yoyo import get_backend, read_migrations
+
     with as_file(_POSTGRES_MIGRATIONS) as folder:
         migrations = read_migrations(str(folder))
         backend = get_backend("postgresql+psycopg://" + url.partition("://")[2])
@@ -67,10 +86,14 @@ def apply_postgres(url: str) -> list[str]:
 @lru_cache(maxsize=1)
 def postgres_migrations() -> tuple[str, ...]:
     """The names of this version's migrations, in their order."""
+    return _names(_POSTGRES_MIGRATIONS)
+
+
+def _names(folder: Traversable) -> tuple[str, ...]:
     return tuple(
         sorted(
             file.name.removesuffix(".sql")
-            for file in _POSTGRES_MIGRATIONS.iterdir()
+            for file in folder.iterdir()
             if file.name.endswith(".sql")
         )
     )

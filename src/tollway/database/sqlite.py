@@ -9,7 +9,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,8 @@ _PAGE_CACHE_KIB = 8192
 T = TypeVar("T")
 
 log = logging.getLogger("tollway.database")
+
+DATABASE_FILE = "tollway.db"
 
 Connect = Callable[[Path], sqlite3.Connection]
 
@@ -65,6 +67,29 @@ class DataDirectoryLock:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+@contextlib.contextmanager
+def own_data_directory(data_dir: Path) -> Generator[None]:
+    """Makes it where it is not there. Raises `StartError` where it cannot be used, or another
+    process has it."""
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = DataDirectoryLock(data_dir)
+        lock.acquire()
+    except OSError as error:
+        raise unusable(data_dir, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def unusable(data_dir: Path, error: OSError) -> StartError:
+    return StartError(
+        f"The data directory {data_dir} cannot be used: {error.strerror}. "
+        "Choose another with --data-dir."
+    )
 
 
 class SqliteDatabase:

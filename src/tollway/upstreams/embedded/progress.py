@@ -2,19 +2,6 @@
 
 from typing import Protocol, TextIO
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.progress import (
-    Progress as Bars,
-)
-
 
 class Progress(Protocol):
     """`start`, any number of `advance_to`, and `done` in every case, also when the work failed."""
@@ -24,31 +11,6 @@ class Progress(Protocol):
     def advance_to(self, count: int) -> None: ...
 
     def done(self) -> None: ...
-
-
-class TerminalProgress:
-    def __init__(self, console: Console) -> None:
-        self._bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
-        self._task: TaskID | None = None
-
-    def start(self, total_bytes: int, label: str) -> None:
-        self._task = self._bars.add_task(label, total=total_bytes)
-        self._bars.start()
-
-    def advance_to(self, count: int) -> None:
-        if self._task is not None:
-            self._bars.update(self._task, completed=count)
-
-    def done(self) -> None:
-        self._bars.stop()
 
 
 class PlainProgress:

@@ -2,7 +2,8 @@ import io
 
 from rich.console import Console
 
-from tollway.upstreams.embedded.progress import PlainProgress, TerminalProgress
+from tollway.upstreams.embedded.progress import PlainProgress
+from tollway.upstreams.embedded.progress_bar import TerminalProgress
 
 
 def test_without_a_terminal_there_is_a_line_for_every_tenth() -> None:

@@ -1,0 +1,87 @@
+"""The server's own process. It carries nothing that only commands need.
+
+`tollway serve` reads its arguments, does what takes large libraries and can be done before
+(`prepare`: migrations, the key that receipts are signed with), and then becomes this program, by
+`execv` and so with the same process id. The server is 25 MB smaller for it, and starts in the same
+time: `python -m tollway.serve` is never called by hand.
+"""
+
+import contextlib
+import os
+import sqlite3
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+from msgspec import Struct
+
+from tollway.errors import TollwayError
+from tollway.settings import Embedded, Settings, load_settings
+
+
+class Given(Struct, frozen=True):
+    """The command line's words: paths as text, None where there was none."""
+
+    config: str | None
+    data_dir: str | None
+    host: str | None
+    port: int | None
+
+    def settings(self, embedded: Embedded | None = None) -> Settings:
+        """Raises `ConfigurationError`."""
+        return load_settings(
+            None if self.config is None else Path(self.config),
+            data_dir=None if self.data_dir is None else Path(self.data_dir),
+            host=self.host,
+            port=self.port,
+            embedded=embedded,
+        )
+
+
+def prepare(settings: Settings) -> None:
+    """Raises `StartError`."""
+    server = settings.server
+    if server.database.scheme:
+        return
+    from tollway.database.migrate import is_current, migrate_sqlite
+    from tollway.database.sqlite import DATABASE_FILE, own_data_directory
+    from tollway.ledger.signing import KEY_FILE, SigningKey
+
+    path = server.data_dir / DATABASE_FILE
+    if is_current(path) and (server.data_dir / KEY_FILE).exists():
+        return
+    with own_data_directory(server.data_dir):
+        SigningKey.load(server.data_dir)
+        # What the disk refuses here the server's own start meets again, and knows what to do.
+        with contextlib.suppress(OSError, sqlite3.Error):
+            path.touch(0o600)
+            migrate_sqlite(path)
+
+
+def become_server(given: Given) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # -P: modules are not looked for in the working directory.
+    command = [sys.executable, "-P", "-m", "tollway.serve", msgspec.json.encode(given).decode()]
+    os.execv(sys.executable, command)  # noqa: S606 (no shell is wanted)
+
+
+def main() -> None:
+    from tollway.app import serve
+    from tollway.console import PlainConsole, TerminalConsole
+    from tollway.reload import ConfigurationFile
+
+    try:
+        given = msgspec.json.decode(sys.argv[1], type=Given)
+        path = None if given.config is None else Path(given.config).absolute()
+        file = None if path is None else ConfigurationFile(path, given.settings)
+        console = TerminalConsole() if sys.stdout.isatty() else PlainConsole()
+        serve(given.settings(), console, file)
+    except TollwayError as error:
+        print(error.message, file=sys.stderr)  # noqa: T201 (as the commands do)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()
