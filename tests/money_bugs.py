@@ -27,6 +27,10 @@ GATEWAY = ("-m", "pytest", "-q", "-x", "tests/unit/gateway", "tests/unit/test_pr
 UPSTREAMS = ("-m", "pytest", "-q", "-x", "tests/unit/upstreams/test_openai.py")
 WIRE = ("-m", "pytest", "-q", "-x", "tests/unit/wire", "tests/unit/api/admin")
 LEDGER = ("-m", "pytest", "-q", "-x", "tests/unit/ledger", "tests/unit/database")
+POSTGRES = (
+    *("-m", "pytest", "-q", "-x", "tests/integration/test_postgres_ledger.py"),
+    "tests/integration/test_postgres_faults.py",
+)
 SIMULATOR = ("-m", "tests.simulator", "--schedules", "1500", "--stop-at", "1")
 
 
@@ -39,12 +43,16 @@ class Bug:
 
     @property
     def suites(self) -> tuple[tuple[str, ...], ...]:
+        if "postgres" in self.file:
+            return (POSTGRES,)
         if self.file.startswith("upstreams"):
             return UPSTREAMS, GATEWAY, SIMULATOR
         if self.file.startswith(("ledger", "database")):
             return LEDGER, GATEWAY, SIMULATOR
         return GATEWAY, WIRE, SIMULATOR
 
+
+FUNCTIONS = "database/migrations/postgres/0002_ledger.sql"
 
 BUGS = (
     # --- pricing
@@ -284,6 +292,73 @@ BUGS = (
         "if refunded > receipt.charged:",
         "if refunded > receipt.reserved:",
     ),
+    # --- many replicas
+    Bug(
+        "a hold is tested against the balance alone",
+        FUNCTIONS,
+        "    available := a_balance - a_held;\n",
+        "    available := a_balance;\n",
+    ),
+    Bug(
+        "a late charge takes what others hold",
+        FUNCTIONS,
+        "- COALESCE(hold.charged, 0), available));",
+        "- COALESCE(hold.charged, 0), a_balance));",
+    ),
+    Bug(
+        "a late charge forgets what the checkpoint took",
+        FUNCTIONS,
+        "LEAST(LEAST(op.cost, granted) - COALESCE(hold.charged, 0), available)",
+        "LEAST(LEAST(op.cost, granted), available)",
+    ),
+    Bug(
+        "a lease takes more than its share",
+        FUNCTIONS,
+        "granted := LEAST(op.target - COALESCE(l_amount, 0), available / op.share);",
+        "granted := op.target - COALESCE(l_amount, 0);",
+    ),
+    Bug(
+        "a charge is not taken from the lease that paid it",
+        FUNCTIONS,
+        "l_amount := l_amount - now_paid; l_changed := true;",
+        "l_changed := true;",
+    ),
+    Bug(
+        "a replica that died keeps its leases",
+        FUNCTIONS,
+        "      a_held := a_held - l_amount;\n      DELETE",
+        "      DELETE",
+    ),
+    Bug(
+        "a spend cap forgets what is held under it",
+        FUNCTIONS,
+        "granted := LEAST(granted, token.spend_cap - token.spent - token.held);",
+        "granted := LEAST(granted, token.spend_cap - token.spent);",
+    ),
+    Bug(
+        "a hold that was voided stays held",
+        FUNCTIONS,
+        "        a_held := a_held - hold.amount; a_changed := true;\n        UPDATE tokens",
+        "        UPDATE tokens",
+    ),
+    Bug(
+        "leased credit is held twice",
+        "ledger/postgres/ledger.py",
+        "            purse.in_use += ask.amount_max\n",
+        "",
+    ),
+    Bug(
+        "a replica that lost its lease goes on holding from it",
+        "ledger/postgres/ledger.py",
+        "            and self._instance.is_live\n",
+        "",
+    ),
+    Bug(
+        "what was held is given back and what was charged is not",
+        "ledger/postgres/ledger.py",
+        "            purse.leased -= charged\n",
+        "",
+    ),
 )
 
 
@@ -293,7 +368,7 @@ def main() -> int:
     names: list[str] = options.parse_args().names
     bugs = [bug for bug in BUGS if not names or any(name in bug.name for name in names)]
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        if not all(pool.map(_passes_here, (GATEWAY, WIRE, LEDGER, SIMULATOR))):
+        if not all(pool.map(_passes_here, (GATEWAY, WIRE, LEDGER, POSTGRES, SIMULATOR))):
             _say("The tests fail without a bug: nothing is shown by their failing with one.")
             return 2
         killed = list(pool.map(_is_killed, bugs))

@@ -45,7 +45,6 @@ CLIENTS = 16
 COLD_ACCOUNTS = 1000
 HOT_CREDITS = 10**9
 COLD_CREDITS = 30_000
-HOT_SHARE = 0.5
 
 CONFIG = """
 [server]
@@ -76,14 +75,16 @@ upstreams = [{{ name = "gpu-1", model = "parrot-upstream" }}]
 
 
 class Report(Struct):
-    """`late` requests were settled after their replica had been given up; `late_short` credits of
-    those the account could not pay any more, and the operator lost. `operator_lost_tokens_max` is
-    what one client was given before a kill and nobody paid for."""
+    """`leased` were held from leased credit; `late` requests were settled after their replica had
+    been given up; `late_short` credits of those the account could not pay any more, and the
+    operator lost. `operator_lost_tokens_max` is what one client was given before a kill and nobody
+    paid for."""
 
     requests: int = 0
     finished: int = 0
     settled: int = 0
     refused: int = 0
+    leased: int = 0
     recovered: int = 0
     late: int = 0
     late_short: int = 0
@@ -98,10 +99,10 @@ class Report(Struct):
 
 
 def break_replicas(
-    requests: int, seed: int, directory: Path, *, stops: int = 2
+    requests: int, seed: int, directory: Path, *, stops: int = 2, hot: float = 0.5
 ) -> tuple[Report, list[str]]:
     """Breaks things until as many requests were made, lets all come back, and judges. `stops` are
-    replicas that are stopped for longer than their lease lasts."""
+    replicas that are stopped for longer than their lease lasts, `hot` the share of one account."""
     began = time.monotonic()
     dice = Random(seed)
     with (
@@ -119,7 +120,7 @@ def break_replicas(
             tokens = _accounts(replicas[0], url)
             for replica in replicas:
                 replica.start()
-            crowd = Crowd(replicas, tokens)
+            crowd = Crowd(replicas, tokens, hot)
             faults = Faults(postgres, name, replicas, wire, dice)
             crowd.work(Random(seed))
             try:
@@ -312,12 +313,15 @@ class Wire:
 class Crowd:
     """Clients that ask all the time, each time at any replica."""
 
-    def __init__(self, replicas: Sequence[TollwayServer], tokens: Sequence[str]) -> None:
+    def __init__(
+        self, replicas: Sequence[TollwayServer], tokens: Sequence[str], hot: float
+    ) -> None:
         self.seen: list[Seen] = []
         self.refused = 0
         self.finished = 0
         self._replicas = replicas
         self._tokens = tokens
+        self._hot = hot
         self._working = False
         self._threads: list[threading.Thread] = []
 
@@ -352,7 +356,7 @@ class Crowd:
                 time.sleep(0.02)
 
     def _ask(self, seen: Seen, dice: Random) -> None:
-        hot = dice.random() < HOT_SHARE
+        hot = dice.random() < self._hot
         secret = self._tokens[0] if hot else dice.choice(self._tokens)
         directives = {
             "chunks": dice.choice((1, 5, 20, 40 if seen.pace_seconds else 5)),
@@ -410,7 +414,8 @@ def _judged(
     report = Report()
     with postgres.connect(database) as connection:
         settled: list[Any] = connection.execute(_SETTLED).fetchall()
-        for tag, id_, charged, late, shortfall, source, tokens in settled:
+        for tag, id_, charged, late, shortfall, source, tokens, leased in settled:
+            report.leased += leased
             rows.setdefault(tag, []).append((id_, charged, source, tokens))
             report.late += bool(late)
             report.late_short += shortfall
@@ -429,7 +434,7 @@ def _judged(
 
 _SETTLED: Any = """
 SELECT u.client_request_id, h.id, h.charged + h.late, h.late, h.shortfall, u.source,
-       u.completion_tokens
+       u.completion_tokens, h.expires_at IS NULL
   FROM usage u JOIN holds h ON h.id = u.request_id"""
 
 
@@ -485,6 +490,7 @@ def main() -> int:
     options.add_argument("--requests", type=int, default=20_000)
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--stops", type=int, default=2)
+    options.add_argument("--hot", type=float, default=0.5)
     options.add_argument("--measure", action="store_true")
     options.add_argument("--seconds", type=float, default=10.0)
     chosen = options.parse_args()
@@ -501,7 +507,7 @@ def main() -> int:
                     sys.stdout.write(f"{at_once:4} at a time, {what:15} {measured}\n")
             return 0
         report, complaints = break_replicas(
-            chosen.requests, chosen.seed, directory, stops=chosen.stops
+            chosen.requests, chosen.seed, directory, stops=chosen.stops, hot=chosen.hot
         )
     for name, value in msgspec.structs.asdict(report).items():
         sys.stdout.write(f"{name:28} {value}\n")

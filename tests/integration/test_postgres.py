@@ -1,18 +1,21 @@
 """The database of many replicas: what it promises, who may do what in it, how it is migrated."""
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import AsyncIterator
+from contextlib import closing
 
 import asyncpg  # pyright: ignore[reportMissingTypeStubs]
 import psycopg
 import pytest
 from tests.support.postgres import MIGRATOR, PASSWORD, SERVER, PostgresServer
 
-from tollway.database.migrate import postgres_migrations
+from tollway.database.migrate import postgres_migrations, sqlite_schema
 from tollway.database.postgres import PostgresDatabase, dollars
 from tollway.database.rights import ONLY_GROWING, complaints, migrate
 from tollway.errors import Refused, StartError, Unavailable
+from tollway.ledger.postgres.move import SETTLED_BEFORE, TABLES
 
 INSERT = "INSERT INTO prices VALUES (?, 'm1', 1, 1, 0)"
 
@@ -268,3 +271,24 @@ def _kill_backends(postgres: PostgresServer, url: str) -> None:
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
             (url.rpartition("/")[2],),
         )
+
+
+def test_a_move_knows_every_table_of_the_file() -> None:
+    tables = {name for kind, name in sqlite_schema() if kind == "table"}
+
+    assert tables == {*TABLES, *SETTLED_BEFORE}
+
+
+async def test_tables_of_postgres_have_every_column_of_the_files(
+    database: PostgresDatabase,
+) -> None:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        for (kind, _), sql in sqlite_schema().items():
+            if kind == "table":
+                connection.execute(sql)
+        for table in TABLES:
+            of_file = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+            rows = await database.fetch(
+                "SELECT column_name FROM information_schema.columns WHERE table_name = ?", (table,)
+            )
+            assert of_file <= {name for (name,) in rows}, table

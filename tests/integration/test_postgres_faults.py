@@ -163,6 +163,23 @@ async def test_a_leased_hold_asks_the_database_nothing_and_idle_credit_goes_back
     assert rows == [(100_000 - 31, 0)]
 
 
+@pytest.mark.parametrize("policy", [EAGER_LEASES])
+async def test_a_replica_whose_lease_has_run_out_asks_the_database_for_each_hold(
+    replicas: list[PostgresBooks],
+) -> None:
+    one = replicas[0]
+    account = await one.account(100_000)
+    await one.charge(account, 100, cost=1)
+    await one.ledger.refresh(account)
+    await one.instance.abandon()  # it is stopped, or hears nothing
+    one.clock.advance(1)
+    before = one.ledger.round_trips
+
+    await one.hold(account, 10)
+
+    assert one.ledger.round_trips > before
+
+
 # --- replicas that die, or seem to ----------------------------------------------------------------
 
 

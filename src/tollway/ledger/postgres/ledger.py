@@ -212,7 +212,7 @@ class PostgresLedger:
         return hold
 
     async def _hold_in_database(self, ask: HoldAsk, purse: Purse) -> Hold:
-        answer = await self._ask_hold(ask, purse, final=self._policy.busy_holds == 0)
+        answer = await self._ask_hold(ask, purse, final=False)
         if answer.outcome == "short":
             answer = await self._hold_after_recall(ask, purse)
         if answer.outcome == "lapsed":

@@ -17,7 +17,9 @@ from tollway.errors import Refused
 from tollway.ledger.postgres.verify import verify
 from tollway.ledger.verify import verify as verify_file
 
-_TABLES = ("accounts", "tokens", "prices", "holds", "ledger", "usage", "idempotency", "audit")
+TABLES = ("accounts", "tokens", "prices", "holds", "ledger", "usage", "idempotency", "audit")
+SETTLED_BEFORE = ("checkpoints", "unfiled")
+"""What a start settles into the tables above, and leaves empty."""
 _ROWS_PER_BLOCK = 10_000
 
 
@@ -35,13 +37,16 @@ async def move_from_sqlite(
     connection.execute("BEGIN")
     try:
         _require_whole("The SQLite file", verify_file(connection))
+        for table in SETTLED_BEFORE:
+            (left,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
+            assert left == 0, f"{table} was settled when the file was opened"
         async with database.long_transaction() as target:
             if await target.fetchval("SELECT EXISTS (SELECT 1 FROM accounts)"):
                 raise Refused(
                     f"The database {database.name} has accounts already. Move into one that is "
                     "new: what two installations charged cannot be told apart afterwards."
                 )
-            rows = {table: await _copy(connection, target, table) for table in _TABLES}
+            rows = {table: await _copy(connection, target, table) for table in TABLES}
             await target.execute(
                 "INSERT INTO signing_keys (id, pem, created_at) VALUES ('moved', $1, 0)",
                 signing_key,
