@@ -9,15 +9,28 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+PEER, OURS = ("198.51.100.7", 40000), ("127.0.0.1", 8080)
 FULL_BYTES = 2048
 LATENCIES = (0.0, 0.0, 0.0005, 0.004, 0.03)
+
+
+class _Socket:
+    """Its buffers are the transport's, and as large as a schedule wants them."""
+
+    def setsockopt(self, level: int, option: int, value: int) -> None: ...
+
+    def getpeername(self) -> tuple[str, int]:
+        return PEER
+
+    def getsockname(self) -> tuple[str, int]:
+        return OURS
 
 
 class Transport(asyncio.Transport):
     """One end. `written` is all that was ever written to it while it was open, with the times."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, random: Random) -> None:
-        super().__init__({"peername": ("198.51.100.7", 40000), "sockname": ("127.0.0.1", 8080)})
+        super().__init__({"peername": PEER, "sockname": OURS, "socket": _Socket()})
         self._loop = loop
         self._random = random
         self._out = bytearray()
