@@ -204,7 +204,7 @@ class Process:
         with contextlib.ExitStack() as patches:
             patches.enter_context(mock.patch.object(app, "SqliteDatabase", self._take_database))
             patches.enter_context(mock.patch.object(app, "SystemClock", return_value=time))
-            patches.enter_context(mock.patch.object(app, "DataDirectoryLock", _NoLock))
+            patches.enter_context(mock.patch("tollway.database.sqlite.DataDirectoryLock", _NoLock))
             store = await self._open.enter_async_context(app.open_store(settings))
         assert isinstance(store.ledger, SqliteLedger)
         self.ledger, self.operations = store.ledger, store.operations
