@@ -42,6 +42,10 @@ OPTIONAL_FIELDS = frozenset(KNOWN_FIELDS - _ALWAYS_TAKEN)
 _decode_request = msgspec.json.Decoder(ChatRequest).decode
 _encode = msgspec.json.Encoder().encode
 
+_LARGE_BYTES = 256 * 1024
+_BLOCK_BYTES = 32 * 1024
+_MESSAGES = b'"messages":['
+
 _NO_PRICE = {
     "audio": "audio output has no price here. Leave out `audio`.",
     "web_search_options": "web search has no price here. Leave out `web_search_options`.",
@@ -123,9 +127,29 @@ def _read_plain(body: bytes) -> ParsedRequest | None:
     # Each key and each string has two quotes, and escaped ones stay what they are, unless written
     # as an escape that is a quote itself. So the same number of them in what came and in what was
     # written means that nothing was left out: no unknown field, no null, no key that came twice.
-    if written.count(b'"') != body.count(b'"') or (b"\\" in body and b"\\u0022" in body):
+    if _quotes_differ(body, written) or (b"\\" in body and b"\\u0022" in body):
         return None
     return ParsedRequest(request, Fields(request, _without_rewritten(request, written)), ())
+
+
+def _quotes_differ(body: bytes, written: bytes) -> bool:
+    """Counting goes byte by byte, 0.6 ms for the two of a conversation of 1 MiB, so of a large body
+    only what differs is counted: blocks that are the same on both sides have the same quotes."""
+    if len(body) < _LARGE_BYTES:
+        return written.count(b'"') != body.count(b'"')
+    here, there, same = body.find(_MESSAGES), written.find(_MESSAGES), 0
+    while here >= 0 and there >= 0:
+        block = written[there + same : there + same + _BLOCK_BYTES]
+        if len(block) < _BLOCK_BYTES or not body.startswith(block, here + same):
+            break
+        same += _BLOCK_BYTES
+    return _quotes_without(written, there, same) != _quotes_without(body, here, same)
+
+
+def _quotes_without(text: bytes, at: int, size: int) -> int:
+    if not size:
+        return text.count(b'"')
+    return text.count(b'"', 0, at) + text.count(b'"', at + size)
 
 
 def _is_plain(request: ChatRequest) -> bool:

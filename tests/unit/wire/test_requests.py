@@ -387,6 +387,40 @@ def test_an_empty_list_of_calls_is_left_out() -> None:
     assert sent["messages"] == [message("x", role="assistant")]
 
 
+LONG = "The Tay Bridge fell in a storm. " * 20_000
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"seeds": 1, ', ""),
+        ("", ', "seeds": 1'),
+        ('"note": "\\"messages\\":[", ', ""),
+        ('"note": {"messages":[{"role":"user","content":"x"}]}, ', ""),
+        ("", ', "note": {"messages":[]}'),
+    ],
+)
+def test_what_is_wrong_around_a_long_conversation_is_seen_as_around_a_short_one(
+    before: str, after: str
+) -> None:
+    def unknown(content: str) -> tuple[str, ...]:
+        messages = json.dumps([message(content), message("Short.")], separators=(",", ":"))
+        body = f'{{{before}"messages":{messages},"model":"m1"{after}}}'
+        return parse_chat_request(body.encode()).unknown
+
+    assert len(LONG) > 2 * 256 * 1024
+    assert unknown(LONG) == unknown("Why?") != ()
+
+
+def test_a_long_conversation_passes_as_it_is() -> None:
+    messages = [message(LONG), message("Because.", role="assistant"), message('"Why?"')]
+    body = json.dumps({"messages": messages, "model": "m1", "user": "u"}).encode()
+
+    fields = parse_chat_request(body).fields
+
+    assert json.loads(b"{" + fields.json + b"}")["messages"] == messages
+
+
 def test_unknown_fields_are_named() -> None:
     unknown = parse_chat_request(chat_bytes(top_k=5, min_p=0.1, extra=None)).unknown
     assert sorted(unknown) == ["min_p", "top_k"]
