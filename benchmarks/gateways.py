@@ -172,9 +172,13 @@ def tollway_in_memory(
 
 
 def tollway_places(folder: Path, upstream_port: int, data: Path) -> list[str]:
+    return ["--config", str(tollway_settings(folder, upstream_port)), "--data-dir", str(data)]
+
+
+def tollway_settings(folder: Path, upstream_port: int) -> Path:
     settings = folder / "tollway.toml"
     settings.write_text(TOLLWAY.format(upstream_port=upstream_port, model=MODEL))
-    return ["--config", str(settings), "--data-dir", str(data)]
+    return settings
 
 
 def _issue_token(program: Sequence[str], places: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ import functools
 import http.client
 import os
 import signal
-import sys
+import socket
 import tempfile
 import threading
 import time
@@ -35,14 +35,14 @@ from tests.support.counting import (
     compact,
     head_of_a_reply,
     request_of,
+    serve_here,
 )
 from tests.support.server import START_SECONDS_MAX
 
-from benchmarks.gateways import MEMORY, MODEL, PATH, tollway_places
+from benchmarks.gateways import MEMORY, MODEL, PATH, tollway_settings
 from benchmarks.machine import machine
 from benchmarks.marked import write_between_marks
 from benchmarks.processes import free_port, take_priority
-from tollway import cli
 from tollway.api.admin.control import ask
 from tollway.api.completions import ChatReply
 from tollway.api.edge import EdgeProtocol, Exchange
@@ -57,6 +57,8 @@ from tollway.wire.requests import parse_chat_request
 
 PAGE = Path("docs/performance.md")
 WRITER = "tollway-write"
+FILED_SECONDS = 0.3
+"""Charges are filed when nothing has come for a while, which is part of their cost."""
 
 
 @dataclass
@@ -68,11 +70,15 @@ class Server:
     edges: list[EdgeProtocol] = field(default_factory=list)
 
 
+_SOCKET = socket.socket()  # its options may be set
+
+
 class Wire(asyncio.Transport):
     """Takes what is written and answers nothing, or `answer` at the loop's next turn."""
 
     def __init__(self, answer: Callable[[], None] | None = None) -> None:
-        super().__init__({"peername": ("127.0.0.1", 4000), "sockname": ("127.0.0.1", 8080)})
+        addresses = {"peername": ("127.0.0.1", 4000), "sockname": ("127.0.0.1", 8080)}
+        super().__init__({**addresses, "socket": _SOCKET})
         self._answer = answer
 
     def write(self, data: Any) -> None:
@@ -163,6 +169,7 @@ class Steps:
             for admission, outcome in zip(admissions, outcomes, strict=True):
                 settling.append(pipeline._ledger.settle(admission.hold, outcome, None))
         settlements = [await future for future in settling]
+        await asyncio.sleep(FILED_SECONDS)
         after = time.clock_gettime_ns(time.pthread_getcpuclockid(writer.ident))
         took["writer"] = (after - before) / 1000 / self.times
         replies = [ChatReply(exchange) for exchange in self._open_exchanges(self.times)]
@@ -297,14 +304,12 @@ def measure(rounds: int, times: int) -> dict[str, float]:
         _caught(server),
     ):
         folder, port = Path(name), free_port()
-        places = tollway_places(folder, Model().port, folder / "data")
+        config = tollway_settings(folder, Model().port)
         driver = threading.Thread(
             target=_drive, args=(server, folder / "data", port, rounds, times, best)
         )
         driver.start()
-        sys.argv = ["tollway", "serve", *places, "--port", str(port)]
-        with contextlib.suppress(SystemExit):
-            cli.main()
+        serve_here(config, folder / "data", port)
         driver.join()
     return best
 

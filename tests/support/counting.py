@@ -27,11 +27,13 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+import msgspec
 from tests.support.server import START_SECONDS_MAX, config_for
 
-from tollway import cli
+from tollway import serve
 from tollway.api.admin.control import ask
 from tollway.api.edge import EdgeProtocol
+from tollway.database import writer
 from tollway.upstreams.connection import Connection
 
 MODEL = "acme/parrot"
@@ -39,7 +41,10 @@ REQUESTS = 30
 CHUNKS = 30
 WARM = 10
 WRITER = "tollway-write"
-QUIET_SECONDS = 0.05
+FILE_IDLE_SECONDS = 0.5
+QUIET_SECONDS = 1.0
+"""Charges are filed together when nothing has come for a while: a busy machine must not make that
+several times of it, and it must have been done when the counting ends."""
 CONFIG = """
 [limits]
 requests_per_minute = 1000000
@@ -135,6 +140,7 @@ class Counting:
         sys.setprofile(self._profile)
 
     def __enter__(self) -> None:
+        time.sleep(QUIET_SECONDS)  # for what came before
         self._on = True
 
     def __exit__(self, *_: object) -> None:
@@ -314,6 +320,7 @@ def count() -> dict[str, Count]:
             target=_drive, args=(folder, port, model, counting, on_request, on_chunk, counted)
         )
         driver.start()
+        writer.FILE_IDLE_SECONDS = FILE_IDLE_SECONDS
         counting.install()
         try:
             _serve(folder, port, model.port)
@@ -327,10 +334,16 @@ def count() -> dict[str, Count]:
 def _serve(folder: Path, port: int, model_port: int) -> None:
     config = folder / "tollway.toml"
     config.write_text(config_for(f"http://127.0.0.1:{model_port}/v1", model=MODEL, more=CONFIG))
-    places = ["--config", str(config), "--data-dir", str(folder / "data")]
-    sys.argv = ["tollway", "serve", *places, "--port", str(port)]
+    serve_here(config, folder / "data", port)
+
+
+def serve_here(config: Path, data_dir: Path, port: int) -> None:
+    """As `tollway serve` does, but that it does not become another program for it."""
+    given = serve.Given(str(config), str(data_dir), None, port)
+    serve.prepare(given.settings())
+    sys.argv = ["tollway", msgspec.json.encode(given).decode()]
     with contextlib.suppress(SystemExit):
-        cli.main()
+        serve.main()
 
 
 def _drive(
@@ -350,9 +363,9 @@ def _drive(
             for _ in range(REQUESTS):
                 client.ask()
         counted["request"] = _most_common(counting.marks[on_request])
-        writer = next(thread for thread in threading.enumerate() if thread.name == WRITER)
-        assert writer.ident is not None
-        counted["charge"] = counting.of_thread[writer.ident].share(REQUESTS)
+        writing = next(thread for thread in threading.enumerate() if thread.name == WRITER)
+        assert writing.ident is not None
+        counted["charge"] = counting.of_thread[writing.ident].share(REQUESTS)
         with counting:
             client.stream(model.go_on.release)
         counted["chunk"] = _most_common(counting.marks[on_chunk][-CHUNKS:-3])
