@@ -195,7 +195,8 @@ class EdgeServer:
         await self.server.serve(sockets=[self._listener])
 
     def do(self, act: Callable[[], object]) -> None:
-        self._loop.call_soon_threadsafe(act)
+        with contextlib.suppress(RuntimeError):  # it has stopped, and its loop is closed
+            self._loop.call_soon_threadsafe(act)
 
     def stop(self) -> None:
         self.server.should_exit = True
