@@ -77,6 +77,9 @@ class MovedClock(FixedClock):
         if self._server.answers:
             self.set()
 
+    def close(self) -> None:
+        self._client.close()
+
     def set(self) -> None:
         seconds, microseconds = divmod(self._microseconds, 1_000_000)
         self._client.mset({"seconds": seconds, "microseconds": microseconds})
@@ -135,8 +138,9 @@ def server(running_server: RedisServer) -> Generator[RedisServer]:
 
 
 @pytest.fixture
-def clock(server: RedisServer) -> MovedClock:
-    return MovedClock(server)
+def clock(server: RedisServer) -> Generator[MovedClock]:
+    with contextlib.closing(MovedClock(server)) as clock:
+        yield clock
 
 
 @pytest.fixture
@@ -167,8 +171,8 @@ async def test_no_minute_of_all_replicas_has_more_than_the_limit_and_none_refuse
 ) -> None:
     with server.client() as client:
         client.flushall()
-    clock = MovedClock(server)
     async with contextlib.AsyncExitStack() as stack:
+        clock = stack.enter_context(contextlib.closing(MovedClock(server)))
         replicas = [await stack.enter_async_context(a_replica(server, clock)) for _ in range(3)]
         await check_every_minute(Rates(_InTurn(replicas), clock.advance), gaps)
 

@@ -58,8 +58,9 @@ class PostgresIdempotencyKeys:
         try:
             outcome, digest, earlier_id, reply = await asyncio.shield(claiming)
         except BaseException:
-            # It may have been claimed all the same.
-            claiming.add_done_callback(lambda _: self.free(request_id))
+            # It may have been claimed all the same; who comes next waits until it no longer is.
+            del self._names[request_id]
+            self._free(request_id, name, after=claiming)
             raise
         if outcome == "claimed":
             return None
@@ -132,8 +133,13 @@ class PostgresIdempotencyKeys:
         """Whoever reaped this instance has freed what was to be freed."""
         self._to_free.clear()
 
-    def _free(self, request_id: str, name: tuple[str, str]) -> None:
-        task = asyncio.ensure_future(self._delete(request_id, name))
+    def _free(
+        self,
+        request_id: str,
+        name: tuple[str, str],
+        after: asyncio.Future[tuple[Any, ...]] | None = None,
+    ) -> None:
+        task = asyncio.ensure_future(self._delete(request_id, name, after))
         self._freeing[name] = task
         task.add_done_callback(lambda done: self._freed(name, done))
 
@@ -141,7 +147,14 @@ class PostgresIdempotencyKeys:
         if self._freeing.get(name) is done:
             del self._freeing[name]
 
-    async def _delete(self, request_id: str, name: tuple[str, str]) -> None:
+    async def _delete(
+        self,
+        request_id: str,
+        name: tuple[str, str],
+        after: asyncio.Future[tuple[Any, ...]] | None,
+    ) -> None:
+        if after is not None:
+            await asyncio.gather(after, return_exceptions=True)
         try:
             await self._database.execute((_FREE, (*name, request_id)))
         except Unavailable:
