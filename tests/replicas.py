@@ -35,11 +35,11 @@ from tests.support.postgres import MIGRATOR, SERVER, PostgresServer
 from tests.support.server import TollwayServer
 from tests.unit.ledger.books import an_outcome
 
-from tollway.app import open_operations
 from tollway.clock import SystemClock
 from tollway.errors import RequestError
 from tollway.ledger.postgres.leases import LeasePolicy
 from tollway.settings import load_settings
+from tollway.store import open_operations
 
 CLIENTS = 16
 COLD_ACCOUNTS = 1000

@@ -246,7 +246,7 @@ def _check_database(settings: "Settings") -> list[str]:
         return []
     import asyncio
 
-    from tollway.app import check_database
+    from tollway.maintenance import check_database
 
     why_not, excess = asyncio.run(check_database(settings))
     if why_not is not None:
@@ -261,7 +261,7 @@ def _check_rate_store(settings: "Settings") -> str:
         return str(address)
     import asyncio
 
-    from tollway.app import check_rate_store
+    from tollway.maintenance import check_rate_store
 
     return f"{address} ({asyncio.run(check_rate_store(settings))})"
 
@@ -339,7 +339,7 @@ def migrate(
     """
     import asyncio
 
-    from tollway.app import migrate_database, move_to_postgres
+    from tollway.maintenance import migrate_database, move_to_postgres
     from tollway.settings import load_settings, resolve_address
 
     settings = load_settings(config, data_dir=data_dir, for_serving=False)
@@ -671,7 +671,7 @@ def _public_key(
     if settings.server.database.scheme:
         import asyncio
 
-        from tollway.app import stored_signing_key
+        from tollway.store import stored_signing_key
 
         stored = asyncio.run(stored_signing_key(settings))
         return read_public_key(stored.public_pem().encode())
@@ -802,7 +802,7 @@ def _execute_here(
     import asyncio
 
     from tollway.api.admin.control import user_name
-    from tollway.app import open_operations
+    from tollway.store import open_operations
 
     async def run() -> dict[str, Any]:
         may_create = command == "account create"

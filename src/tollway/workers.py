@@ -28,9 +28,10 @@ from msgspec import Struct
 
 from tollway.api.admin.control import WORKERS
 from tollway.api.siblings import Siblings
-from tollway.app import bind, configure_logging, find_child, serve_on
+from tollway.app import find_child, serve_on
 from tollway.console import Console, PlainConsole, Welcome
 from tollway.errors import ConfigurationError, StartError, TollwayError
+from tollway.process import bind, configure_logging
 from tollway.reload import ConfigurationFile
 from tollway.settings import Embedded, Settings, load_settings
 from tollway.upstreams.embedded.process import RunningChild, busy_slots

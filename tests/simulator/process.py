@@ -46,6 +46,7 @@ from tollway.metrics import Metrics
 from tollway.rates.concurrency import Concurrency
 from tollway.rates.memory import MemoryRateLimiter
 from tollway.settings import Embedded, Limits, Model, ServedBy, Server, Settings
+from tollway.store import open_store
 from tollway.tokens import Tokens
 from tollway.upstreams.balance import Watched
 from tollway.upstreams.health import Health
@@ -202,10 +203,10 @@ class Process:
         settings = _settings(self.database.path.parent, prices, self._concurrent_requests)
         time, metrics = self.time, Metrics()
         with contextlib.ExitStack() as patches:
-            patches.enter_context(mock.patch.object(app, "SqliteDatabase", self._take_database))
-            patches.enter_context(mock.patch.object(app, "SystemClock", return_value=time))
+            patches.enter_context(mock.patch("tollway.store.SqliteDatabase", self._take_database))
+            patches.enter_context(mock.patch("tollway.store.SystemClock", return_value=time))
             patches.enter_context(mock.patch("tollway.database.sqlite.DataDirectoryLock", _NoLock))
-            store = await self._open.enter_async_context(app.open_store(settings))
+            store = await self._open.enter_async_context(open_store(settings))
         assert isinstance(store.ledger, SqliteLedger)
         self.ledger, self.operations = store.ledger, store.operations
         limiter = MemoryRateLimiter(time)

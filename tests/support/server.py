@@ -19,8 +19,8 @@ from typing import Any
 from unittest.mock import patch
 
 from tollway.api.admin.control import ask
-from tollway.app import open_operations
 from tollway.settings import Settings, load_settings
+from tollway.store import open_operations
 
 START_SECONDS_MAX = 40.0
 STOP_SECONDS_MAX = 10.0

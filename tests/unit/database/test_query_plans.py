@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from tests.unit.ledger.books import Books, a_checkpoint, an_outcome
 
-from tollway import app
 from tollway.database import sqlite
 from tollway.settings import load_settings
+from tollway.store import open_operations
 
 HISTORY = ("ledger", "holds", "usage", "idempotency", "audit")
 OWNERS = ("accounts", "tokens")
@@ -143,7 +143,7 @@ async def test_no_command_reads_the_history_from_end_to_end(tmp_path: Path, trac
         ("model list", {}),
     ]
 
-    async with app.open_operations(settings, may_create=True) as operations:
+    async with open_operations(settings, may_create=True) as operations:
         for command, arguments in commands:
             await operations.execute(command, arguments, actor="tester")
 

@@ -1,0 +1,281 @@
+"""Opens what is kept: a database, and the modules that own its tables.
+
+For serving, SQLite's data directory is this process's alone, and replicas on Postgres start one
+after the other. Commands open SQLite as a server does, and Postgres beside the servers.
+"""
+
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tollway.accounts import Accounts
+from tollway.api.admin.operations import Operations
+from tollway.catalogue import Catalogue
+from tollway.clock import Clock, SystemClock, new_id
+from tollway.database.base import Database
+from tollway.database.sqlite import DATABASE_FILE, SqliteDatabase, own_data_directory
+from tollway.errors import (
+    AuthenticationFailed,
+    PermissionDenied,
+    Refused,
+    RequestError,
+    StartError,
+)
+from tollway.ledger.base import Ledger, Liveness, genesis
+from tollway.ledger.signing import SigningKey, new_key
+from tollway.ledger.sqlite import SqliteLedger
+from tollway.ledger.verify import Violation, verify
+from tollway.live import offers_of
+from tollway.process import configure_logging
+from tollway.settings import Settings
+from tollway.tokens import Tokens
+
+if TYPE_CHECKING:
+    from tollway.database.instance import Change
+    from tollway.database.postgres import PostgresDatabase
+
+START_LOCK = 7_405_602
+
+log = logging.getLogger("tollway")
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """What is kept: the database and the modules that own its tables."""
+
+    database: Database
+    accounts: Accounts
+    tokens: Tokens
+    ledger: Ledger
+    catalogue: Catalogue
+    operations: Operations
+    clock: Clock
+    signing_key: SigningKey
+    fault: Callable[[], str | None]
+    new_secret: str | None
+    """The first token's, where this start made it."""
+
+
+@asynccontextmanager
+async def open_operations(
+    settings: Settings, *, may_create: bool = False
+) -> AsyncGenerator[Operations]:
+    """For commands while no server runs. Raises `StartError` where the data directory is in use,
+    and `Refused` where there is none and `may_create` is not said: it is then a typing error."""
+    configure_logging()
+    data_dir = settings.server.data_dir
+    is_file = not settings.server.database.scheme
+    if is_file and not may_create and not (data_dir / DATABASE_FILE).exists():
+        raise Refused(
+            f"There is no Tollway in {data_dir}. Check --data-dir, or start with `tollway serve`."
+        )
+    async with open_store(settings, for_serving=False) as store:
+        yield store.operations
+
+
+@asynccontextmanager
+async def open_store(
+    settings: Settings,
+    on_commit: Callable[[int, float], None] | None = None,
+    *,
+    for_serving: bool = True,
+) -> AsyncGenerator[Store]:
+    """Not for serving, nothing is made that was not there, and Postgres is opened beside the
+    replicas that serve from it."""
+    opened = _opened_postgres if settings.server.database.scheme else _opened_sqlite
+    async with opened(settings, on_commit, for_serving) as store:
+        yield store
+
+
+@asynccontextmanager
+async def _opened_sqlite(
+    settings: Settings, on_commit: Callable[[int, float], None] | None, for_serving: bool
+) -> AsyncGenerator[Store]:
+    clock = SystemClock()
+    data_dir = settings.server.data_dir
+    with own_data_directory(data_dir):
+        signing_key = SigningKey.load(data_dir)
+        database = SqliteDatabase(data_dir / DATABASE_FILE, on_commit=on_commit)
+        database.open()
+        try:
+            accounts, tokens = Accounts(database, clock), Tokens(database, clock)
+            await accounts.load()
+            await tokens.load()
+            ledger = SqliteLedger(database, clock, _liveness(accounts, tokens, clock))
+            await ledger.load()
+            for recovered in await ledger.recover():
+                log.warning("recovered after a crash: %s", recovered)
+
+            async def verified() -> list[Violation]:
+                holds = ledger.open_holds()
+                return await database.read(lambda connection: verify(connection, holds))
+
+            yield await _store(
+                settings,
+                clock,
+                database,
+                accounts,
+                tokens,
+                ledger,
+                signing_key,
+                verified,
+                lambda: database.fault,
+                for_serving=for_serving,
+            )
+        finally:
+            await database.close()
+
+
+@asynccontextmanager
+async def _opened_postgres(
+    settings: Settings, on_commit: Callable[[int, float], None] | None, for_serving: bool
+) -> AsyncGenerator[Store]:
+    from tollway.database.instance import Instance
+    from tollway.ledger.postgres.ledger import PostgresLedger
+    from tollway.ledger.postgres.verify import verify_postgres
+
+    clock = SystemClock()
+    data_dir = settings.server.data_dir
+    async with AsyncExitStack() as stack:
+        if for_serving:
+            stack.enter_context(own_data_directory(data_dir))
+        database = await open_postgres(settings)
+        stack.push_async_callback(database.close)
+        accounts, tokens = Accounts(database, clock), Tokens(database, clock)
+        instance = Instance(database, clock, data_dir)
+
+        async def read_again(changes: "Collection[Change]") -> None:
+            await accounts.read_again(c.subject for c in changes if c.kind == "account")
+            await tokens.read_again(c.subject for c in changes if c.kind == "token")
+
+        instance.on_changes = read_again
+        refusal = _liveness(accounts, tokens, clock)
+        ledger = PostgresLedger(database, instance, clock, refusal, data_dir, on_commit=on_commit)
+        # One replica after the other: the first makes what the others then find.
+        async with database.exclusive(START_LOCK) if for_serving else nullcontext():
+            if for_serving:
+                for recovered in await ledger.open():
+                    log.warning("recovered after a crash: %s", recovered)
+            else:
+                ledger.open_for_commands()
+            stack.push_async_callback(ledger.close)
+            await accounts.load()
+            await tokens.load()
+            await ledger.load()
+            store = await _store(
+                settings,
+                clock,
+                database,
+                accounts,
+                tokens,
+                ledger,
+                await _signing_key(database, clock),
+                lambda: verify_postgres(database),
+                lambda: ledger.fault,
+                for_serving=for_serving,
+            )
+        if for_serving:
+            await instance.start()
+        yield store
+
+
+async def open_postgres(settings: Settings) -> "PostgresDatabase":
+    """Raises `StartError`, also where the role lacks what it needs to serve."""
+    from tollway.database.postgres import PostgresDatabase
+    from tollway.database.rights import complaints, shown
+
+    database = PostgresDatabase(settings.server.database.reveal())
+    await database.open()
+    lacks, _ = await complaints(database)
+    if lacks:
+        await database.close()
+        raise StartError(f"{next(shown(lacks, []))}.")
+    return database
+
+
+async def _store(
+    settings: Settings,
+    clock: Clock,
+    database: Database,
+    accounts: Accounts,
+    tokens: Tokens,
+    ledger: Ledger,
+    signing_key: SigningKey,
+    verified: Callable[[], Awaitable[Sequence[Violation]]],
+    fault: Callable[[], str | None],
+    *,
+    for_serving: bool,
+) -> Store:
+    catalogue = await Catalogue.load(offers_of(settings), database, clock)
+    operations = Operations(
+        accounts=accounts,
+        tokens=tokens,
+        ledger=ledger,
+        catalogue=catalogue,
+        database=database,
+        verify=verified,
+        clock=clock,
+        genesis=genesis,
+        signing_key=signing_key,
+        starting_credits=settings.limits.starting_credits,
+    )
+    new_secret = await operations.ensure_default_account() if for_serving else None
+    return Store(
+        database,
+        accounts,
+        tokens,
+        ledger,
+        catalogue,
+        operations,
+        clock,
+        signing_key,
+        fault,
+        new_secret,
+    )
+
+
+async def stored_signing_key(settings: Settings) -> SigningKey:
+    """Postgres's, which all replicas sign with. Raises `StartError`."""
+    from tollway.database.postgres import PostgresDatabase
+
+    database = PostgresDatabase(settings.server.database.reveal())
+    await database.open()
+    try:
+        return await _signing_key(database, SystemClock())
+    finally:
+        await database.close()
+
+
+async def _signing_key(database: "PostgresDatabase", clock: Clock) -> SigningKey:
+    """The same for all replicas, so it is where they all find it."""
+    stored = "SELECT pem FROM signing_keys ORDER BY created_at, id LIMIT 1"
+    rows = await database.fetch(stored)
+    if not rows:
+        pem = new_key().decode()
+        now = clock.now()
+        await database.execute(
+            (
+                "INSERT INTO signing_keys (id, pem, created_at) VALUES (?, ?, ?)",
+                (new_id("key", now), pem, int(now * 1000)),
+            )
+        )
+        rows = await database.fetch(stored)
+    return SigningKey.of_pem(rows[0][0].encode(), f"in {database.name}")
+
+
+def _liveness(accounts: Accounts, tokens: Tokens, clock: Clock) -> Liveness:
+    def refusal(account_id: str, token_id: str) -> RequestError | None:
+        token = tokens.get(token_id)
+        if token is None or not token.is_live(clock.now()):
+            return AuthenticationFailed(
+                "This token was revoked while the request was on its way.", code="token_revoked"
+            )
+        if accounts.get(account_id).status != "active":
+            return PermissionDenied(
+                "This account was frozen while the request was on its way.", code="account_frozen"
+            )
+        return None
+
+    return refusal
