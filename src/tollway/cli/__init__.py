@@ -1,0 +1,63 @@
+"""The command `tollway`: what an operator says, as an operation's words and arguments, and what
+comes back, as text.
+
+A command reaches the running server through its control socket; where none runs it opens the data
+directory itself. What it does is `api/admin/operations.py`'s. Results go to standard output,
+everything else to standard error. Imports are within the functions that need them, so that `--help`
+and completion answer at once.
+
+Each group of commands is a module. parameters.py has their common options, execution.py reaches
+the server, and printing.py shows what it says.
+"""
+
+from typing import Annotated
+
+import typer
+
+from tollway import __version__
+from tollway.cli import accounts, credit, ledger, models, receipts, server, tokens, upstreams
+from tollway.cli.parameters import group
+from tollway.errors import TollwayError
+
+app = group(
+    "Metered, prepaid access to language models through one OpenAI-compatible door.\n\n"
+    "`tollway serve` starts it; no configuration is needed. The other commands work whether or not "
+    "it runs, and a running server sees their effect at once.\n\n"
+    "Exit status: 0 done, 1 refused (with why, on standard error), 2 wrong usage."
+)
+for command in (server.serve, server.check, server.reload, server.migrate):
+    app.command()(command)
+for name, module in {
+    "account": accounts,
+    "credit": credit,
+    "token": tokens,
+    "receipt": receipts,
+    "model": models,
+    "upstream": upstreams,
+    "ledger": ledger,
+}.items():
+    app.add_typer(module.commands, name=name)
+
+
+def main() -> None:
+    try:
+        app(prog_name="tollway")  # also as `python -m tollway`
+    except TollwayError as error:
+        typer.echo(error.message, err=True)
+        raise SystemExit(1) from None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tollway {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
