@@ -119,7 +119,7 @@ async def serve_on(
         access_log = AccessLog(settings.server.access_log, settings.server.data_dir, metrics)
         await access_log.start()
         stack.push_async_callback(access_log.stop)
-        limiter, concurrency = await _rates(settings, store, metrics, stack)
+        limiter, concurrency = await _rates(settings, store, metrics, stack, stopping)
         observer = RequestObserver(metrics, access_log, store.clock)
         watched = _upstreams(settings, child, store.clock)
         gateway = _gateway(settings, store, watched, limiter, concurrency, observer)
@@ -163,7 +163,11 @@ async def serve_on(
 
 
 async def _rates(
-    settings: Settings, store: Store, metrics: Metrics, stack: AsyncExitStack
+    settings: Settings,
+    store: Store,
+    metrics: Metrics,
+    stack: AsyncExitStack,
+    stopping: asyncio.Event,
 ) -> tuple[RateLimiter, Concurrency]:
     address = settings.server.rate_store
     if not address.scheme:
@@ -175,6 +179,10 @@ async def _rates(
     shared = ValkeyRateLimiter(address.reveal(), store.clock, metrics)
     await shared.start()
     stack.push_async_callback(shared.stop)
+    joining = asyncio.create_task(shared.join())
+    await _first_of(joining, stopping)
+    if not joining.cancel():
+        joining.result()
     return shared, shared.concurrency
 
 

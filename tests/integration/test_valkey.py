@@ -23,7 +23,13 @@ from tollway.clock import Clock, SystemClock
 from tollway.errors import StartError
 from tollway.metrics import Metrics
 from tollway.rates.base import CHAT, WINDOW_SECONDS, RateState, Take
-from tollway.rates.valkey import LEASE_SECONDS, SCRIPT, ValkeyRateLimiter
+from tollway.rates.link import START_SECONDS_MAX
+from tollway.rates.valkey import (
+    JOIN_SECONDS,
+    LEASE_SECONDS,
+    SCRIPT,
+    ValkeyRateLimiter,
+)
 
 CLOCK_STARTS = 1_795_420_800 * 1_000_000
 NOW = "redis.call('TIME')"
@@ -53,6 +59,12 @@ class Replica:
         if not take.admitted:
             self.limiter.concurrency.leave(account)
         return take.admitted
+
+    @asynccontextmanager
+    async def joining(self) -> AsyncGenerator[asyncio.Task[None]]:
+        task = asyncio.create_task(self.limiter.join())
+        yield task
+        task.cancel()
 
     async def exact(self, exact: bool = True) -> None:
         await until(lambda: self.metrics.rates_exact is exact)
@@ -423,10 +435,10 @@ async def test_a_span_across_a_crash_of_valkey_holds_twice_the_limit_at_most(
         for one in replicas:
             await one.exact()
         assert await admitted_by(replicas, 60) == LIMIT
-        assert [one.metrics.replicas_live for one in replicas] == [3, 3, 3]
+        await until(lambda: all(one.metrics.replicas_live == 3 for one in replicas))
 
 
-async def test_a_replica_that_starts_while_valkey_recovers_waits_with_the_others(
+async def test_a_replica_that_starts_while_valkey_recovers_serves_when_it_is_exact(
     server: RedisServer, clock: MovedClock
 ) -> None:
     async with replicas_of(server, clock, 2) as replicas:
@@ -436,10 +448,58 @@ async def test_a_replica_that_starts_while_valkey_recovers_waits_with_the_others
         clock.set()
         with server.client() as client:
             await until(lambda: client.zcard("tollway:replicas") == 2)
-        async with a_replica(server, clock) as late:
+        async with a_replica(server, clock) as late, late.joining() as joined:
             assert not late.metrics.rates_exact
+            assert await late.admitted(5) == 0  # nobody knows how many it would be one of
             clock.advance(61)
             await late.exact()
+            assert not joined.done()
+            clock.advance(2 * JOIN_SECONDS)
+            await joined
+
+
+async def test_a_replica_in_the_place_of_one_that_died_has_no_second_share_of_the_same_minute(
+    server: RedisServer, clock: MovedClock
+) -> None:
+    async with replicas_of(server, clock, 2) as replicas:
+        server.pause()
+        assert await admitted_by(replicas, 60) == LIMIT
+        server.resume()
+        clock.set()
+        for one in replicas:
+            await one.exact()
+        async with a_replica(server, clock) as late:
+            clock.advance(2 * JOIN_SECONDS)
+            await late.limiter.join()
+            server.kill()
+            assert await late.admitted(5) == 0
+            clock.advance(60)
+            assert await late.admitted(60) == LIMIT / 3
+
+
+async def test_the_share_of_a_replica_that_is_gone_is_nobodys_for_a_minute(
+    server: RedisServer, clock: MovedClock
+) -> None:
+    async with replicas_of(server, clock, 2) as replicas:
+        async with a_replica(server, clock):
+            await until(lambda: all(one.metrics.replicas_live == 3 for one in replicas))
+        await until(lambda: all(one.metrics.replicas_live == 2 for one in replicas))
+        clock.advance(59)
+        server.pause()
+        assert await admitted_by(replicas, 60) == LIMIT * 2 / 3
+
+
+async def test_a_replica_whose_valkey_goes_as_it_starts_says_so(
+    server: RedisServer, clock: MovedClock
+) -> None:
+    async with a_replica(server, clock) as late:
+        server.kill()
+        await late.exact(False)
+        async with late.joining() as joined:
+            await asyncio.sleep(0.1)
+            clock.advance(START_SECONDS_MAX + 0.1)
+            with pytest.raises(StartError, match="rate store has gone"):
+                await joined
 
 
 async def test_requests_at_a_time_are_shared_out_while_valkey_is_away_and_counted_when_it_is_back(

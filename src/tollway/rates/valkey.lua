@@ -6,6 +6,7 @@
 --   tollway:running:ACCOUNT  hash of replica -> 'count until': its requests in flight, for as long as it renews them
 --   tollway:replicas         sorted set of replicas by their last heartbeat
 --   tollway:recovering       until when this server may lack admissions of the minute before
+--   tollway:shared           until when the minute before holds places that replicas admitted by themselves
 local replica, window, lease, operations = unpack(cmsgpack.unpack(ARGV[1]))
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -106,18 +107,25 @@ function on.running(account, count)
   return {}
 end
 
--- {how long rates are still not to be taken from here, the live replicas}
-function on.heartbeat(recovering)
+-- The longest of what this server knows and what it is told: how long something is still so.
+local function longest(key, told)
+  local left = math.max(0, (call('GET', key) or 0) - now)
+  if told > left then
+    left = told
+    call('SET', key, string.format('%.0f', now + left), 'PX', math.ceil(left / 1000))
+  end
+  return left
+end
+
+-- {how long rates are still not to be taken from here, the live replicas, how long shares still count}
+function on.heartbeat(recovering, shared)
   local replicas = 'tollway:replicas'
   call('ZADD', replicas, now, replica)
   call('ZREMRANGEBYSCORE', replicas, '-inf', now - lease)
   call('ZREMRANGEBYSCORE', replicas, '(' .. string.format('%.0f', now), '+inf')
-  local left = math.max(0, (call('GET', 'tollway:recovering') or 0) - now)
-  if recovering > left then
-    left = recovering
-    call('SET', 'tollway:recovering', string.format('%.0f', now + left), 'PX', math.ceil(left / 1000))
-  end
-  return {left, call('ZRANGE', replicas, 0, -1)}
+  return {
+    longest('tollway:recovering', recovering), call('ZRANGE', replicas, 0, -1), longest('tollway:shared', shared)
+  }
 end
 
 function on.leave()

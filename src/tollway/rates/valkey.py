@@ -12,6 +12,11 @@ had running is forgotten with the lease.
 the limit counted there and the limit counted here: twice the limit, and never more. That is why a
 Valkey that started anew, and may have forgotten what it admitted, is not asked for a minute: what
 was taken before it fell is older than the window then.
+
+A replica that starts is told what it cannot remember (`join`): it waits until Valkey is asked again
+and all others have heard of it. Where others kept to shares in the minute before, one that died may
+have used up the share that this one would get, so it has none until that minute is over. For the
+same reason the share of a replica that is gone stays unused for a minute.
 """
 
 import asyncio
@@ -22,6 +27,7 @@ from importlib import resources
 from typing import Any
 
 from tollway.clock import Clock
+from tollway.errors import StartError
 from tollway.metrics import Metrics
 from tollway.rates.base import CHAT, WINDOW_SECONDS, RateState, Take
 from tollway.rates.concurrency import Concurrency
@@ -32,6 +38,9 @@ from tollway.rates.shares import Shares
 HEARTBEAT_SECONDS = 1.0
 LEASE_SECONDS = 15.0
 RENEW_EVERY_HEARTBEATS = 5
+JOIN_SECONDS = 1.6
+"""In which each live replica has found a Valkey that is new, told it what it lacks, and heard of
+who has just started."""
 
 SCRIPT = resources.files("tollway.rates").joinpath("valkey.lua").read_text(encoding="utf-8")
 
@@ -50,13 +59,17 @@ class ValkeyRateLimiter:
     def __init__(self, url: str, clock: Clock, metrics: Metrics, *, script: str = SCRIPT) -> None:
         replica = secrets.token_hex(6)
         self._link = Link(url, script, replica, WINDOW_SECONDS, LEASE_SECONDS)
-        self._shares = Shares(replica, LEASE_SECONDS)
+        self._shares = Shares(replica, WINDOW_SECONDS)
         self._local = MemoryRateLimiter(clock)
         self._monotonic = clock.monotonic
         self._metrics = metrics
         self._server = ""
         self._exact = False
         self._last_exact = float("-inf")
+        self._exact_since = float("inf")
+        self._shared_at = float("-inf")
+        self._shared_until = float("-inf")
+        self._share_from = float("inf")
         self._heartbeat: asyncio.Task[None] | None = None
         self.concurrency = _SharedConcurrency(self)
 
@@ -64,6 +77,20 @@ class ValkeyRateLimiter:
         """Raises `StartError` where Valkey cannot be used within so long."""
         await self._link.start(self, seconds_max)
         self._heartbeat = asyncio.create_task(self._beat(), name="tollway-heartbeat")
+
+    async def join(self) -> None:
+        """Returns when this replica may serve. Raises `StartError` where Valkey goes meanwhile and
+        stays away."""
+        up_at = self._monotonic()
+        if not self._exact:
+            log.warning("the rate store has started anew: this replica serves when it is exact")
+        while self._monotonic() - self._exact_since < JOIN_SECONDS:
+            if self._link.up:
+                up_at = self._monotonic()
+            elif self._monotonic() - up_at > START_SECONDS_MAX:
+                raise StartError("The rate store has gone. Check server.rate_store.")
+            await asyncio.sleep(HEARTBEAT_SECONDS / 20)
+        self._share_from = self._shared_until
 
     async def stop(self) -> None:
         if self._heartbeat is not None:
@@ -97,12 +124,17 @@ class ValkeyRateLimiter:
             if answer is not None:
                 _, remaining, reset = answer
                 return RateState(limit, remaining, reset / 1e6)
-        return await self._local.state(key, self._shares.of(limit, key))
+        return await self._local.state(key, self._share_of(limit, key))
 
     async def _take_share(self, key: str, limit: int) -> Take:
-        take = await self._local.take(key, self._shares.of(limit, key))
+        take = await self._local.take(key, self._share_of(limit, key))
+        if take.admitted:
+            self._shared_at = take.admitted_at
         # Negative: a place that Valkey knows nothing of.
         return Take(take.admitted, -take.admitted_at, take.state)
+
+    def _share_of(self, limit: int, key: str) -> int:
+        return self._shares.of(limit, key) if self._monotonic() >= self._share_from else 0
 
     # --- how Valkey fares -------------------------------------------------------------------------
 
@@ -110,7 +142,7 @@ class ValkeyRateLimiter:
         recovering = 0.0
         if self._server not in ("", server):
             recovering = max(0.0, self._last_exact + WINDOW_SECONDS - self._monotonic())
-        (heartbeat,) = await ask([("heartbeat", round(recovering * 1e6))])
+        (heartbeat,) = await ask([self._heartbeat_of(recovering)])
         self._server = server
         # What is running here must be known there before it is asked how much is.
         running = self.concurrency.all_running()
@@ -133,28 +165,36 @@ class ValkeyRateLimiter:
             if beats % RENEW_EVERY_HEARTBEATS == 0:
                 for operation in self.concurrency.all_running():
                     self._link.tell(operation)
-            heartbeat = await self._link.ask(("heartbeat", 0))
+            heartbeat = await self._link.ask(self._heartbeat_of(0.0))
             if heartbeat is not None:
                 self._told(heartbeat)
 
+    def _heartbeat_of(self, recovering_seconds: float) -> Operation:
+        shared_seconds = max(0.0, self._shared_at + WINDOW_SECONDS - self._monotonic())
+        return ("heartbeat", round(recovering_seconds * 1e6), round(shared_seconds * 1e6))
+
     def _told(self, heartbeat: Sequence[Any]) -> None:
-        recovering, replicas = heartbeat
+        recovering, replicas, shared = heartbeat
         if recovering:
             self._keep_to_shares()
             return
         now = self._monotonic()
+        self._shared_until = now + shared / 1e6
         if not self._exact:
             self._shares.know_again(now)
         self._shares.know(replicas, now)
-        self._metrics.replicas_live = self._shares.replicas
+        self._metrics.replicas_live = len(replicas)
         if not self._exact:
             self._exact = self._metrics.rates_exact = True
-            log.info("rates are counted over all %d replicas", self._shares.replicas)
+            self._exact_since = now
+            self._share_from = min(self._share_from, self._shared_until)
+            log.info("rates are counted over all %d replicas", len(replicas))
 
     def _keep_to_shares(self) -> None:
         if self._exact:
             self._exact = self._metrics.rates_exact = False
             self._last_exact = self._monotonic()
+            self._exact_since = float("inf")
             log.warning(
                 "rates are not counted over all replicas now: this one admits its share of each "
                 "limit, by %d replicas",
