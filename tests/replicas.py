@@ -1,6 +1,6 @@
-"""Three real servers on one real Postgres, one hot account and a thousand cold ones, and whatever
-can break breaks, under load, with the upstream in a process of its own that writes down what it
-truly sent:
+"""Three real servers on one real Postgres and one real Redis, one hot account, a thousand cold ones
+and one with a low rate, and whatever can break breaks, under load, with the upstream in a process
+of its own that writes down what it truly sent:
 
     python -m tests.replicas --requests 20000
     python -m tests.replicas --measure
@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -32,12 +32,14 @@ from tests.kill import INPUT_TOKENS, Seen, judge, watch
 from tests.support.fake_upstream import FakeUpstreamProcess
 from tests.support.http import BodyCutError, RawClient
 from tests.support.postgres import MIGRATOR, SERVER, PostgresServer
+from tests.support.redis import RedisServer, a_redis
 from tests.support.server import TollwayServer
 from tests.unit.ledger.books import an_outcome
 
 from tollway.clock import SystemClock
 from tollway.errors import RequestError
 from tollway.ledger.postgres.leases import LeasePolicy
+from tollway.rates.base import WINDOW_SECONDS
 from tollway.settings import load_settings
 from tollway.store import open_operations
 
@@ -45,10 +47,16 @@ CLIENTS = 16
 COLD_ACCOUNTS = 1000
 HOT_CREDITS = 10**9
 COLD_CREDITS = 30_000
+SLOW_LIMIT = 30
+SLOW_SHARE = 0.1
+SPAN_SECONDS = WINDOW_SECONDS - 0.1
+"""What must hold for 60 seconds of Redis's clock is asked of slightly less by ours."""
+RESTART_SECONDS_MAX = 150.0
 
 CONFIG = """
 [server]
 database = "env:TOLLWAY_TEST_DATABASE"
+rate_store = "{rates}"
 access_log = ""
 
 [limits]
@@ -78,12 +86,17 @@ class Report(Struct):
     """`leased` were held from leased credit; `late` requests were settled after their replica had
     been given up; `late_short` credits of those the account could not pay any more, and the
     operator lost. `operator_lost_tokens_max` is what one client was given before a kill and nobody
-    paid for."""
+    paid for. Of the account with a low rate `limited` requests were refused for it, and
+    `minute_max` is the most that surely were admitted in one minute: `exact_minute_max` while no
+    replica kept to its share."""
 
     requests: int = 0
     finished: int = 0
     settled: int = 0
     refused: int = 0
+    limited: int = 0
+    exact_minute_max: int = 0
+    minute_max: int = 0
     leased: int = 0
     recovered: int = 0
     late: int = 0
@@ -107,21 +120,22 @@ def break_replicas(
     dice = Random(seed)
     with (
         PostgresServer(durable=True) as postgres,
+        a_redis() as redis,
         FakeUpstreamProcess(directory / "upstream.log") as upstream,
     ):
         name = postgres.new_database()
-        config = CONFIG.format(upstream=upstream.base_url)
+        config = CONFIG.format(upstream=upstream.base_url, rates=redis.url)
         with Wire(postgres.port) as wire:
             url = postgres.url(name).replace(f":{postgres.port}/", f":{wire.port}/")
             replicas = [
                 TollwayServer(directory / f"r{n}", config, env={"TOLLWAY_TEST_DATABASE": url})
                 for n in range(3)
             ]
-            tokens = _accounts(replicas[0], url)
+            slow, *tokens = _accounts(replicas[0], url)
             for replica in replicas:
                 replica.start()
-            crowd = Crowd(replicas, tokens, hot)
-            faults = Faults(postgres, name, replicas, wire, dice)
+            crowd = Crowd(replicas, tokens, slow, hot)
+            faults = Faults(postgres, name, redis, replicas, wire, dice)
             crowd.work(Random(seed))
             try:
                 faults.happen(lambda: crowd.finished < requests, stops)
@@ -132,9 +146,15 @@ def break_replicas(
                 _wait_for_peace(postgres, name)
                 for replica in replicas:
                     replica.stop(60)
+                    faults.note_shares(replica)
             verified = replicas[0].command("ledger", "verify")
         report, complaints = _judged(postgres, name, crowd.seen, upstream.records())
-        report.refused = crowd.refused
+        report.refused, report.limited = crowd.refused, crowd.limited
+        report.exact_minute_max, report.minute_max = fullest_minutes(
+            _admitted(crowd.slow_sent, upstream.records()), faults.shares
+        )
+        if report.exact_minute_max > SLOW_LIMIT or report.minute_max > 2 * SLOW_LIMIT:
+            complaints.append(f"a minute with a limit of {SLOW_LIMIT} had more: {report}")
         if verified.status != 0:
             report.violations = len(verified.stdout.splitlines())
             complaints.append(verified.stdout + verified.stderr)
@@ -144,20 +164,22 @@ def break_replicas(
 
 
 def _accounts(server: TollwayServer, url: str) -> list[str]:
-    """A token of each account, the hot one's first."""
+    """A token of each account: of that with a low rate, of the hot one, and of the cold ones."""
     os.environ["TOLLWAY_TEST_DATABASE"] = url
     settings = load_settings(server.config, data_dir=server.data_dir, for_serving=False)
 
     async def make() -> list[str]:
         tokens: list[str] = []
         async with open_operations(settings) as operations:
-            for number in range(COLD_ACCOUNTS + 1):
-                name, credits = (f"cold-{number}", COLD_CREDITS) if number else ("hot", HOT_CREDITS)
+            cold = {f"cold-{number}": COLD_CREDITS for number in range(COLD_ACCOUNTS)}
+            for name, credits in {"slow": HOT_CREDITS, "hot": HOT_CREDITS, **cold}.items():
                 await operations.execute(
                     "account create", {"name": name, "credits": credits}, actor="tests"
                 )
                 issued = await operations.execute("token issue", {"account": name}, actor="tests")
                 tokens.append(str(issued["personal_access_token"]))
+            limits = {"name": "slow", "requests_per_minute": SLOW_LIMIT}
+            await operations.execute("account set", limits, actor="tests")
         return tokens
 
     return asyncio.run(make())
@@ -167,38 +189,49 @@ def _accounts(server: TollwayServer, url: str) -> list[str]:
 
 
 class Faults:
+    """`shares` are the times, by `time.monotonic`, in which some replica kept to its share of each
+    rate, as it said itself."""
+
     def __init__(
         self,
         postgres: PostgresServer,
         database: str,
+        redis: RedisServer,
         replicas: Sequence[TollwayServer],
         wire: "Wire",
         dice: Random,
     ) -> None:
         self._postgres = postgres
         self._database = database
+        self._redis = redis
         self._replicas = replicas
+        self._starting: dict[int, threading.Thread] = {}
         self._wire = wire
         self._dice = dice
         self.happened: Counter[str] = Counter()
+        self.shares: list[tuple[float, float]] = []
 
     def happen(self, going_on: Callable[[], bool], stops: int) -> None:
+        """Everything once, and then anything."""
         kinds: list[tuple[str, Callable[[], None], int]] = [
             ("replica killed", self._kill_replica, 4),
             ("postgres stopped at once", self._stop_postgres, 2),
             ("backends killed", self._kill_backends, 4),
             ("answers cut off", self._wire.cut, 6),
             ("database clock stepped", self._step_clock, 1),
+            ("rate store killed", self._kill_redis, 1),
+            ("rate store hung", self._hang_redis, 1),
         ]
         weights = [weight for _, _, weight in kinds]
-        while going_on():
+        first = self._dice.sample(kinds, len(kinds))
+        while going_on() or first:
             time.sleep(self._dice.uniform(0.2, 1.5))
             if stops > 0 and self._dice.random() < 0.1:
                 stops -= 1
                 self._stop_replica()
                 self.happened["replica stopped past its lease"] += 1
                 continue
-            ((kind, fault, _),) = self._dice.choices(kinds, weights)
+            ((kind, fault, _),) = [first.pop()] if first else self._dice.choices(kinds, weights)
             fault()
             self.happened[kind] += 1
         for _ in range(stops):
@@ -207,18 +240,47 @@ class Faults:
 
     def mend(self) -> None:
         self._set_clock(0)
+        for thread in self._starting.values():
+            thread.join(RESTART_SECONDS_MAX)
+            assert not thread.is_alive(), "a replica does not start"
+
+    def note_shares(self, replica: TollwayServer) -> None:
+        """Of the life of a replica that has ended."""
+        behind = time.time() - time.monotonic()
+        self.shares += times_of_shares(replica.stderr.splitlines(), time.time(), behind)
+
+    def _up(self) -> list[TollwayServer]:
+        self._starting = {n: one for n, one in self._starting.items() if one.is_alive()}
+        return [one for n, one in enumerate(self._replicas) if n not in self._starting]
 
     def _kill_replica(self) -> None:
-        replica = self._dice.choice(self._replicas)
+        up = self._up()
+        while len(up) < 2:  # one always serves
+            time.sleep(0.2)
+            up = self._up()
+        replica = self._dice.choice(up)
         replica.kill()
+        self.note_shares(replica)
         time.sleep(self._dice.uniform(0, 1))
-        replica.start()
+        starting = threading.Thread(target=_start_again, args=(replica,))
+        self._starting[self._replicas.index(replica)] = starting
+        starting.start()
 
     def _stop_replica(self) -> None:
-        replica = self._dice.choice(self._replicas)
+        replica = self._dice.choice(self._up())
         replica.signal(signal.SIGSTOP)
         time.sleep(22)
         replica.signal(signal.SIGCONT)
+
+    def _kill_redis(self) -> None:
+        self._redis.kill()
+        time.sleep(self._dice.uniform(0, 2))
+        self._redis.start()
+
+    def _hang_redis(self) -> None:
+        self._redis.pause()
+        time.sleep(self._dice.uniform(0.5, 2))
+        self._redis.resume()
 
     def _stop_postgres(self) -> None:
         self._postgres.stop(signal.SIGQUIT)
@@ -247,6 +309,17 @@ class Faults:
 _CLOCK = """
 CREATE OR REPLACE FUNCTION now_ms() RETURNS BIGINT LANGUAGE sql VOLATILE AS
 'SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint + ({})'"""
+
+
+def _start_again(replica: TollwayServer) -> None:
+    """As often as it takes, as a supervisor does: what it needs may be down just now."""
+    deadline = time.monotonic() + RESTART_SECONDS_MAX
+    while time.monotonic() < deadline:
+        try:
+            replica.start(RESTART_SECONDS_MAX)
+            return
+        except AssertionError:
+            time.sleep(0.5)
 
 
 class Wire:
@@ -322,13 +395,16 @@ class Crowd:
     """Clients that ask all the time, each time at any replica."""
 
     def __init__(
-        self, replicas: Sequence[TollwayServer], tokens: Sequence[str], hot: float
+        self, replicas: Sequence[TollwayServer], tokens: Sequence[str], slow: str, hot: float
     ) -> None:
         self.seen: list[Seen] = []
+        self.slow_sent: dict[str, float] = {}
         self.refused = 0
+        self.limited = 0
         self.finished = 0
         self._replicas = replicas
         self._tokens = tokens
+        self._slow = slow
         self._hot = hot
         self._working = False
         self._threads: list[threading.Thread] = []
@@ -365,11 +441,16 @@ class Crowd:
 
     def _ask(self, seen: Seen, dice: Random) -> None:
         hot = dice.random() < self._hot
+        slow = dice.random() < SLOW_SHARE
         secret = self._tokens[0] if hot else dice.choice(self._tokens)
+        if slow:
+            secret = self._slow
+            self.slow_sent[seen.tag] = time.monotonic()
         directives = {
             "chunks": dice.choice((1, 5, 20, 40 if seen.pace_seconds else 5)),
             "input_tokens": INPUT_TOKENS,
             "pace_ms": seen.pace_seconds * 1000,
+            "tag": seen.tag,
         }
         fields = {
             "model": "acme/parrot",
@@ -388,15 +469,18 @@ class Crowd:
             )
             if seen.streamed:
                 watch(client, seen)
-                self.refused += not seen.finished
+                self._count(slow, refused=not seen.finished)
                 return
             reply = client.read_reply()
             if reply.status == 200:
                 usage = reply.json()["usage"]
                 seen.tokens, seen.credits = usage["completion_tokens"], usage["credits_consumed"]
                 seen.finished = True
-            else:
-                self.refused += 1
+            self._count(slow, refused=reply.status != 200)
+
+    def _count(self, slow: bool, *, refused: bool) -> None:
+        self.limited += refused and slow
+        self.refused += refused and not slow
 
 
 # --- judging --------------------------------------------------------------------------------------
@@ -444,6 +528,52 @@ _SETTLED: Any = """
 SELECT u.client_request_id, h.id, h.charged + h.late, h.late, h.shortfall, u.source,
        u.completion_tokens, h.expires_at IS NULL
   FROM usage u JOIN holds h ON h.id = u.request_id"""
+
+
+def _admitted(
+    sent: Mapping[str, float], records: Sequence[dict[str, Any]]
+) -> list[tuple[float, float]]:
+    """When each was sent and had come to the upstream: it was admitted between these."""
+    arrived: dict[str, float] = {}
+    for record in records:
+        tag = json.loads(record["user"])["tag"]
+        if tag in sent:
+            arrived[tag] = min(record["received_at"], arrived.get(tag, float("inf")))
+    return [(sent[tag], at) for tag, at in arrived.items()]
+
+
+def fullest_minutes(
+    admitted: Sequence[tuple[float, float]], shares: Sequence[tuple[float, float]]
+) -> tuple[int, int]:
+    """The most that one minute surely had, in which no replica kept to its share, and in any."""
+    exact_most = most = 0
+    for start, _ in admitted:
+        end = start + SPAN_SECONDS
+        count = sum(sent >= start and arrived <= end for sent, arrived in admitted)
+        most = max(most, count)
+        if not any(began <= end and ended >= start for began, ended in shares):
+            exact_most = max(exact_most, count)
+    return exact_most, most
+
+
+def times_of_shares(
+    lines: Sequence[str], died_at: float, behind: float
+) -> list[tuple[float, float]]:
+    """From what a replica wrote by the wall clock, which is `behind` seconds ahead of ours."""
+    times: list[tuple[float, float]] = []
+    began: float | None = None
+    for line in lines:
+        if "rates are not counted over all" in line:
+            began = _written_at(line) - behind
+        elif "rates are counted over all" in line and began is not None:
+            times.append((began, _written_at(line) - behind))
+            began = None
+    return times if began is None else [*times, (began, died_at - behind)]
+
+
+def _written_at(line: str) -> float:
+    seconds, _, milliseconds = line[:23].partition(",")
+    return time.mktime(time.strptime(seconds, "%Y-%m-%d %H:%M:%S")) + int(milliseconds) / 1000
 
 
 # --- measuring ------------------------------------------------------------------------------------

@@ -560,9 +560,11 @@ class Directives(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     the script (another process, a load test) choose its answer. `chunks` is the output tokens there
     would be without a cap; `pace_ms` passes before each, `delay_ms` before the head. `usage` is the
     truth or a lie. `*_after` stop after so many chunks (in a plain reply, before the first byte),
-    `*_at` after so many bytes of the response. `status` other than 200 answers with an error.
+    `*_at` after so many bytes of the response. `status` other than 200 answers with an error. `tag`
+    only finds the request in the log.
     """
 
+    tag: str = ""
     chunks: int = DEFAULT_CHUNKS
     pace_ms: float = 0
     delay_ms: float = 0

@@ -97,10 +97,10 @@ class TollwayServer:
         if self._process is not None:
             self.stop()
 
-    def start(self) -> None:
+    def start(self, seconds: float = START_SECONDS_MAX) -> None:
         """Returns when it has said where it listens, which is when its models are there."""
         self.launch()
-        self._wait_for_line(r"^\s+-d ")
+        self._wait_for_line(r"^\s+-d ", seconds)
         self.base_url = self._found(r"Base URL: (\S+)")
         if match := re.search(r"Token: (tw_\w+)", self.stdout):
             self.token = match[1]
@@ -219,13 +219,14 @@ class TollwayServer:
         where = ["--data-dir", str(self.data_dir)]
         return where if self.config is None else [*where, "--config", str(self.config)]
 
-    def _wait_for_line(self, pattern: str) -> None:
+    def _wait_for_line(self, pattern: str, seconds: float) -> None:
         assert self._process is not None
-        deadline = time.monotonic() + START_SECONDS_MAX
+        deadline = time.monotonic() + seconds
         while not any(re.search(pattern, line) for line in self._output):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 status = self._process.poll()
                 self._process.kill()
+                self._process.wait()
                 time.sleep(0.1)
                 raise AssertionError(
                     f"tollway serve did not come up (exit {status}):\n{self.stdout}\n{self.stderr}"
