@@ -17,7 +17,7 @@ import valkey
 from tests.support.redis import a_redis
 
 from tollway.clock import SystemClock
-from tollway.metrics import Metrics
+from tollway.metrics.counters import Metrics
 from tollway.rates.base import CHAT, RateLimiter
 from tollway.rates.concurrency import Concurrency
 from tollway.rates.memory import MemoryRateLimiter

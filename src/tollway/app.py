@@ -39,7 +39,8 @@ from tollway.gateway.pipeline import Pipeline
 from tollway.gateway.route import Router
 from tollway.gateway.settle import checkpoints_of
 from tollway.live import Live, deadlines_of, limits_of
-from tollway.metrics import Exposition, Metrics, UpstreamNow
+from tollway.metrics.counters import Metrics
+from tollway.metrics.exposition import Exposition, UpstreamNow
 from tollway.outbox import Outbox
 from tollway.process import (
     bind,

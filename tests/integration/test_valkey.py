@@ -21,7 +21,7 @@ from tests.unit.rates.rate_suite import LIMIT, Rates, RateSuite, check_every_min
 
 from tollway.clock import Clock, SystemClock
 from tollway.errors import StartError
-from tollway.metrics import Metrics
+from tollway.metrics.counters import Metrics
 from tollway.rates.base import CHAT, WINDOW_SECONDS, RateState, Take
 from tollway.rates.link import START_SECONDS_MAX
 from tollway.rates.valkey import (

@@ -42,7 +42,7 @@ from tollway.gateway.pipeline import Pipeline
 from tollway.gateway.types import Call
 from tollway.ledger.base import genesis
 from tollway.ledger.sqlite import SqliteLedger
-from tollway.metrics import Metrics
+from tollway.metrics.counters import Metrics
 from tollway.rates.concurrency import Concurrency
 from tollway.rates.memory import MemoryRateLimiter
 from tollway.settings import Embedded, Limits, Model, ServedBy, Server, Settings

@@ -32,7 +32,8 @@ from tollway.gateway.authenticate import Authenticator
 from tollway.ledger.base import Attempt, Hold, HoldAsk, Outcome, Settlement, genesis
 from tollway.ledger.signing import SigningKey
 from tollway.ledger.sqlite import SqliteLedger
-from tollway.metrics import Exposition, Metrics
+from tollway.metrics.counters import Metrics
+from tollway.metrics.exposition import Exposition
 from tollway.rates.concurrency import Concurrency
 from tollway.rates.memory import MemoryRateLimiter
 from tollway.tokens import Token, Tokens

@@ -11,8 +11,9 @@ import msgspec
 import typer
 from typer.testing import CliRunner
 
-from tollway import cli, metrics
+from tollway import cli
 from tollway.api.openapi import document
+from tollway.metrics.described import described
 from tollway.settings import SECTIONS, Secret, StoreAddress
 from tollway.upstreams.dialects import DIALECTS, OPENAIS_OWN, Dialect
 
@@ -65,7 +66,7 @@ def metrics_page() -> str:
         ("Name", "Kind", "Labels", "Meaning"),
         (
             (f"`{one.name}`", one.kind, ", ".join(f"`{label}`" for label in one.labels), one.help)
-            for one in metrics.described()
+            for one in described()
         ),
     )
     return _page(lines)

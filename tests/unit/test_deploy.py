@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tollway.metrics import described
+from tollway.metrics.described import described
 from tollway.settings import Settings, load_settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

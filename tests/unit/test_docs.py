@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.support.reference import FOLDER, PAGES
 
-from tollway import metrics
+from tollway.metrics.described import described
 from tollway.settings import SECTIONS, load_settings
 
 
@@ -33,7 +33,7 @@ def test_every_setting_is_explained() -> None:
 def test_every_metric_is_explained() -> None:
     page = PAGES["metrics.md"]()
 
-    for one in metrics.described():
+    for one in described():
         assert f"| `{one.name}` | {one.kind} |" in page
 
 

@@ -5,7 +5,10 @@ from typing import get_args
 from prometheus_client.parser import text_string_to_metric_families
 
 from tollway.errors import RateLimit
-from tollway.metrics import Exposition, Metrics, UpstreamNow, described, merged_pages
+from tollway.metrics.counters import Metrics
+from tollway.metrics.described import described
+from tollway.metrics.exposition import Exposition, UpstreamNow
+from tollway.metrics.pages import merged_pages
 
 
 @dataclass(frozen=True)

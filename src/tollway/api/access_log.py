@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from tollway.metrics import Metrics
+from tollway.metrics.counters import Metrics
 
 FLUSH_SECONDS = 0.5
 LINES_AT_ONCE = 1024

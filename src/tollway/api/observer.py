@@ -13,7 +13,7 @@ from tollway.clock import Clock
 from tollway.errors import AuthenticationFailed, RateLimited, RequestError
 from tollway.gateway.types import Admission, Call, Caller, Reply
 from tollway.ledger.base import Outcome, Settlement
-from tollway.metrics import Metrics
+from tollway.metrics.counters import Metrics
 
 UNTOLD_MAX = 256
 BODY_BYTES_KEPT_MAX = 16 * 1024

@@ -28,7 +28,7 @@ from tollway.api.models import ModelList, ModelObject
 from tollway.api.quote import Quote
 from tollway.api.receipts import ReceiptKey, ReceiptObject
 from tollway.errors import CreditsWhy, RateWhy
-from tollway.metrics import CONTENT_TYPE
+from tollway.metrics.exposition import CONTENT_TYPE
 from tollway.wire.chat import (
     ChatCompletion,
     ChatRequest,

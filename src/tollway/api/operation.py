@@ -43,7 +43,7 @@ from tollway.gateway.authenticate import Authenticator, require_scope
 from tollway.gateway.types import Call, Caller, Standing
 from tollway.ledger.base import Ledger
 from tollway.ledger.signing import SigningKey
-from tollway.metrics import Exposition
+from tollway.metrics.exposition import Exposition
 from tollway.rates.base import RateLimiter, RateState, Take
 from tollway.tokens import Tokens
 

@@ -7,7 +7,7 @@ from starlette.types import ASGIApp
 
 from tollway.api import accounts, health, models, openapi, quote, receipts
 from tollway.api.operation import ApiParts, Metered, Operation, Page, Resource, Unknown
-from tollway.metrics import CONTENT_TYPE
+from tollway.metrics.exposition import CONTENT_TYPE
 
 BASES = ("/api/v1", "/v1")
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from tollway.api.admin.control import ask
 from tollway.errors import TollwayError
-from tollway.metrics import merged_pages
+from tollway.metrics.pages import merged_pages
 
 METRICS = "metrics"
 ANSWER_SECONDS_MAX = 2.0

@@ -28,7 +28,7 @@ from typing import Any
 
 from tollway.clock import Clock
 from tollway.errors import StartError
-from tollway.metrics import Metrics
+from tollway.metrics.counters import Metrics
 from tollway.rates.base import CHAT, WINDOW_SECONDS, RateState, Take
 from tollway.rates.concurrency import Concurrency
 from tollway.rates.link import OPERATIONS_AT_ONCE, START_SECONDS_MAX, Ask, Link, Operation

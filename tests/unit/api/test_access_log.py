@@ -10,7 +10,7 @@ import pytest
 
 from tollway.api import access_log
 from tollway.api.access_log import AccessLine, AccessLog
-from tollway.metrics import Metrics
+from tollway.metrics.counters import Metrics
 
 NOON = datetime.datetime(2026, 11, 23, 12, tzinfo=datetime.UTC)
 
