@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -52,9 +53,9 @@ class OpenAICompatible:
         self._pool = ConnectionPool(base_url, deadlines, allow_link_local=allow_link_local)
         self._head, self._check_head = self._request_heads(api_key)
         cap = dialect.cap.encode()
-        self._whole_body = b'{%b,"model":%b,"' + cap + b'":%d,"stream":false}'
+        self._whole_tail = b',"model":%b,"' + cap + b'":%d,"stream":false}'
         usage = b',"stream_options":{"include_usage":true}' if dialect.asks_for_usage else b""
-        self._stream_body = b'{%b,"model":%b,"' + cap + b'":%d,"stream":true' + usage + b"}"
+        self._stream_tail = b',"model":%b,"' + cap + b'":%d,"stream":true' + usage + b"}"
 
     async def start(self) -> None:
         pass
@@ -66,11 +67,8 @@ class OpenAICompatible:
         return True
 
     async def complete(self, ask: Ask) -> ChatCompletion:
-        body = self._whole_body % (
-            self._fields_json(ask),
-            _encode(ask.model),
-            ask.output_tokens_max,
-        )
+        tail = self._whole_tail % (_encode(ask.model), ask.output_tokens_max)
+        body = (b"{", *self._fields_json(ask), tail)
         reply = _WholeReply()
         path = "/chat/completions" if self._api_version is None else self._deployment_path(ask)
         await self._post(path, body, reply, ask.request_id, ask.deadlines)
@@ -85,11 +83,8 @@ class OpenAICompatible:
         return completion
 
     async def stream(self, ask: Ask, sink: EventSink) -> None:
-        body = self._stream_body % (
-            self._fields_json(ask),
-            _encode(ask.model),
-            ask.output_tokens_max,
-        )
+        tail = self._stream_tail % (_encode(ask.model), ask.output_tokens_max)
+        body = (b"{", *self._fields_json(ask), tail)
         reply = _EventStream(sink, self._dialect)
         path = "/chat/completions" if self._api_version is None else self._deployment_path(ask)
         await self._post(path, body, reply, ask.request_id, ask.deadlines)
@@ -105,7 +100,7 @@ class OpenAICompatible:
     async def post_json(self, path: str, body: bytes) -> tuple[int, bytes]:
         """For a server's own routes, `path` relative to the base URL: status and body."""
         reply = _WholeReply()
-        await self._post(path, body, reply, "")
+        await self._post(path, (body,), reply, "")
         return reply.status, reply.content()
 
     async def check(self, path: str) -> bool:
@@ -123,17 +118,17 @@ class OpenAICompatible:
         deployment, version = quote(ask.model, safe=""), quote(self._api_version, safe="")
         return f"/deployments/{deployment}/chat/completions?api-version={version}"
 
-    def _fields_json(self, ask: Ask) -> bytes:
-        """The inside of a JSON object. A client's own fields were written when they were
+    def _fields_json(self, ask: Ask) -> Sequence[bytes | memoryview]:
+        """The inside of a JSON object, in pieces. A client's own fields were written when they were
         checked."""
         fields = ask.fields
         if self._rewrites:
             self._require_choices(fields.get("n"))
-            return _encode(fields_for(self._dialect, fields))[1:-1]
+            return (_encode(fields_for(self._dialect, fields))[1:-1],)
         if isinstance(fields, Fields):
-            return fields.json
+            return fields.pieces
         sent = {name: value for name, value in fields.items() if name not in REWRITTEN_FIELDS}
-        return _encode(sent)[1:-1]
+        return (_encode(sent)[1:-1],)
 
     def _require_choices(self, wanted: object) -> None:
         most = self._dialect.choices_max
@@ -159,14 +154,14 @@ class OpenAICompatible:
     async def _post(
         self,
         path: str,
-        body: bytes,
+        body: Sequence[bytes | memoryview],
         reply: "_WholeReply | _EventStream",
         request_id: str,
         deadlines: Deadlines | None = None,
     ) -> None:
-        head = self._head % (path.encode(), len(body), request_id.encode())
+        head = self._head % (path.encode(), sum(map(len, body)), request_id.encode())
         try:
-            await self._pool.request(head + body, reply, deadlines)
+            await self._pool.request(b"".join((head, *body)), reply, deadlines)
         except RequestError as error:
             error.upstream_status = reply.status or None  # it had begun to answer
             raise
