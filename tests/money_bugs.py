@@ -240,8 +240,8 @@ BUGS = (
     Bug(
         "charges are filed twice after a COMMIT in doubt",
         "ledger/charges.py",
-        "charges = not_written(connection, read_unfiled(connection))",
-        "charges = self._charges + read_unfiled(connection)",
+        "rows = not_written(connection, read_unfiled(connection))",
+        "rows = self._rows + read_unfiled(connection)",
     ),
     Bug(
         "charges that were not filed are forgotten by a rollback",
@@ -252,14 +252,14 @@ BUGS = (
     Bug(
         "what waited is not filed at the start",
         "ledger/charges.py",
-        "write_charges(connection, chains, not_written(connection, read_unfiled(connection)))",
+        "write_rows(connection, chains, not_written(connection, read_unfiled(connection)))",
         "pass",
     ),
     Bug(
         "the journal is applied twice",
         "ledger/sqlite.py",
-        "missing = not_written(connection, [work.charge for work in batch])",
-        "missing = [work.charge for work in batch]",
+        "missing = not_written(connection, [rows_of(work.charge) for work in batch])",
+        "missing = [rows_of(work.charge) for work in batch]",
     ),
     Bug(
         "recovery charges more than the hold",

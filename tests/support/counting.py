@@ -1,7 +1,7 @@
 """What one request and one chunk of a stream do, as numbers that no machine's mood changes: calls,
 bytecode instructions, passes over JSON, lines logged.
 
-    python -m tests.support.counting [--by-file | --json]
+    python -m tests.support.counting [--by-file | --by-function | --json]
 
 The real server runs in this process, with its event loop, its writer thread, its sockets and its
 database; a client and a model's server take turns with it in threads that are not counted. A count
@@ -83,7 +83,7 @@ _JSON_FILES = ("/json/__init__.py", "/json/decoder.py", "/json/encoder.py")
 
 @dataclass
 class Count:
-    """By file, but `json_passes`: calls of a JSON encoder or decoder, and conversions of what one
+    """By function, but `json_passes`: calls of a JSON encoder or decoder, and conversions of what one
     made."""
 
     calls: Counter[str] = field(default_factory=Counter[str])
@@ -112,7 +112,7 @@ class Count:
         return Count(calls, c_calls, instructions, round(self.json_passes / of))
 
     def totals(self) -> dict[str, int]:
-        logged = sum(n for file, n in self.calls.items() if "/logging/" in file)
+        logged = sum(n for name, n in self.calls.items() if "/logging/" in name)
         return {
             "calls": self.calls.total(),
             "c_calls": self.c_calls.total(),
@@ -156,16 +156,16 @@ class Counting:
         count, code = self._count(), frame.f_code
         if code in self._at:
             self.marks[code].append(count.copy())
-        file = code.co_filename
-        count.calls[file] += 1
-        if file.endswith(_JSON_FILES):
+        name = _name(code)
+        count.calls[name] += 1
+        if code.co_filename.endswith(_JSON_FILES):
             count.json_passes += 1
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         instructions = count.instructions
 
         def local(_: FrameType, event: str, __: object) -> Any:
             if event == "opcode":
-                instructions[file] += 1
+                instructions[name] += 1
             return local
 
         return local
@@ -173,9 +173,13 @@ class Counting:
     def _profile(self, frame: FrameType, event: str, function: Any) -> None:
         if self._on and event == "c_call":
             count = self._count()
-            count.c_calls[frame.f_code.co_filename] += 1
+            count.c_calls[_name(frame.f_code)] += 1
             if _passes_json(function):
                 count.json_passes += 1
+
+
+def _name(code: CodeType) -> str:
+    return f"{'/'.join(Path(code.co_filename).parts[-3:])}: {code.co_qualname}"
 
 
 _passes = re.compile(r"(json_)?(encode|decode)(_into|_lines)?|convert|to_builtins").fullmatch
@@ -398,28 +402,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Count what a request and a chunk do.")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--by-file", action="store_true")
+    parser.add_argument("--by-function", action="store_true")
     chosen = parser.parse_args()
     counted = count()
     if chosen.json:
         told = json.dumps({name: count.totals() for name, count in counted.items()})
     else:
-        told = "\n".join(_table(name, of, chosen.by_file) for name, of in counted.items())
+        told = ""
+        for name, of in counted.items():
+            rows = _by_file(of) if chosen.by_file else of if chosen.by_function else Count()
+            told += _table(name, rows, of.totals())
     sys.stdout.write(told + "\n")
 
 
-def _table(name: str, count: Count, by_file: bool) -> str:
+def _by_file(count: Count) -> Count:
+    grouped = Count()
+    for counter, of in (
+        (grouped.calls, count.calls),
+        (grouped.c_calls, count.c_calls),
+        (grouped.instructions, count.instructions),
+    ):
+        for name, number in of.items():
+            counter[name.partition(":")[0]] += number
+    return grouped
+
+
+def _table(name: str, rows: Count, totals: dict[str, int]) -> str:
     lines = [f"\n| {name} | calls | C calls | instructions |", "|---|--:|--:|--:|"]
-    for file, instructions in count.instructions.most_common() if by_file else ():
-        calls = f"{count.calls[file]} | {count.c_calls[file]}"
-        lines.append(f"| {_short(file)} | {calls} | {instructions} |")
-    totals = count.totals()
+    for row, instructions in rows.instructions.most_common():
+        lines.append(f"| {row} | {rows.calls[row]} | {rows.c_calls[row]} | {instructions} |")
     numbers = " | ".join(f"{totals[key]}" for key in ("calls", "c_calls", "instructions"))
-    lines.append(f"| all; {totals['json_passes']} passes over JSON | {numbers} |")
+    lines.append(f"| all; {totals['json_passes']} passes over JSON | {numbers} |\n")
     return "\n".join(lines)
-
-
-def _short(file: str) -> str:
-    return "/".join(Path(file).parts[-3:])
 
 
 if __name__ == "__main__":

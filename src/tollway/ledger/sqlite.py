@@ -48,7 +48,8 @@ from tollway.ledger.charges import (
     insert_rows,
     not_written,
     recover,
-    write_charges,
+    rows_of,
+    write_rows,
 )
 from tollway.ledger.idempotency import SqliteIdempotencyKeys
 from tollway.ledger.rows import (
@@ -342,13 +343,13 @@ class _Settle(Struct, gc=False):
 
     @staticmethod
     def apply(connection: sqlite3.Connection, batch: Sequence["_Settle"]) -> list[Settlement]:
-        batch[0].unfiled.put(connection, [work.charge for work in batch])
+        batch[0].unfiled.put(connection, [rows_of(work.charge) for work in batch])
         return [work.charge.settlement for work in batch]
 
     @staticmethod
     def apply_again(connection: sqlite3.Connection, batch: Sequence["_Settle"]) -> list[Settlement]:
-        missing = not_written(connection, [work.charge for work in batch])
-        write_charges(connection, batch[0].chains, missing)
+        missing = not_written(connection, [rows_of(work.charge) for work in batch])
+        write_rows(connection, batch[0].chains, missing)
         return [work.charge.settlement for work in batch]
 
     @staticmethod

@@ -149,7 +149,7 @@ async def test_a_charge_that_cannot_be_filed_takes_none_along(
 
     with caplog.at_level(logging.CRITICAL):
         assert await books.balance("acc_1") == 1000 - 14
-    assert [record.message[:27] for record in caplog.records] == ['could not be filed: {"hold"']
+    assert [record.message[:27] for record in caplog.records] == ['could not be filed: [["req_']
     assert on_disk(books) == (0, 3)
     await books.charge("acc_1", 10, 7)
     assert await books.balance("acc_1") == 1000 - 21
