@@ -1,9 +1,8 @@
 """A head of an HTTP message that a parser has accepted, to know the next one like it by.
 
 Whoever keeps a connection sends nearly the same head with every message: all but the number in
-Content-Length is the same to the byte. Such a head is cut where that number is. Another message is
-read without the parser if it has the same bytes around some number, that number is the length of
-what follows, and all of it came with one read: then the parser would have said the same again, but
+Content-Length is the same to the byte. Another message is read without the parser if it begins with
+this head, written with the length of what follows, and all of it came with one read: then the parser would have said the same again, but
 for the length. The parser is at the boundary of two messages meanwhile, and stays there.
 
 Comparing takes 1 us where the parser and its callbacks take 13 (cold, under load).
@@ -11,20 +10,15 @@ Comparing takes 1 us where the parser and its callbacks take 13 (cold, under loa
 
 import re
 
-_LENGTH_DIGITS_MAX = 7
-
 _find_length = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)[ \t]*\r\n", re.IGNORECASE).search
 
 
 class LearnedHead:
-    __slots__ = ("_span", "_start", "_tail", "after", "before")
+    __slots__ = ("_form", "_size")
 
-    def __init__(self, before: bytes, after: bytes) -> None:
-        self.before = before
-        self.after = after
-        self._start = len(before)
-        self._tail = len(after)
-        self._span = _LENGTH_DIGITS_MAX + len(after)
+    def __init__(self, before: bytes, length: int, after: bytes) -> None:
+        self._form = before.replace(b"%", b"%%") + b"%d" + after.replace(b"%", b"%%")
+        self._size = len(self._form % length)
 
     @classmethod
     def of(cls, data: bytes, length: int) -> "LearnedHead | None":
@@ -34,18 +28,18 @@ class LearnedHead:
         digits = _find_length(data, 0, end)
         if digits is None or length == 0 or len(data) != end + length:
             return None
-        return cls(data[: digits.start(1)], data[digits.end(1) : end])
+        return cls(data[: digits.start(1)], length, data[digits.end(1) : end])
 
     def body_in(self, data: bytes) -> bytes | None:
-        """The body of a message with this head; None where `data` is anything else."""
-        if not data.startswith(self.before):
+        """The body of a message with this head; None where `data` is anything else, also where its
+        number is written in another way."""
+        # The head as it would be, if its number has as many digits as the last one had.
+        size = self._size
+        head = self._form % (len(data) - size)
+        if len(head) != size:
+            size = len(head)
+            head = self._form % (len(data) - size)
+        if len(head) != size or not data.startswith(head):
             return None
-        start = self._start
-        end = data.find(self.after, start, start + self._span)
-        if end < 0:
-            return None
-        begin = end + self._tail
-        # As it is written mostly: one with a sign, a space or zeros before it is the parser's.
-        if data[start:end] == b"%d" % (len(data) - begin):
-            return data[begin:]
-        return None
+        self._size = size
+        return data[size:]

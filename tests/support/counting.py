@@ -83,8 +83,8 @@ _JSON_FILES = ("/json/__init__.py", "/json/decoder.py", "/json/encoder.py")
 
 @dataclass
 class Count:
-    """By function, but `json_passes`: calls of a JSON encoder or decoder, and conversions of what one
-    made."""
+    """By function, but `json_passes`: calls of a JSON encoder or decoder, and conversions of what
+    one made."""
 
     calls: Counter[str] = field(default_factory=Counter[str])
     c_calls: Counter[str] = field(default_factory=Counter[str])

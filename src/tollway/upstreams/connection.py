@@ -10,10 +10,12 @@ its own.
 """
 
 import asyncio
+import contextlib
 import logging
 import socket
 import ssl
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
@@ -53,11 +55,19 @@ class ResponseHead(Struct, frozen=True, gc=False):
 
 
 class Receiver(Protocol):
-    """Takes a reply in the network's callbacks. None of these may raise."""
+    """Takes a reply in the network's callbacks. None of these may raise. `status` is 0 until the
+    head is there."""
+
+    @property
+    def status(self) -> int: ...
 
     def head(self, head: ResponseHead, connection: "Connection") -> None: ...
 
     def body(self, data: bytes) -> None: ...
+
+    def whole(self, head: ResponseHead, body: bytes, connection: "Connection") -> None:
+        """All of a reply at once, instead of the other three."""
+        ...
 
     def flush(self) -> None:
         """All that arrived with one read was passed to `body`."""
@@ -110,14 +120,15 @@ class ConnectionPool:
         """
         if deadlines is None:
             deadlines = self.deadlines
-        connection = self._take_idle()
-        is_new = connection is None
+        if deadlines is not self.deadlines:
+            self._sweep_often_enough(deadlines)
+        # The last one used is the least likely to have been closed meanwhile.
+        connection = self._idle.pop() if self._idle else None
+        is_new = False
         while True:
             if connection is None:
-                connection = await self._connect(deadlines.connect)
+                connection, is_new = await self._connect(deadlines.connect), True
             self._busy.add(connection)
-            if deadlines is not self.deadlines:
-                self._sweep_often_enough(deadlines)
             if self._sweep is None:
                 self._schedule_sweep()
             try:
@@ -128,28 +139,30 @@ class ConnectionPool:
                     raise UpstreamFailed(
                         "The model's server closed the connection without an answer. Try again."
                     ) from None
-            except BaseException:
+            except BaseException as error:
                 connection.abort()
+                if isinstance(error, RequestError):
+                    error.upstream_status = receiver.status or None  # it had begun to answer
                 raise
             else:
-                self._keep(connection)
+                if connection.paused_at:  # a client that was too slow is no matter of the next's
+                    connection.resume_reading()
+                if connection.is_open and len(self._idle) < IDLE_CONNECTIONS_MAX:
+                    self._idle.append(connection)
+                else:
+                    connection.abort()
                 return
             finally:
                 self._busy.discard(connection)
-            connection, is_new = None, True
+            connection = None
 
-    def _keep(self, connection: "Connection") -> None:
-        if connection.paused_at:  # a client that was too slow is no matter of the next one's
-            connection.resume_reading()
-        if connection.is_usable() and len(self._idle) < IDLE_CONNECTIONS_MAX:
-            self._idle.append(connection)
-        else:
-            connection.abort()
+    def _closed(self, connection: "Connection") -> None:
+        with contextlib.suppress(ValueError):  # it was not idle
+            self._idle.remove(connection)
 
     async def close(self) -> None:
         for connection in (*self._idle, *self._busy):
             connection.abort()
-        self._idle.clear()
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
@@ -157,16 +170,6 @@ class ConnectionPool:
     @property
     def in_flight(self) -> int:
         return len(self._busy)
-
-    def _take_idle(self) -> "Connection | None":
-        # The last one used is the least likely to have been closed meanwhile.
-        idle = self._idle
-        while idle:
-            connection = idle.pop()
-            if connection.is_usable():
-                return connection
-            connection.abort()
-        return None
 
     async def _connect(self, seconds_max: float) -> "Connection":
         try:
@@ -213,7 +216,7 @@ class ConnectionPool:
         for address in addresses:
             try:
                 _, connection = await loop.create_connection(
-                    lambda: Connection(loop, self._outbox, self._heads),
+                    lambda: Connection(loop, self._outbox, self._heads, self._closed),
                     address,
                     self.port,
                     ssl=self._tls,
@@ -250,7 +253,7 @@ class ConnectionPool:
         for connection in list(self._busy):
             if (late := connection.overdue(now)) is not None:
                 connection.fail(UpstreamTimeout(late))
-        while self._idle and now - self._idle[0].idle_since > IDLE_SECONDS_MAX:
+        while self._idle and now - self._idle[0].heard_at > IDLE_SECONDS_MAX:
             self._idle.popleft().abort()
         if self._busy or self._idle:
             self._schedule_sweep()
@@ -327,6 +330,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_answered",
         "_between_chunks",
+        "_closed",
         "_content_type",
         "_deadlines",
         "_done",
@@ -343,12 +347,16 @@ class Connection(asyncio.Protocol):
         "_transport",
         "_used",
         "heard_at",
-        "idle_since",
+        "is_open",
         "paused_at",
     )
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, outbox: Outbox, heads: LearnedHeads
+        self,
+        loop: asyncio.AbstractEventLoop,
+        outbox: Outbox,
+        heads: LearnedHeads,
+        on_close: Callable[["Connection"], None] = lambda _: None,
     ) -> None:
         self._loop = loop
         self._outbox = outbox
@@ -357,9 +365,19 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._receiver: Receiver | None = None
         self._done: asyncio.Future[None] | None = None
+        self._closed = on_close
         self._used = False
+        self.is_open = False
         self.paused_at = 0.0
-        self.heard_at = self.idle_since = self._sent_at = 0.0
+        self.heard_at = self._sent_at = 0.0
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """What is known of a reply is forgotten: the next is another."""
+        self._answered = self._framed = self._between_chunks = False
+        self._length = self._head_bytes = 0
+        self._content_type = b""
+        self._retry_after: bytes | None = None
 
     def exchange(
         self, request: bytes, receiver: Receiver, deadlines: Deadlines
@@ -367,27 +385,25 @@ class Connection(asyncio.Protocol):
         """The future ends with the reply: its result says nothing, its exception is a
         `RequestError`."""
         assert self._transport is not None
+        loop = self._loop
         self._receiver = receiver
         self._deadlines = deadlines
-        self._done = self._loop.create_future()
-        self._answered = self._framed = self._between_chunks = False
-        self._length = 0
-        self._head_bytes = 0
-        self._content_type = b""
-        self._retry_after: bytes | None = None
-        self._sent_at = self.heard_at = self._loop.time()
-        self._outbox.write(self._loop, self._transport, request)
-        return self._done
-
-    def is_usable(self) -> bool:
-        return (
-            self._transport is not None and not self._transport.is_closing() and self._done is None
-        )
+        self._done = done = loop.create_future()
+        self._sent_at = self.heard_at = loop.time()
+        self._outbox.write(loop, self._transport, request)
+        return done
 
     def abort(self) -> None:
         self._receiver = None
+        self._shut()
         if self._transport is not None:
             self._transport.abort()
+
+    def _shut(self) -> None:
+        """It takes no further request, whenever the transport will have closed."""
+        if self.is_open:
+            self.is_open = False
+            self._closed(self)
 
     def overdue(self, now: float) -> str | None:
         """What to tell the client if this exchange has taken too long."""
@@ -430,26 +446,35 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclass of asyncio's.
         self._transport = cast("asyncio.Transport", transport)
+        self.is_open = True
         peer: socket.socket = transport.get_extra_info("socket")
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
 
     def data_received(self, data: bytes) -> None:
-        if self._done is None:  # nobody asked: not a server to go on with
+        done, receiver = self._done, self._receiver
+        if done is None:  # nobody asked: not a server to go on with
             self.abort()
             return
-        receiver = self._receiver
         self.heard_at = self._loop.time()
-        begins = not self._answered
-        if self._between_chunks and receiver is not None:
+        if receiver is None:
+            pass
+        elif self._between_chunks:
             chunk = _only_chunk(data)
             if chunk is not None:
                 receiver.body(chunk)
                 receiver.flush()
                 return
-        elif begins and receiver is not None and (whole := self._heads.read(data)) is not None:
-            self._take_whole(*whole, receiver, self._done)
+        elif not self._answered and (whole := self._heads.read(data)) is not None:
+            self._done = self._receiver = None
+            self._used = True
+            receiver.whole(*whole, self)
+            if not done.done():
+                done.set_result(None)
             return
-        self._answered = True
+        self._parse(data, receiver, done)
+
+    def _parse(self, data: bytes, receiver: Receiver | None, done: "asyncio.Future[None]") -> None:
+        begins, self._answered = not self._answered, True
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -464,33 +489,20 @@ class Connection(asyncio.Protocol):
             self._between_chunks = False  # it has some of the next one's size
         if receiver is not None:
             receiver.flush()
-        if self._done.done():
+        if done.done():
             self._done = None
-            if begins and self._length and self.is_usable():
+            if begins and self._length and self.is_open:
                 status = self._parser.get_status_code()
                 head = ResponseHead(status, self._content_type, self._retry_after)
                 self._heads.learn(data, head, self._length)
-
-    def _take_whole(
-        self,
-        head: ResponseHead,
-        body: bytes,
-        receiver: Receiver,
-        done: "asyncio.Future[None]",
-    ) -> None:
-        self._done = self._receiver = None
-        self._used = True
-        self.idle_since = self._loop.time()
-        receiver.head(head, self)
-        receiver.body(body)
-        receiver.flush()
-        if not done.done():
-            done.set_result(None)
+            self._begin_anew()
 
     def eof_received(self) -> bool:
+        self._shut()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._shut()
         done = self._done
         if done is None or done.done():
             self._done = None
@@ -511,6 +523,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         if self._receiver is None and self._transport is not None:  # an answer too many
+            self._shut()
             self._transport.close()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -551,9 +564,9 @@ class Connection(asyncio.Protocol):
             return
         self._used = True
         self._receiver = None  # what follows is nobody's
-        self.idle_since = self._loop.time()
-        keep = self._parser.should_keep_alive()
+        if not self._parser.should_keep_alive():
+            self._shut()
+            if self._transport is not None:
+                self._transport.close()
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
-        if not keep and self._transport is not None:
-            self._transport.close()

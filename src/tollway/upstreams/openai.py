@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
+from msgspec import Struct
 
 from tollway.deadlines import Deadlines
 from tollway.errors import ConfigurationError, InvalidRequest, RequestError, UpstreamFailed
@@ -22,6 +23,7 @@ from tollway.wire.usage import with_reasoning_apart
 
 REPLY_BYTES_MAX = 32 * 1024 * 1024
 CHECK_SECONDS_MAX = 5.0
+_PATH = b"/chat/completions"
 
 log = logging.getLogger("tollway.upstreams")
 
@@ -70,10 +72,10 @@ class OpenAICompatible:
         tail = self._whole_tail % (_encode(ask.model), ask.output_tokens_max)
         body = (b"{", *self._fields_json(ask), tail)
         reply = _WholeReply()
-        path = "/chat/completions" if self._api_version is None else self._deployment_path(ask)
+        path = _PATH if self._api_version is None else self._deployment_path(ask)
         await self._post(path, body, reply, ask.request_id, ask.deadlines)
-        if reply.status != 200:
-            raise self._refusal(reply)
+        if reply.status != 200 or reply.excess is not None:
+            raise reply.excess or self._refusal(reply)
         try:
             completion = _decode_completion(reply.content())
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -86,10 +88,10 @@ class OpenAICompatible:
         tail = self._stream_tail % (_encode(ask.model), ask.output_tokens_max)
         body = (b"{", *self._fields_json(ask), tail)
         reply = _EventStream(sink, self._dialect)
-        path = "/chat/completions" if self._api_version is None else self._deployment_path(ask)
+        path = _PATH if self._api_version is None else self._deployment_path(ask)
         await self._post(path, body, reply, ask.request_id, ask.deadlines)
-        if reply.status != 200:
-            raise self._refusal(reply)
+        if reply.status != 200 or reply.excess is not None:
+            raise reply.excess or self._refusal(reply)
         if not reply.is_events:
             raise _failed("The model's server answered a stream with something else.", 200)
         reply.end()
@@ -100,7 +102,9 @@ class OpenAICompatible:
     async def post_json(self, path: str, body: bytes) -> tuple[int, bytes]:
         """For a server's own routes, `path` relative to the base URL: status and body."""
         reply = _WholeReply()
-        await self._post(path, (body,), reply, "")
+        await self._post(path.encode(), (body,), reply, "")
+        if reply.excess is not None:
+            raise reply.excess
         return reply.status, reply.content()
 
     async def check(self, path: str) -> bool:
@@ -113,10 +117,10 @@ class OpenAICompatible:
             return False
         return 200 <= reply.status < 300
 
-    def _deployment_path(self, ask: Ask) -> str:
+    def _deployment_path(self, ask: Ask) -> bytes:
         assert self._api_version is not None
         deployment, version = quote(ask.model, safe=""), quote(self._api_version, safe="")
-        return f"/deployments/{deployment}/chat/completions?api-version={version}"
+        return f"/deployments/{deployment}/chat/completions?api-version={version}".encode()
 
     def _fields_json(self, ask: Ask) -> Sequence[bytes | memoryview]:
         """The inside of a JSON object, in pieces. A client's own fields were written when they were
@@ -151,22 +155,16 @@ class OpenAICompatible:
         log.error("upstream %s: no chat completion, wrong at %s", self.name, place)
         raise _failed("The model's server answered with what is no chat completion.", 200)
 
-    async def _post(
+    def _post(
         self,
-        path: str,
+        path: bytes,
         body: Sequence[bytes | memoryview],
         reply: "_WholeReply | _EventStream",
         request_id: str,
         deadlines: Deadlines | None = None,
-    ) -> None:
-        head = self._head % (path.encode(), sum(map(len, body)), request_id.encode())
-        try:
-            await self._pool.request(b"".join((head, *body)), reply, deadlines)
-        except RequestError as error:
-            error.upstream_status = reply.status or None  # it had begun to answer
-            raise
-        if reply.excess is not None:  # it was there whole before it could be abandoned
-            raise reply.excess
+    ) -> Awaitable[None]:
+        head = self._head % (path, sum(map(len, body)), request_id.encode())
+        return self._pool.request(b"".join((head, *body)), reply, deadlines)
 
     def _request_heads(self, api_key: str | None) -> tuple[bytes, bytes]:
         """Of a POST, without its path, length and request id; and of a GET without its path."""
@@ -195,38 +193,45 @@ class OpenAICompatible:
         return refusal(self.name, reply.status, reply.content(), reply.retry_after)
 
 
-class _WholeReply:
-    """A `Receiver` that keeps the body."""
+class _WholeReply(Struct):
+    """A `Receiver` that keeps the body. `excess` is what to tell of one that was too large; it may
+    be there whole before the connection was abandoned."""
 
-    def __init__(self) -> None:
-        self.status = 0
-        self.retry_after: bytes | None = None
-        self.excess: RequestError | None = None
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._connection: Connection | None = None
+    status: int = 0
+    retry_after: bytes | None = None
+    excess: RequestError | None = None
+    parts: list[bytes] = []
+    size: int = 0
+    connection: Connection | None = None
+
+    def whole(self, head: ResponseHead, body: bytes, connection: Connection) -> None:
+        del connection  # it comes from one read, which has a bound of its own
+        self.status = head.status
+        self.retry_after = head.retry_after
+        self.parts.append(body)
 
     def head(self, head: ResponseHead, connection: Connection) -> None:
-        self._connection = connection
+        self.connection = connection
         self.status = head.status
         self.retry_after = head.retry_after
 
     def body(self, data: bytes) -> None:
-        self._size += len(data)
-        if self._size <= REPLY_BYTES_MAX:
-            self._parts.append(data)
-        elif self._connection is not None:
-            self._parts.clear()
+        self.size += len(data)
+        if self.size <= REPLY_BYTES_MAX:
+            self.parts.append(data)
+        elif self.connection is not None:
+            self.parts.clear()
             message = f"The model's reply is larger than {REPLY_BYTES_MAX} bytes."
             self.excess = _failed(message, self.status)
-            self._connection.abandon(self.excess)
-            self._connection = None
+            self.connection.abandon(self.excess)
+            self.connection = None
 
     def flush(self) -> None:
         pass
 
     def content(self) -> bytes:
-        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        parts = self.parts
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 class _EventStream:
@@ -252,6 +257,11 @@ class _EventStream:
         if self.is_events:
             self._connection = connection
             self._sink.opened(connection)
+
+    def whole(self, head: ResponseHead, body: bytes, connection: Connection) -> None:
+        self.head(head, connection)
+        self.body(body)
+        self.flush()
 
     def body(self, data: bytes) -> None:
         if not self.is_events:

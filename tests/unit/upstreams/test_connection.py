@@ -107,6 +107,15 @@ class Kept:
         self.heads.append(head)
         self.connection = connection
 
+    @property
+    def status(self) -> int:
+        return self.heads[-1].status if self.heads else 0
+
+    def whole(self, head: ResponseHead, body: bytes, connection: Connection) -> None:
+        self.head(head, connection)
+        self.body(body)
+        self.flush()
+
     def body(self, data: bytes) -> None:
         self.data += data
         self.on_body()

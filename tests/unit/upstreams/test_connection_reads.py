@@ -49,6 +49,15 @@ class Received:
         del connection
         self.heads.append(head)
 
+    @property
+    def status(self) -> int:
+        return self.heads[-1].status if self.heads else 0
+
+    def whole(self, head: ResponseHead, body: bytes, connection: Connection) -> None:
+        self.head(head, connection)
+        self.body(body)
+        self.flush()
+
     def body(self, data: bytes) -> None:
         self.data += data
 
@@ -72,7 +81,7 @@ def receive(replies: Sequence[Sequence[bytes]]) -> list[Received]:
                 connection.data_received(read)
             assert done.done()
             assert done.exception() is None
-            assert connection.is_usable()
+            assert connection.is_open
             received.append(of_one)
         return received
     finally:
