@@ -2,8 +2,9 @@
 
 Whoever keeps a connection sends nearly the same head with every message: all but the number in
 Content-Length is the same to the byte. Another message is read without the parser if it begins with
-this head, written with the length of what follows, and all of it came with one read: then the parser would have said the same again, but
-for the length. The parser is at the boundary of two messages meanwhile, and stays there.
+this head, written with the length of what follows, and all of it came with one read: then the
+parser would have said the same again, but for the length. The parser is at the boundary of two
+messages meanwhile, and stays there.
 
 Comparing takes 1 us where the parser and its callbacks take 13 (cold, under load).
 """

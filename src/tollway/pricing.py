@@ -1,13 +1,13 @@
 """Price and usage -> charge, and the most that a request could cost. Arithmetic only: whole
 credits, one rounding, up."""
 
-import unicodedata
 from collections.abc import Iterable
 
 import msgspec
 from msgspec import Struct
 
 from tollway.catalogue import Price
+from tollway.wire.text import text_bytes
 
 TOKENS_PER_PRICE_UNIT = 1_000_000
 OUTPUT_TOKENS_WORTH_STARTING = 16
@@ -48,9 +48,9 @@ def charge(
         input_tokens * price.input_credits_per_million
         + output_tokens * price.output_credits_per_million
     )
-    if (rate := price.cached_credits_per_million) is not None:
+    if cached_tokens and (rate := price.cached_credits_per_million) is not None:
         exact += cached_tokens * (rate - price.input_credits_per_million)
-    if (rate := price.reasoning_credits_per_million) is not None:
+    if reasoning_tokens and (rate := price.reasoning_credits_per_million) is not None:
         exact += reasoning_tokens * (rate - price.output_credits_per_million)
     return -(-exact // TOKENS_PER_PRICE_UNIT)
 
@@ -64,6 +64,11 @@ def affordable_output_tokens(price: Price, credits: int, input_tokens: int, choi
     if price.output_credits_per_million == 0:
         return 2**31
     return left // (price.output_credits_per_million * choices)
+
+
+def text_tokens_bound(messages: int, text_bytes: int) -> int:
+    """`input_tokens_bound` of so many messages that have nothing but text, of so many bytes."""
+    return _BYTES_PER_REQUEST + messages * _BYTES_PER_MESSAGE + text_bytes
 
 
 def input_tokens_bound(messages: Iterable[object], *others: object) -> int:
@@ -82,18 +87,12 @@ def input_tokens_bound(messages: Iterable[object], *others: object) -> int:
         elif content.isascii():
             total += len(content)
         else:
-            total += _text_bytes(content)
+            total += text_bytes(content)
     for other in others:
         if other is not None:
             total += _json_bytes(other)
     return total
 
 
-def _text_bytes(text: str) -> int:
-    if text.isascii():
-        return len(text)
-    return max(len(text.encode()), len(unicodedata.normalize("NFKC", text).encode()))
-
-
 def _json_bytes(value: object) -> int:
-    return _text_bytes(_encode(value).decode())
+    return text_bytes(_encode(value).decode())

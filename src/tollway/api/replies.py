@@ -139,17 +139,14 @@ _WHOLE_HEAD = (
 )
 
 
-class ChatReply:
+class ChatReply(Struct):
     """Implements the gateway's `Reply` on one exchange of the edge."""
 
-    __slots__ = ("_chunked", "_exchange", "_request_id", "_trailers", "begun")
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-        self._chunked = exchange.head.http_1_1
-        self._trailers = self._chunked and exchange.head.accepts_trailers
-        self._request_id = ""
-        self.begun = False
+    _exchange: Exchange
+    begun: bool = False
+    _request_id: str = ""
+    _chunked: bool = False
+    _trailers: bool = False
 
     @property
     def gone(self) -> bool:
@@ -199,6 +196,8 @@ class ChatReply:
     def begin(self, admission: Admission) -> None:
         self.begun = True
         self._request_id = admission.call.request_id
+        self._chunked = self._exchange.head.http_1_1
+        self._trailers = self._chunked and self._exchange.head.accepts_trailers
         head = (
             "content-type: text/event-stream; charset=utf-8\r\n"
             "cache-control: no-cache\r\n"

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tollway.catalogue import Catalogue, Model
 from tollway.errors import (
@@ -30,6 +31,7 @@ from tollway.pricing import (
     affordable_output_tokens,
     charge,
     input_tokens_bound,
+    text_tokens_bound,
 )
 from tollway.rates.base import RateLimiter, RateState
 from tollway.rates.concurrency import Concurrency
@@ -85,7 +87,9 @@ class Gate:
         try:
             rate = await self._take_rate(caller, taken)
             cost = await self.cost(model, parsed)
-            hold, cost = await self._hold(caller, call, model, cost, parsed, ceiling)
+            hold = await self._hold(caller, call, model, cost, ceiling)
+            if hold.amount != cost.credits_max:
+                cost = _paid_for(cost, model, hold)
         except BaseException:
             self._concurrency.leave(caller.account.id)
             for key, admitted_at in taken:
@@ -107,6 +111,7 @@ class Gate:
         model's context."""
         request = parsed.request
         wanted = request.output_tokens_wanted
+        is_length_named = wanted is not None
         if wanted is None:
             wanted = model.default_max_tokens
         output_tokens = model.max_output_tokens
@@ -115,11 +120,7 @@ class Gate:
         counting = self._count_input_tokens(model, parsed, output_tokens)
         counted = None if counting is None else await counting
         if counted is None:
-            input_tokens = input_tokens_bound(
-                request.messages, request.tools, request.response_format
-            )
-            if parsed.images:
-                input_tokens += images_bound(model, parsed)
+            input_tokens = _input_tokens_bound(model, parsed)
         else:
             input_tokens = counted
             if counted >= model.context_length:
@@ -132,10 +133,12 @@ class Gate:
             output_tokens = min(output_tokens, model.context_length - counted)
         choices = 1 if request.n is None else request.n
         credits = charge(model.price_max, input_tokens, choices * output_tokens)
-        return Cost(input_tokens, counted, output_tokens, choices, credits)
+        return Cost(input_tokens, counted, output_tokens, choices, credits, is_length_named)
 
     def _enter(self, caller: Caller) -> None:
-        limit = self._concurrency_limit(caller)
+        limit = caller.account.concurrent_requests
+        if limit is None:
+            limit = self.limits.concurrent_requests
         if not self._concurrency.enter(caller.account.id, limit):
             raise _crowded(limit)
 
@@ -171,13 +174,12 @@ class Gate:
         call: Call,
         model: Model,
         cost: Cost,
-        parsed: ParsedRequest,
         ceiling: int | None,
-    ) -> tuple[Hold, Cost]:
+    ) -> Hold:
         """Where the client named no length, what is available is enough if it buys 16 tokens: the
         length follows it."""
         credits_max = credits_min = cost.credits_max
-        if parsed.request.output_tokens_wanted is None:
+        if not cost.is_length_named:
             least = min(cost.output_tokens_max, OUTPUT_TOKENS_WORTH_STARTING)
             credits_min = charge(model.price_max, cost.input_tokens_max, cost.choices * least)
         if ceiling is not None and credits_max > ceiling:
@@ -186,7 +188,7 @@ class Gate:
                 raise _insufficient(model, cost, credits_min, why)
             credits_max = ceiling
         try:
-            hold = await self._ledger.hold(
+            return await self._ledger.hold(
                 HoldAsk(
                     call.request_id,
                     caller.account.id,
@@ -200,14 +202,22 @@ class Gate:
             )
         except NotEnough as short:
             raise _insufficient(model, cost, credits_min, short.why) from None
-        if hold.amount == cost.credits_max:
-            return hold, cost
-        paid_for = affordable_output_tokens(
-            model.price_max, hold.amount, cost.input_tokens_max, cost.choices
-        )
-        return hold, Cost(
-            cost.input_tokens_max, cost.input_tokens_counted, paid_for, cost.choices, hold.amount
-        )
+
+
+def _input_tokens_bound(model: Model, parsed: ParsedRequest) -> int:
+    request = parsed.request
+    if parsed.text_bytes is not None:
+        return text_tokens_bound(len(request.messages), parsed.text_bytes)
+    of_text = input_tokens_bound(request.messages, request.tools, request.response_format)
+    return of_text + images_bound(model, parsed) if parsed.images else of_text
+
+
+def _paid_for(cost: Cost, model: Model, hold: Hold) -> Cost:
+    """What is left of it when the hold is smaller."""
+    paid_for = affordable_output_tokens(
+        model.price_max, hold.amount, cost.input_tokens_max, cost.choices
+    )
+    return replace(cost, output_tokens_max=paid_for, credits_max=hold.amount)
 
 
 def ignored_fields(caller: Caller, model: Model, parsed: ParsedRequest) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from tollway.accounts import Accounts
 from tollway.clock import Clock
 from tollway.errors import AuthenticationFailed, PermissionDenied, RateLimited, RateWhy
 from tollway.gateway.types import Caller
-from tollway.rates.base import WINDOW_SECONDS, RateLimiter
+from tollway.rates.base import CHAT, WINDOW_SECONDS, RateLimiter
 from tollway.tokens import Tokens
 
 CALLERS_KEPT_MAX = 65_536
@@ -57,7 +57,7 @@ class Authenticator:
         except AuthenticationFailed:
             await self._count_failure(address)
             raise
-        caller = Caller(self._accounts.get(token.account_id), token)
+        caller = Caller(self._accounts.get(token.account_id), token, CHAT + token.account_id)
         if len(self._callers) >= CALLERS_KEPT_MAX:
             self._callers.clear()
         self._callers[authorization] = caller

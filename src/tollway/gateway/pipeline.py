@@ -119,9 +119,8 @@ class Pipeline:
         finally:
             del self.running[admission.call.request_id]
         outcome = outcome_of(admission, meter, self._monotonic())
-        settlement = await self._ledger.settle(
-            admission.hold, outcome, self._stored_reply(admission, answer, outcome)
-        )
+        render = self._stored_reply(admission, answer, outcome) if self._store_replies else None
+        settlement = await self._ledger.settle(admission.hold, outcome, render)
         self._router.settled(outcome, settlement)
         self._observer.settled(admission, outcome, settlement, meter.error, reply)
         if answer is not None:
@@ -151,9 +150,7 @@ class Pipeline:
         self, admission: Admission, answer: Answer | None, outcome: Outcome
     ) -> Callable[[Settlement], bytes] | None:
         """What is kept for the request's Idempotency-Key, in the settlement's own transaction."""
-        if not (
-            self._store_replies and isinstance(answer, WholeAnswer) and may_be_stored(admission)
-        ):
+        if not (isinstance(answer, WholeAnswer) and may_be_stored(admission)):
             return None
 
         def render(settlement: Settlement) -> bytes:

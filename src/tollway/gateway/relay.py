@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 
 from tollway.errors import RequestError, UpstreamFailed
 from tollway.gateway.types import Admission, Meter, Reply, Route
@@ -40,7 +40,6 @@ KEEP_ALIVE_SECONDS = 15.0
 KEEP_ALIVE_COMMENT = b": keep-alive\n\n"
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 
 log = logging.getLogger("tollway.relay")
 
@@ -66,10 +65,14 @@ class Answer(Protocol):
     def finish(self, reply: Reply, outcome: Outcome, settlement: Settlement) -> None: ...
 
 
-class Asker(Protocol[T_co]):
+class Asker(Protocol[T]):
     """Asks one upstream, and is asked again where it may be another's turn."""
 
-    async def ask(self, upstream: Upstream, ask: Ask) -> T_co: ...
+    def ask(self, upstream: Upstream, ask: Ask) -> Awaitable[T]: ...
+
+    def check(self, answer: T) -> None:
+        """Raises `UpstreamFailed` where it is none that a client could be given."""
+        ...
 
     def may_start_over(self) -> bool:
         """Whether the client has been given nothing of an answer. If so, all that came of the last
@@ -84,6 +87,7 @@ async def _attempt(route: Route, meter: Meter, asker: Asker[T]) -> T:
         meter.upstream = upstream.name
         try:
             answer = await asker.ask(upstream, route.ask)
+            asker.check(answer)
         except RequestError as error:
             meter.attempts.append(Attempt(upstream.name, error.upstream_status, error.code))
             route.failed(error)
@@ -127,14 +131,16 @@ class _Whole:
     """An `Asker`. Nothing of a whole reply reaches the client before all of it is there, so another
     upstream may be asked however far this one came."""
 
-    async def ask(self, upstream: Upstream, ask: Ask) -> ChatCompletion:
-        completion = await upstream.complete(ask)
-        if not completion.choices:
+    def ask(self, upstream: Upstream, ask: Ask) -> Awaitable[ChatCompletion]:
+        return upstream.complete(ask)
+
+    def check(self, answer: ChatCompletion) -> None:
+        if not answer.choices:
             raise _failed("The model's server answered without a choice. Try again.")
-        for choice in completion.choices:
-            if choice.finish_reason and finish_reason(choice.finish_reason) is None:
+        for choice in answer.choices:
+            reason = choice.finish_reason
+            if reason and reason != "stop" and finish_reason(reason) is None:
                 raise _failed("The model's server gave up in the middle of its reply. Try again.")
-        return completion
 
     def may_start_over(self) -> bool:
         return True
@@ -143,20 +149,17 @@ class _Whole:
 _WHOLE = _Whole()
 
 
-class WholeAnswer:
-    def __init__(
-        self, admission: Admission, completion: ChatCompletion, report: UsageReport | None
-    ) -> None:
-        self._admission = admission
-        self._completion = completion
-        self._report = report
+class WholeAnswer(Struct, frozen=True):
+    admission: Admission
+    completion: ChatCompletion
+    report: UsageReport | None
 
     def finish(self, reply: Reply, outcome: Outcome, settlement: Settlement) -> None:
-        reply.complete(self._admission, settlement, self.body(outcome, settlement))
+        reply.complete(self.admission, settlement, self.body(outcome, settlement))
 
     def body(self, outcome: Outcome, settlement: Settlement) -> bytes:
-        self._completion.usage = _usage_object(self._report, outcome, settlement)
-        return _encode(self._completion)
+        self.completion.usage = _usage_object(self.report, outcome, settlement)
+        return _encode(self.completion)
 
 
 async def _relay_stream(
@@ -204,7 +207,14 @@ class StreamRelay:
         except RequestError:
             if not self.cut_off:  # it was not us who ended it
                 raise
-        self._check_end()
+
+    def check(self, answer: None) -> None:
+        del answer  # it was passed on as it came
+        if self._failure is not None:
+            raise self._failure
+        if not self._choices or not all(state.finished for state in self._choices.values()):
+            raise _failed("The model's server ended the stream before the model did.")
+        self._meter.finished = True
 
     def may_start_over(self) -> bool:
         # A comment that kept the connection is no part of an answer; all else that was written is.
@@ -256,14 +266,6 @@ class StreamRelay:
             chunk["usage"] = _usage_object(self._meter.report, outcome, settlement)
             usage_event = b"data: " + _encode(chunk) + b"\n\n"
         reply.end_stream(settlement, usage_event)
-
-    def _check_end(self) -> None:
-        """Raises `UpstreamFailed` where the body ended and the model had not."""
-        if self._failure is not None:
-            raise self._failure
-        if not self._choices or not all(state.finished for state in self._choices.values()):
-            raise _failed("The model's server ended the stream before the model did.")
-        self._meter.finished = True
 
     # --- the plain way ----------------------------------------------------------------------------
 

@@ -10,8 +10,10 @@ that of a moment.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import cast
 
 import msgspec
+from msgspec import Struct
 
 from tollway.catalogue import Model
 from tollway.clock import Clock
@@ -70,20 +72,21 @@ class Router:
 
     def settled(self, outcome: Outcome, settlement: Settlement) -> None:
         """What an upstream reported decides whether it is asked again."""
-        if outcome.upstream is None or outcome.source != "upstream":
-            return
-        watched = self._watched.get(outcome.upstream)
-        if watched is not None:  # it may have been taken out meanwhile
-            watched.health.reported(settlement.shortfall)
+        if outcome.source == "upstream" and outcome.upstream is not None:
+            watched = self._watched.get(outcome.upstream)
+            if watched is not None:  # it may have been taken out meanwhile
+                watched.health.reported(settlement.shortfall)
 
     def route(self, admission: Admission) -> "PoolRoute":
         pool = self._pool(admission.model)
         pool.budget.deposit()
         sticky = pool.model.sticky
         key = None if sticky is None else key_of(admission, by_prefix=sticky == "prefix")
+        parsed = admission.parsed
         return PoolRoute(
             pool,
-            admission.parsed,
+            parsed.fields if pool.takes_all_fields else pool.fields(parsed),
+            parsed.request.stream is True,
             admission.call.request_id,
             admission.cost.output_tokens_max,
             key,
@@ -142,6 +145,7 @@ class _Pool:
         self.monotonic = monotonic
         self.chance = chance
         self.budget = RetryBudget(monotonic)
+        self.takes_all_fields = model.supported_parameters is None and model.policy is None
         self.choices = [
             Choice(watched[serving.upstream], serving)
             for serving in model.servings
@@ -207,47 +211,27 @@ class _Pool:
         )
 
 
-class PoolRoute:
+_NOT_ASKED = Ask("", "", {}, 0)
+
+
+class PoolRoute(Struct):
     """Implements `Route`. Between `enter` (or `wait`) and one of `served`, `failed` and `left` it
-    has a place at an upstream."""
+    has a place at an upstream. A struct, as the values of a request are (docs/decisions/0002)."""
 
-    __slots__ = (
-        "_answered",
-        "_asked_at",
-        "_began_at",
-        "_choice",
-        "_fields",
-        "_key",
-        "_output_tokens_max",
-        "_pool",
-        "_probe",
-        "_request_id",
-        "_streamed",
-        "_tried",
-        "_tries",
-        "ask",
-    )
-
-    _choice: Choice
-    ask: Ask
-
-    def __init__(
-        self,
-        pool: _Pool,
-        parsed: ParsedRequest,
-        request_id: str,
-        output_tokens_max: int,
-        key: bytes | None = None,
-    ) -> None:
-        self._pool = pool
-        self._fields = pool.fields(parsed)
-        self._streamed = parsed.wants_stream
-        self._request_id = request_id
-        self._output_tokens_max = output_tokens_max
-        self._key = key
-        self._began_at = 0.0
-        self._tried: tuple[Choice, ...] = ()
-        self._tries = 0
+    _pool: _Pool
+    _fields: Mapping[str, object]
+    _streamed: bool
+    _request_id: str
+    _output_tokens_max: int
+    _key: bytes | None = None
+    _choice: Choice = cast("Choice", None)
+    _asked_at: float = 0.0
+    _began_at: float = 0.0
+    _answered: bool = False
+    _probe: bool = False
+    _tried: tuple[Choice, ...] = ()
+    _tries: int = 0
+    ask: Ask = _NOT_ASKED
 
     def enter(self) -> Upstream | None:
         choice = self._pool.lone
@@ -285,7 +269,7 @@ class PoolRoute:
         self._answered = True
         choice = self._choice
         seconds = self._pool.monotonic() - self._asked_at
-        choice.watched.answered_after(seconds, streamed=self._streamed)
+        choice.watched.answered_after(seconds, self._streamed)
         if self._probe:
             self._probe = False
             choice.health.answered()
@@ -415,16 +399,16 @@ class PoolRoute:
 
     def _begin(self, choice: Choice) -> Upstream:
         self._choice = choice
-        self._probe = not choice.health.clear and choice.health.asked()
-        self._answered = False
-        now = self._asked_at = self._pool.monotonic()
+        self._asked_at = now = self._pool.monotonic()
         deadlines = choice.deadlines
         if self._tries:
+            self._answered = False
             # The last word is the total's, over all tries.
             left = max(0.0, deadlines.total - (now - self._began_at))
             deadlines = msgspec.structs.replace(deadlines, total=left)
         else:
             self._began_at = now
+        self._probe = not choice.health.clear and choice.health.asked()
         self.ask = Ask(
             self._request_id,
             choice.serving.model,

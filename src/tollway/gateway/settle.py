@@ -12,7 +12,6 @@ from tollway.gateway.policy import images_tokens
 from tollway.gateway.types import Admission, Meter
 from tollway.ledger.base import Checkpoint, Outcome
 from tollway.pricing import NOTHING_USED, Usage, charge
-from tollway.wire.usage import UsageReport
 
 _BYTES_PER_TOKEN = 4
 
@@ -47,12 +46,20 @@ def outcome_of(admission: Admission, meter: Meter, monotonic: float) -> Outcome:
 
 def usage_of(admission: Admission, meter: Meter) -> Usage:
     received = meter.output_pieces > 0 or meter.text_bytes > 0
-    if not received and not (meter.status == "completed" and meter.finished):
+    completed = meter.status == "completed"
+    if not received and not (completed and meter.finished):
         return NOTHING_USED
-    if meter.status != "completed" and not admission.parsed.wants_stream:
+    if not completed and not admission.parsed.wants_stream:
         return NOTHING_USED
     report = meter.report
-    if report is not None and _is_believable(report, meter, received=received):
+    if (
+        report is not None
+        # No prompt is empty, and output that was received was generated.
+        and report.input_tokens
+        and (report.output_tokens or not received)
+        # Of a reply that broke off, a report from before its last output says too little.
+        and (completed or meter.reported_pieces == meter.output_pieces)
+    ):
         return Usage(
             report.input_tokens,
             report.output_tokens,
@@ -63,14 +70,6 @@ def usage_of(admission: Admission, meter: Meter) -> Usage:
     return Usage(
         _input_tokens(admission), _output_tokens(meter), "counted", 0, _reasoning_tokens(meter)
     )
-
-
-def _is_believable(report: UsageReport, meter: Meter, *, received: bool) -> bool:
-    """No prompt is empty, and output that was received was generated. Of a reply that broke off,
-    a report from before its last output says too little."""
-    if report.input_tokens == 0 or (received and report.output_tokens == 0):
-        return False
-    return meter.status == "completed" or meter.reported_pieces == meter.output_pieces
 
 
 def _input_tokens(admission: Admission) -> int:

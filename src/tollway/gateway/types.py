@@ -46,20 +46,20 @@ class Call(Struct, frozen=True):
 class Caller(Struct, frozen=True, gc=False):
     account: Account
     token: Token
-
-    @property
-    def rate_key(self) -> str:
-        return "chat:" + self.account.id
+    rate_key: str
+    """What the requests of the account are counted under."""
 
 
 class Cost(Struct, frozen=True, gc=False):
-    """The most that a request could cost. `output_tokens_max` is for each of its choices."""
+    """The most that a request could cost. `output_tokens_max` is for each of its choices;
+    `is_length_named`: it is what the client asked for, or less."""
 
     input_tokens_max: int
     input_tokens_counted: int | None
     output_tokens_max: int
     choices: int
     credits_max: int
+    is_length_named: bool = True
 
 
 class Admission(Struct, frozen=True):

@@ -21,7 +21,9 @@ class MemoryRateLimiter:
 
     async def take(self, key: str, limit: int) -> Take:
         now = self._monotonic()
-        times = self._recent(key, now)
+        times = self._times.get(key)
+        if times is None or (times and now - times[0] > WINDOW_SECONDS):
+            times = self._recent(key, now)
         remaining = limit - len(times) - 1
         if remaining < 0:
             return Take(False, now, _state(times, limit, now))

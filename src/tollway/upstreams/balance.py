@@ -52,7 +52,7 @@ class Watched:
         self.deadlines = deadlines
         self.latency = [0.0, 0.0]
 
-    def answered_after(self, seconds: float, *, streamed: bool) -> None:
+    def answered_after(self, seconds: float, streamed: bool) -> None:
         before = self.latency[streamed]
         self.latency[streamed] = before + (seconds - before) * _LATENCY_SHARE if before else seconds
 

@@ -33,6 +33,7 @@ from tollway.wire.chat import (
 )
 from tollway.wire.hollow import hollow
 from tollway.wire.strict_json import parse_object
+from tollway.wire.text import text_bytes
 
 KNOWN_FIELDS = frozenset(ChatRequest.__struct_fields__)
 REWRITTEN_FIELDS = frozenset(RewrittenFields.__struct_fields__)
@@ -105,6 +106,8 @@ class ParsedRequest(Struct, frozen=True):
     fields: Fields
     unknown: tuple[str, ...]
     images: tuple[ImageIn, ...] = ()
+    text_bytes: int | None = None
+    """Of the messages, where they are all that a tokenizer gets and have nothing but text."""
 
     @property
     def wants_stream(self) -> bool:
@@ -144,7 +147,8 @@ def _read_plain(body: bytes) -> ParsedRequest | None:
         request = _decode_request(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    if not _is_plain(request):
+    size = _plain_text_bytes(request)
+    if size is None:
         return None
     written = _encode(request)
     # Each key and each string has two quotes, and escaped ones stay what they are, unless written
@@ -152,13 +156,15 @@ def _read_plain(body: bytes) -> ParsedRequest | None:
     # written means that nothing was left out: no unknown field, no null, no key that came twice.
     if written.count(b'"') != body.count(b'"') or (b"\\" in body and b"\\u0022" in body):
         return None
-    return ParsedRequest(request, Fields(request, (_without_rewritten(request, written),)), ())
+    fields = Fields(request, (_without_rewritten(request, written),))
+    return ParsedRequest(request, fields, (), (), size)
 
 
-def _is_plain(request: ChatRequest) -> bool:
-    """Whether no rule of this module but the types has a say in it. Where a type's tag is the only
-    one possible, msgspec takes an object without it and writes it, which would spoil the count of
-    quotes: so none of those either. Nothing that is left can be nested deeper than allowed."""
+def _plain_text_bytes(request: ChatRequest) -> int | None:
+    """Of its messages; None where any rule of this module but the types has a say in it. Where a
+    type's tag is the only one possible, msgspec takes an object without it and writes it, which
+    would spoil the count of quotes: so none of those either. Nothing that is left can be nested
+    deeper than allowed."""
     if (
         request.tools is not None
         or request.tool_choice is not None
@@ -169,13 +175,16 @@ def _is_plain(request: ChatRequest) -> bool:
         or (request.stream_options is not None and not request.stream)
         or (request.max_completion_tokens is not None and request.max_tokens is not None)
     ):
-        return False
+        return None
+    total = 0
     for message in request.messages:
-        if type(message.content) is not str or isinstance(message, ToolMessage):
-            return False
+        content = message.content
+        if type(content) is not str or isinstance(message, ToolMessage):
+            return None
         if isinstance(message, AssistantMessage) and message.tool_calls is not None:
-            return False
-    return True
+            return None
+        total += len(content) if content.isascii() else text_bytes(content)
+    return total
 
 
 def _read_fully(body: bytes) -> ParsedRequest:

@@ -31,10 +31,15 @@ def read_usage(value: object) -> UsageReport | None:
     usage = cast("Details", value)
     input_tokens: object = usage.get("prompt_tokens")
     output_tokens: object = usage.get("completion_tokens")
-    if len(usage) == 3 and "total_tokens" in usage:  # nothing more than the three usual ones
-        if _is_count(input_tokens) and _is_count(output_tokens):
-            return UsageReport(input_tokens, output_tokens)
-        return None
+    if (
+        len(usage) == 3  # nothing more than the three usual ones
+        and "total_tokens" in usage
+        and type(input_tokens) is int
+        and type(output_tokens) is int
+        and 0 <= input_tokens <= TOKENS_BELIEVED_MAX
+        and 0 <= output_tokens <= TOKENS_BELIEVED_MAX
+    ):
+        return UsageReport(input_tokens, output_tokens)
     if output_tokens is None and "prompt_tokens" in usage:
         output_tokens = 0  # SGLang sends null before the first token
     if not (_is_count(input_tokens) and _is_count(output_tokens)):

@@ -20,7 +20,7 @@ from tollway.errors import (
 )
 from tollway.gateway.types import Admission, Call, Caller, Cost
 from tollway.ledger.base import Attempt, Hold, Outcome, Settlement
-from tollway.rates.base import RateState
+from tollway.rates.base import CHAT, RateState
 from tollway.wire.requests import parse_chat_request
 
 
@@ -39,7 +39,7 @@ def a_call(api: Api) -> Call:
 
 
 def a_caller(api: Api) -> Caller:
-    return Caller(api.account, api.tokens.authenticate(api.secret))
+    return Caller(api.account, api.tokens.authenticate(api.secret), CHAT + api.account.id)
 
 
 def an_observer(api: Api) -> RequestObserver:

@@ -12,7 +12,7 @@ from tollway.errors import RequestError
 from tollway.gateway.route import Router
 from tollway.gateway.types import Admission, Call, Caller, Cost, Meter, Standing, StoredReply
 from tollway.ledger.base import Hold, Settlement
-from tollway.rates.base import RateState
+from tollway.rates.base import CHAT, RateState
 from tollway.tokens import Token
 from tollway.upstreams.balance import Watched
 from tollway.upstreams.base import Upstream
@@ -68,7 +68,7 @@ def a_caller(
         expires_at=None,
         revoked_at=None,
     )
-    return Caller(account, token)
+    return Caller(account, token, CHAT + account.id)
 
 
 def a_call(body: bytes = b"", **changes: Any) -> Call:
