@@ -15,7 +15,7 @@ from tollway.gateway.types import Admission, Call, Caller, Reply
 from tollway.ledger.base import Outcome, Settlement
 from tollway.metrics.counters import Metrics
 
-UNTOLD_MAX = 256
+UNTOLD_MAX = 16
 BODY_BYTES_KEPT_MAX = 16 * 1024
 """What is not told yet keeps its request in memory: at most so many, and none that is large."""
 
