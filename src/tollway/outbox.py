@@ -15,22 +15,22 @@ import asyncio
 class Outbox:
     """For the transports of one event loop. Who closes one of them calls `flush` first."""
 
-    __slots__ = ("_waiting",)
+    __slots__ = ("waiting",)
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[asyncio.WriteTransport, bytes]] = []
+        self.waiting: list[tuple[asyncio.WriteTransport, bytes]] = []
 
     def write(
         self, loop: asyncio.AbstractEventLoop, transport: asyncio.WriteTransport, data: bytes
     ) -> None:
-        if not self._waiting:
+        if not self.waiting:
             loop.call_soon(self.flush)
-        self._waiting.append((transport, data))
+        self.waiting.append((transport, data))
 
     def flush(self) -> None:
-        if not self._waiting:
+        if not self.waiting:
             return
-        waiting, self._waiting = self._waiting, []
+        waiting, self.waiting = self.waiting, []
         for transport, data in waiting:
             if not transport.is_closing():
                 transport.write(data)

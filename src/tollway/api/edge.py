@@ -138,9 +138,10 @@ class Exchange(Struct):
         """A whole reply, sent at the end of the event loop's turn together with what else was
         written. `lines` end in CRLF, each of them."""
         self.status = status
-        protocol = self.protocol
         if not self.disconnected:
-            protocol.send(_head(protocol, status, lines, self.keep_alive) + body)
+            protocol = self.protocol
+            data = _head(protocol, status, lines, self.keep_alive) + body
+            protocol.outbox.write(protocol.loop, protocol.transport, data)
         self.end()
 
     def send_head(self, status: int, lines: bytes) -> None:
@@ -153,7 +154,10 @@ class Exchange(Struct):
         if not self.disconnected:
             if self.unsent_head:
                 data, self.unsent_head = self.unsent_head + data, b""
-            self.protocol.send_now(data)
+            protocol = self.protocol
+            if protocol.outbox.waiting:
+                protocol.outbox.flush()
+            protocol.transport.write(data)
 
     def close_after(self) -> None:
         self.keep_alive = False
@@ -164,10 +168,13 @@ class Exchange(Struct):
         self.response_complete = True
         self.listener = None
         protocol = self.protocol
-        if self.task is not None:  # all that is left of it is to return
-            protocol.tasks.discard(self.task)
-        if not self.disconnected:
-            protocol.exchange_ended(self)
+        protocol.tasks.discard(self.task)  # all that is left of it is to return
+        if self.disconnected:
+            return
+        if self.keep_alive:
+            protocol.on_response_complete()
+        else:
+            protocol.last_exchange_ended(self)
 
     def cut(self) -> None:
         """Closes without an end: what was sent so far is all there is."""
@@ -244,7 +251,7 @@ class EdgeProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._door = door
-        self._outbox = outbox or Outbox()
+        self.outbox = outbox or Outbox()
         self._receiving = False  # between the first byte of a request and its last
         self._in_head = False
         self._head_bytes = 0  # of the lines that are complete
@@ -355,7 +362,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """A graceful stop: what is on its way or runs may end, then the connection closes."""
-        self._outbox.flush()
+        self.outbox.flush()
         if self._serving is None and not self._receiving:
             super().shutdown()
             return
@@ -493,24 +500,18 @@ class EdgeProtocol(HttpToolsProtocol):
         exchange.task = task = self.loop.create_task(self._door.serve(call, exchange))
         self.tasks.add(task)
 
-    def exchange_ended(self, exchange: Exchange) -> None:
+    def last_exchange_ended(self, exchange: Exchange) -> None:
         self._serving = None
-        if exchange.keep_alive:
-            self.on_response_complete()
-        elif exchange.body_complete and not self._deaf:
+        if exchange.body_complete and not self._deaf:
             self._close()
         else:
             self._linger()
 
     def send(self, data: bytes) -> None:
-        self._outbox.write(self.loop, self.transport, data)
-
-    def send_now(self, data: bytes) -> None:
-        self._outbox.flush()
-        self.transport.write(data)
+        self.outbox.write(self.loop, self.transport, data)
 
     def _close(self) -> None:
-        self._outbox.flush()
+        self.outbox.flush()
         self.transport.close()
 
     # --- every other route ------------------------------------------------------------------------
@@ -554,7 +555,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
-        self._running = None
+        self._running = self._serving = None
         self._idle_since = self.loop.time()
         if self.transport.is_closing():
             return
@@ -686,7 +687,7 @@ class EdgeProtocol(HttpToolsProtocol):
         """Closing with unread bytes would reset the connection and could take the reply with it."""
         self._deaf = True
         self._stop_receive_timer()
-        self._outbox.flush()
+        self.outbox.flush()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._receive_timer = self.loop.call_later(self.linger_seconds, self.transport.abort)

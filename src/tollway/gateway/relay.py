@@ -238,18 +238,22 @@ class StreamRelay:
             template is not None
             and payload.startswith(template.before)
             and payload.endswith(template.after)
-            and _plain_text(payload, template.start, len(payload) - template.tail) is not None
+            and (text := _plain_text(payload, template.start, len(payload) - template.tail))
         ):
-            text = payload[template.start : len(payload) - template.tail]
-            self._out.append(template.our_before + text + template.our_after)
-            self._count_pieces(1)
+            self._out.append(template.our_before + text[0] + template.our_after)
+            meter = self._meter
+            meter.output_pieces += 1
+            if meter.output_pieces > self._output_tokens_max:
+                meter.output_pieces -= 1
+                self._cut()
         elif self._failure is None and not self.cut_off:
             self._read(payload)
 
     def flush(self) -> None:
-        if self._out:
-            self._write(b"".join(self._out))
-            self._out.clear()
+        out = self._out
+        if out:
+            self._write(out[0] if len(out) == 1 else b"".join(out))
+            out.clear()
 
     # --- the end ----------------------------------------------------------------------------------
 

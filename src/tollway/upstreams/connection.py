@@ -304,20 +304,12 @@ _SIZE_DIGITS_MAX = 6
 
 def _only_chunk(data: bytes) -> bytes | None:
     """The content of a chunk that is all of `data`, as one of a stream mostly is. The parser would
-    say the same, with three callbacks: between two chunks it need not see this one."""
+    say the same, with three callbacks: between two chunks it need not see this one. One whose size
+    is not written as most write it is the parser's."""
     end = data.find(b"\r\n", 1, _SIZE_DIGITS_MAX + 2)
-    size = _chunk_size(data[:end]) if end > 0 else 0
-    if size and len(data) == end + size + 4 and data.endswith(b"\r\n"):
-        return data[end + 2 : -2]
+    if end > 0 and data[:end] == b"%x" % (len(data) - end - 4) and data.endswith(b"\r\n"):
+        return data[end + 2 : -2] or None  # the last chunk is the parser's too
     return None
-
-
-def _chunk_size(digits: bytes) -> int:
-    """0 for what is no size, as for the last chunk's: both are the parser's."""
-    try:
-        return int(digits, 16) if digits.isalnum() else 0  # int() would take a sign or a space
-    except ValueError:
-        return 0
 
 
 class _StaleConnection(Exception):

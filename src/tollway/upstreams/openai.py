@@ -17,7 +17,7 @@ from tollway.upstreams.dialects import GENERIC, Dialect, fields_for
 from tollway.upstreams.normalise import mended_completion
 from tollway.upstreams.refusals import ERROR_BYTES_READ, refusal
 from tollway.wire.chat import ChatCompletion
-from tollway.wire.events import DONE, EventTooLarge, Frames
+from tollway.wire.events import EventTooLarge, Frames
 from tollway.wire.requests import REWRITTEN_FIELDS, Fields
 from tollway.wire.usage import with_reasoning_apart
 
@@ -244,9 +244,7 @@ class _EventStream:
         self.excess: RequestError | None = None
         self.flush = sink.flush
         self._sink = sink
-        self._frames = Frames(
-            self._event_counted if dialect.counts_reasoning_apart else self._event
-        )
+        self._frames = Frames(self._event_counted if dialect.counts_reasoning_apart else sink.event)
         self._connection: Connection | None = None
         self._error = b""
 
@@ -283,10 +281,6 @@ class _EventStream:
     def content(self) -> bytes:
         return self._error
 
-    def _event(self, data: bytes) -> None:
-        if data != DONE:
-            self._sink.event(data)
-
     def _event_counted(self, data: bytes) -> None:
         """Gemini's: the usage is brought into the form of the others before anybody reads it."""
         if b'"usage"' in data:
@@ -296,7 +290,7 @@ class _EventStream:
                 data = _encode(chunk)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError, KeyError):
                 pass  # whoever reads it says what it is
-        self._event(data)
+        self._sink.event(data)
 
 
 def _failed(message: str, status: int) -> UpstreamFailed:

@@ -21,8 +21,8 @@ class EventTooLarge(Exception):
 
 
 class Frames:
-    """Feeds each event's data (the bytes after `data:`) to `event`; comments and other fields are
-    skipped."""
+    """Feeds each event's data (the bytes after `data:`) to `event`; comments, other fields and
+    `[DONE]` are skipped."""
 
     __slots__ = ("_data", "_event", "_rest")
 
@@ -42,7 +42,9 @@ class Frames:
             and data.find(b"\n") == len(data) - 2
             and b"\r" not in data
         ):
-            self._event(data[6:-2])
+            payload = data[6:-2]
+            if payload != DONE:
+                self._event(payload)
             return
         self._feed_lines(data)
 
@@ -68,7 +70,8 @@ class Frames:
 
     def _dispatch(self) -> None:
         data, self._data = b"\n".join(self._data), []
-        self._event(data)
+        if data != DONE:
+            self._event(data)
 
 
 def _split_lines(data: bytes) -> list[bytes]:
