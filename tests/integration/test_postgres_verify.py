@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.integration.postgres_books import EAGER_LEASES, PostgresBooks
 from tests.support.postgres import PostgresServer
-from tests.unit.ledger.books import a_checkpoint, an_outcome
+from tests.unit.ledger.books import a_checkpoint, a_history, an_outcome
 
 from tollway.ledger.verify import VIOLATIONS_MAX
 
@@ -17,16 +17,7 @@ async def books(database_url: str, tmp_path: Path) -> AsyncIterator[PostgresBook
     """Two accounts and one without an entry; a charge with a shortfall, one of 0, a refund, a
     charge to a token with a cap, one that was paid late, and a hold that is open."""
     books = await PostgresBooks(database_url, tmp_path / "data").open()
-    await books.account(1000, "acc_1")
-    await books.account(500, "acc_2")
-    await books.account(0, "acc_3")
-    token = await books.token("acc_2", 300, "tok_1")
-    await books.charge("acc_1", 100, cost=41)  # req_0001
-    await books.charge("acc_1", 100, cost=130)  # req_0002
-    await books.charge("acc_1", 100, cost=0)  # req_0003
-    await books.charge("acc_2", 50, cost=20, token_id=token, spend_cap=300)  # req_0004
-    await books.ledger.add("acc_1", 40, kind="refund", ref="req_0001", description="sorry")
-    await books.top_up("acc_1", 5, ref="second")
+    token = await a_history(books)
     await books.hold("acc_1", 25)  # req_0005
     await books.hold("acc_2", 5, token_id=token, spend_cap=300)  # req_0006
     yield books

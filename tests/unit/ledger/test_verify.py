@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from tests.unit.ledger.books import Books, a_checkpoint, an_outcome
+from tests.unit.ledger.books import Books, a_checkpoint, a_history, an_outcome
 
 from tollway.ledger.base import Hold
 from tollway.ledger.verify import VIOLATIONS_MAX, verify
@@ -20,16 +20,7 @@ async def books(tmp_path: Path) -> AsyncIterator[Books]:
     data_dir = tmp_path / "data"
     data_dir.mkdir()
     books = await Books(data_dir).open()
-    await books.account(1000, "acc_1")
-    await books.account(500, "acc_2")
-    await books.account(0, "acc_3")
-    token = await books.token("acc_2", 300, "tok_1")
-    await books.charge("acc_1", 100, cost=41)  # req_0001
-    await books.charge("acc_1", 100, cost=130)  # req_0002
-    await books.charge("acc_1", 100, cost=0)  # req_0003
-    await books.charge("acc_2", 50, cost=20, token_id=token, spend_cap=300)  # req_0004
-    await books.ledger.add("acc_1", 40, kind="refund", ref="req_0001", description="sorry")
-    await books.top_up("acc_1", 5, ref="second")
+    await a_history(books)
     yield books
     await books.close()
 
