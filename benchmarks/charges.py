@@ -45,16 +45,16 @@ CASES = (
     Case("one account, with leases", 1, 512, LEASED),
 )
 
+TITLES = """\
+| | at a time | us in Postgres | us here | charges a transaction | bytes of log | charges/s |
+|---|--:|--:|--:|--:|--:|--:|"""
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=3.0)
     seconds = parser.parse_args().seconds
-    print(
-        "| accounts | at a time | us in Postgres | us here | charges a transaction | bytes of log "
-        "| charges/s |"
-    )
-    print("|---|--:|--:|--:|--:|--:|--:|")
+    print(TITLES)
     for case in CASES:
         print(f"| {' | '.join(uvloop.run(row(case, seconds)))} |")
 
@@ -113,19 +113,24 @@ def figures(server: PostgresServer, database: str) -> tuple[float, float, float]
             "WHERE datname = current_database()"
         ).fetchone()
     assert rows is not None
-    (postmaster,) = [
+    root = postmaster(server)
+    times = root.cpu_times()
+    busy = times.user + times.system + times.children_user + times.children_system
+    for process in root.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # then it is among the postmaster's
+            times = process.cpu_times()
+            busy += times.user + times.system
+    return busy, float(str(rows[0])), float(str(rows[1]))
+
+
+def postmaster(server: PostgresServer) -> psutil.Process:
+    (found,) = [
         process
         for process in psutil.process_iter(["cmdline"])
         if f"port={server.port}" in (process.info["cmdline"] or [])
         and "postgres" in process.info["cmdline"][0]
     ]
-    times = postmaster.cpu_times()
-    busy = times.user + times.system + times.children_user + times.children_system
-    for process in postmaster.children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # then it is among the postmaster's
-            times = process.cpu_times()
-            busy += times.user + times.system
-    return busy, float(str(rows[0])), float(str(rows[1]))
+    return found
 
 
 if __name__ == "__main__":

@@ -60,12 +60,14 @@ def idle(gateway: Gateway, seconds: int) -> Figures:
     }
 
 
-def plain(gateway: Gateway, seconds: int, tokens: Path | None = None) -> Figures:
+def plain(
+    gateway: Gateway, seconds: int, tokens: Path | None = None, core: str = LOAD_CORE
+) -> Figures:
     """Whole replies, keep-alive, as fast as they go; with a file of `tokens`, another one each
     time."""
-    _wrk(gateway, WARM_SECONDS, tokens)
+    _wrk(gateway, WARM_SECONDS, tokens, core)
     with _spent(gateway) as spent:
-        printed = _wrk(gateway, seconds, tokens)
+        printed = _wrk(gateway, seconds, tokens, core)
     count = int(_found(r"(\d+) requests in", printed))
     failed = re.search(r"Non-2xx or 3xx responses: (\d+)", printed)
     broken = re.findall(r"(?:connect|read|write|timeout) (\d+)", printed)
@@ -243,12 +245,12 @@ def _paced_requests(
     return json.loads(on_load_core([*program, *map(str, numbers)], _env(gateway)))
 
 
-def _wrk(gateway: Gateway, seconds: int, tokens: Path | None = None) -> str:
+def _wrk(gateway: Gateway, seconds: int, tokens: Path | None, core: str) -> str:
     url = f"http://127.0.0.1:{gateway.port}{gateway.path}"
     options = ["-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "10s", "--latency"]
     script = NATIVE / ("post.lua" if tokens is None else "post_many.lua")
     command = ["wrk", *options, "-s", str(script), url]
-    return on_load_core(command, _env(gateway) | {"TOKENS": str(tokens)})
+    return on_load_core(command, _env(gateway) | {"TOKENS": str(tokens)}, core)
 
 
 def _env(gateway: Gateway) -> dict[str, str]:

@@ -118,10 +118,12 @@ def running(
         _end(process)
 
 
-def on_load_core(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
+def on_load_core(
+    command: Sequence[str], env: Mapping[str, str] | None = None, core: str = LOAD_CORE
+) -> str:
     """Runs a load generator to its end and returns what it printed."""
     ran = subprocess.run(
-        ["taskset", "-c", LOAD_CORE, *command],
+        ["taskset", "-c", core, *command],
         env={**os.environ, **(env or {})},
         capture_output=True,
         text=True,

@@ -51,6 +51,8 @@ SLOW_LIMIT = 30
 SLOW_SHARE = 0.1
 SPAN_SECONDS = WINDOW_SECONDS - 0.1
 """What must hold for 60 seconds of Redis's clock is asked of slightly less by ours."""
+CALM_SECONDS = 150.0
+"""From a fault of the rate store on: the minute in which it recovers, and one that is exact."""
 RESTART_SECONDS_MAX = 150.0
 
 CONFIG = """
@@ -210,6 +212,7 @@ class Faults:
         self._dice = dice
         self.happened: Counter[str] = Counter()
         self.shares: list[tuple[float, float]] = []
+        self._calm_until = 0.0
 
     def happen(self, going_on: Callable[[], bool], stops: int) -> None:
         """Everything once, and then anything."""
@@ -232,11 +235,22 @@ class Faults:
                 self.happened["replica stopped past its lease"] += 1
                 continue
             ((kind, fault, _),) = [first.pop()] if first else self._dice.choices(kinds, weights)
+            if kind.startswith("rate store") and not self._may_break_rates(first):
+                continue
             fault()
             self.happened[kind] += 1
         for _ in range(stops):
             self._stop_replica()
             self.happened["replica stopped past its lease"] += 1
+
+    def _may_break_rates(self, first: Sequence[object]) -> bool:
+        """Every other time it is then left alone for so long that some minutes are exact."""
+        now = time.monotonic()
+        if now < self._calm_until:
+            return False
+        if not first and self._dice.random() < 0.5:
+            self._calm_until = now + CALM_SECONDS
+        return True
 
     def mend(self) -> None:
         self._set_clock(0)

@@ -623,6 +623,10 @@ class FakeUpstreamProcess:
             self._process.terminate()
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
