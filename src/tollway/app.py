@@ -322,6 +322,7 @@ def _exposition(store: Store, gateway: _Gateway, metrics: Metrics) -> Exposition
         in_flight=lambda: len(gateway.pipeline.running),
         tasks=lambda: len(asyncio.all_tasks()),
         open_holds=store.ledger.open_holds,
+        leased=store.ledger.leased,
         upstreams=lambda: map(_upstream_now, gateway.router.upstreams()),
         tries_refused=gateway.router.tries_refused,
         database_fault=store.fault,

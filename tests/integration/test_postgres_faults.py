@@ -112,6 +112,7 @@ async def test_what_another_replica_has_leased_is_no_reason_to_refuse(
     await until(lambda: one.ledger.available(account) == 900)
     await one.charge(account, 100, cost=0)
     leased = await one.database.fetch("SELECT sum(amount)::bigint FROM credit_leases")
+    assert one.ledger.leased() == leased[0][0]
 
     other = await two.hold(account, 900)
 

@@ -212,6 +212,7 @@ async def an_api(
                 in_flight=lambda: 0,
                 tasks=lambda: 0,
                 open_holds=ledger.open_holds,
+                leased=ledger.leased,
                 upstreams=list,
                 tries_refused=list,
                 database_fault=lambda: database.fault,

@@ -28,6 +28,7 @@ def an_exposition(
         in_flight=lambda: 3,
         tasks=lambda: 17,
         open_holds=lambda: holds,
+        leased=lambda: 40,
         upstreams=lambda: [
             UpstreamNow("gpu-1", True, "serving", 2, 0, (0.2, 0.05), 0, 0),
             UpstreamNow("gpu-2", False, "set aside", 0, 1, (0.0, 0.0), 4, 1),
@@ -118,6 +119,7 @@ def test_the_moment_of_the_scrape_is_shown() -> None:
     assert found["tollway_requests_in_flight", frozenset()] == 3
     assert found["tollway_tasks", frozenset()] == 17
     assert found["tollway_credits_held", frozenset()] == 12
+    assert found["tollway_credits_leased", frozenset()] == 40
     assert found["tollway_holds_open", frozenset()] == 2
     assert found["tollway_hold_oldest_age_seconds", frozenset()] == 40
     assert found["tollway_upstream_ready", frozenset({"gpu-1"})] == 1

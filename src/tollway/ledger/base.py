@@ -248,6 +248,10 @@ class Ledger(Protocol):
 
     def open_holds(self) -> Sequence[Hold]: ...
 
+    def leased(self) -> int:
+        """Credits of all accounts that this process alone may hold from, and holds."""
+        ...
+
     async def refresh(
         self, account_id: str, token_id: str | None = None, *, older_than_seconds: float = 0.0
     ) -> None:

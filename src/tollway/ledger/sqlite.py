@@ -224,6 +224,10 @@ class SqliteLedger:
     def open_holds(self) -> Sequence[Hold]:
         return list(self._open.values())
 
+    def leased(self) -> int:
+        """All credit is this process's: none has to be leased."""
+        return 0
+
     async def refresh(
         self, account_id: str, token_id: str | None = None, *, older_than_seconds: float = 0.0
     ) -> None:

@@ -171,6 +171,12 @@ TASKS = Described(
     "more as time goes by.",
 )
 HELD = Described("tollway_credits_held", "gauge", "Credits held for requests in flight.")
+LEASED = Described(
+    "tollway_credits_leased",
+    "gauge",
+    "Credits of busy accounts that this process has leased in advance, those it holds for requests "
+    "included; 0 with SQLite.",
+)
 HOLDS = Described("tollway_holds_open", "gauge", "Holds that have not ended.")
 OLDEST_HOLD = Described(
     "tollway_hold_oldest_age_seconds",
@@ -267,6 +273,7 @@ _OURS = (
     IN_FLIGHT,
     TASKS,
     HELD,
+    LEASED,
     HOLDS,
     OLDEST_HOLD,
     HOLDS_BY_AGE,

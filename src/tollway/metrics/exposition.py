@@ -32,6 +32,7 @@ from tollway.metrics.described import (
     HOLDS_BY_AGE,
     IN_FLIGHT,
     INPUT_TOKENS,
+    LEASED,
     OLDEST_HOLD,
     OUTPUT_TOKENS,
     RATE_REFUSALS,
@@ -103,6 +104,7 @@ class Exposition(Collector):
         in_flight: Callable[[], int],
         tasks: Callable[[], int],
         open_holds: Callable[[], Iterable[OpenHold]],
+        leased: Callable[[], int],
         upstreams: Callable[[], Iterable[UpstreamNow]],
         tries_refused: Callable[[], Iterable[tuple[str, int]]],
         database_fault: Callable[[], str | None],
@@ -114,6 +116,7 @@ class Exposition(Collector):
         self._in_flight = in_flight
         self._tasks = tasks
         self._open_holds = open_holds
+        self._leased = leased
         self._upstreams = upstreams
         self._tries_refused = tries_refused
         self._database_fault = database_fault
@@ -134,6 +137,7 @@ class Exposition(Collector):
         yield _gauge(IN_FLIGHT, [(self._in_flight(),)])
         yield _gauge(TASKS, [(self._tasks(),)])
         yield _gauge(HELD, [(sum(hold.amount for hold in holds),)])
+        yield _gauge(LEASED, [(self._leased(),)])
         yield _gauge(HOLDS, [(len(holds),)])
         yield _gauge(OLDEST_HOLD, [(max(ages, default=0.0),)])
         yield _gauge(

@@ -390,6 +390,9 @@ class PostgresLedger:
     def open_holds(self) -> Sequence[Hold]:
         return [ours.hold for ours in self._open.values()]
 
+    def leased(self) -> int:
+        return self._purses.leased()
+
     async def refresh(
         self, account_id: str, token_id: str | None = None, *, older_than_seconds: float = 0.0
     ) -> None:

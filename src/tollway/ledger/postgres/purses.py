@@ -29,6 +29,10 @@ class Purses:
             purse = self._purses[account_id] = Purse()
         return purse
 
+    def leased(self) -> int:
+        """Of all accounts: those that have leased any are active."""
+        return sum(purse.leased for purse in self._active.values())
+
     def told(self, purse: Purse, done: asyncio.Future[Answer]) -> None:
         if done.exception() is None:
             answer = done.result()
