@@ -8,11 +8,9 @@ each client saw.
 """
 
 import argparse
-import json
 import sqlite3
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -23,47 +21,19 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from tests.support.crowd import INPUT_TOKENS, Crowd, Seen, ask_parrot
 from tests.support.fake_upstream import FakeUpstreamProcess
-from tests.support.http import BodyCutError, RawClient
-from tests.support.server import TollwayServer
+from tests.support.server import A_CREDIT_A_TOKEN, TollwayServer, config_for
 
 CLIENTS = 12
-INPUT_TOKENS = 9
 CREDITS = 2_000_000_000
 
-CONFIG = """
+LIMITS = f"""
 [limits]
 requests_per_minute = 1000000
 concurrent_requests = 1000
-starting_credits = {credits}
-
-[tiers.parrot]
-prompt_rate = 1000000
-completion_rate = 2000000
-
-[[upstreams]]
-name = "gpu-1"
-base_url = "{upstream}"
-
-[[models]]
-id = "acme/parrot"
-tier = "parrot"
-context_length = 100000
-max_output_tokens = 4096
-default_max_tokens = 1000
-upstreams = [{{ name = "gpu-1", model = "parrot-upstream" }}]
+starting_credits = {CREDITS}
 """
-
-
-class Seen(Struct):
-    """What one client saw of one request."""
-
-    tag: str
-    streamed: bool
-    pace_seconds: float
-    tokens: int = 0
-    finished: bool = False
-    credits: int | None = None
 
 
 class Figures(Struct):
@@ -96,9 +66,9 @@ def kill_under_load(kills: int, seed: int, directory: Path) -> Killed:
     dice = Random(seed)
     log = directory / "upstream.log"
     with FakeUpstreamProcess(log) as upstream:
-        config = CONFIG.format(upstream=upstream.base_url, credits=CREDITS)
+        config = config_for(upstream.base_url, rates=A_CREDIT_A_TOKEN, more=LIMITS)
         server = TollwayServer(directory / "data", config)
-        crowd = Crowd(server)
+        crowd = Clients(server)
         restart_seconds = 0.0
         try:
             server.start()
@@ -107,13 +77,13 @@ def kill_under_load(kills: int, seed: int, directory: Path) -> Killed:
                 long = dice.random() < 0.2
                 time.sleep(dice.uniform(2.2, 5.0) if long else dice.uniform(0.02, 1.2))
                 server.kill()
-                crowd.rest()
+                crowd.rest(10)  # the server is dead, and so is every connection
                 stopped = time.monotonic()
                 server.start()
                 restart_seconds = max(restart_seconds, time.monotonic() - stopped)
             crowd.work(Random(seed))
             time.sleep(0.5)
-            crowd.rest(at_once=False)
+            crowd.rest()
         finally:
             server.stop()
     verified = server.command("ledger", "verify")
@@ -128,95 +98,26 @@ def kill_under_load(kills: int, seed: int, directory: Path) -> Killed:
     return killed
 
 
-class Crowd:
-    """Clients that ask all the time, as long as there is work."""
+class Clients(Crowd):
+    """Of the one server. `shift` is how often it was started."""
 
     def __init__(self, server: TollwayServer) -> None:
-        self.seen: list[Seen] = []
+        super().__init__(CLIENTS)
         self._server = server
-        self._working = False
-        self._threads: list[threading.Thread] = []
         self._shift = 0
 
     def work(self, dice: Random) -> None:
-        self._working = True
         self._shift += 1
-        self._threads = [
-            threading.Thread(target=self._ask_on, args=(Random(dice.random()), number))
-            for number in range(CLIENTS)
-        ]
-        for thread in self._threads:
-            thread.start()
+        super().work(dice)
 
-    def rest(self, *, at_once: bool = True) -> None:
-        """At once: the server is dead, and so is every connection."""
-        self._working = False
-        for thread in self._threads:
-            thread.join(10 if at_once else 60)
-            assert not thread.is_alive(), "a client hangs on a dead server"
+    def make(self, name: str, dice: Random) -> Seen:
+        streamed = dice.random() < 0.7
+        return Seen(f"k{self._shift}.{name}", streamed, dice.choice((0.0, 0.001, 0.01, 0.05)))
 
-    def _ask_on(self, dice: Random, number: int) -> None:
-        count = 0
-        while self._working:
-            count += 1
-            seen = Seen(
-                f"k{self._shift}.{number}.{count}",
-                dice.random() < 0.7,
-                dice.choice((0.0, 0.001, 0.01, 0.05)),
-            )
-            self.seen.append(seen)
-            try:
-                self._ask(seen, dice)
-            except (OSError, BodyCutError):
-                time.sleep(0.005)
-
-    def _ask(self, seen: Seen, dice: Random) -> None:
+    def ask(self, seen: Seen, dice: Random) -> None:
         chunks = dice.choice((1, 5, 20, 80))
-        directives = {
-            "chunks": chunks,
-            "input_tokens": INPUT_TOKENS,
-            "pace_ms": seen.pace_seconds * 1000,
-        }
-        fields = {
-            "model": "acme/parrot",
-            "messages": [{"role": "user", "content": "Say."}],
-            "user": json.dumps(directives),
-            "stream": seen.streamed,
-        }
-        with RawClient("127.0.0.1", self._server.port, timeout_seconds=30) as client:
-            client.request(
-                "POST",
-                "/v1/chat/completions",
-                json.dumps(fields).encode(),
-                ("authorization", f"Bearer {self._server.token}"),
-                ("x-request-id", seen.tag),
-            )
-            if seen.streamed:
-                watch(client, seen)
-            else:
-                reply = client.read_reply()
-                if reply.status == 200:
-                    usage = reply.json()["usage"]
-                    seen.tokens, seen.credits = (
-                        usage["completion_tokens"],
-                        usage["credits_consumed"],
-                    )
-                    seen.finished = True
-
-
-def watch(client: RawClient, seen: Seen) -> None:
-    if client.read_head().status != 200:
-        return
-    while True:
-        (event,) = client.read_events(1)
-        if event.comment is not None:
-            if event.comment.startswith("credits consumed="):
-                seen.credits = int(event.comment.split("=")[1].split(" ")[0])
-        elif event.data == "[DONE]":
-            seen.finished = True
-            return
-        elif event.json()["choices"][0]["delta"].get("content"):
-            seen.tokens += 1
+        port, token = self._server.port, self._server.token
+        ask_parrot(port, token, seen, chunks=chunks, timeout_seconds=30)
 
 
 # --- judging --------------------------------------------------------------------------------------

@@ -28,12 +28,12 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 from tests.integration.postgres_books import PostgresBooks
-from tests.kill import INPUT_TOKENS, Seen, judge, watch
+from tests.kill import judge
+from tests.support.crowd import Crowd, Seen, ask_parrot
 from tests.support.fake_upstream import FakeUpstreamProcess
-from tests.support.http import BodyCutError, RawClient
 from tests.support.postgres import MIGRATOR, SERVER, PostgresServer
 from tests.support.redis import RedisServer, a_redis
-from tests.support.server import TollwayServer
+from tests.support.server import A_CREDIT_A_TOKEN, TollwayServer, config_for
 from tests.unit.ledger.books import an_outcome
 
 from tollway.clock import SystemClock
@@ -55,7 +55,7 @@ CALM_SECONDS = 150.0
 """From a fault of the rate store on: the minute in which it recovers, and one that is exact."""
 RESTART_SECONDS_MAX = 150.0
 
-CONFIG = """
+STORES = """
 [server]
 database = "env:TOLLWAY_TEST_DATABASE"
 rate_store = "{rates}"
@@ -65,22 +65,6 @@ access_log = ""
 requests_per_minute = 1000000
 concurrent_requests = 1000
 failed_authentications_per_minute = 1000000
-
-[tiers.parrot]
-prompt_rate = 1000000
-completion_rate = 2000000
-
-[[upstreams]]
-name = "gpu-1"
-base_url = "{upstream}"
-
-[[models]]
-id = "acme/parrot"
-tier = "parrot"
-context_length = 100000
-max_output_tokens = 4096
-default_max_tokens = 1000
-upstreams = [{{ name = "gpu-1", model = "parrot-upstream" }}]
 """
 
 
@@ -126,7 +110,8 @@ def break_replicas(
         FakeUpstreamProcess(directory / "upstream.log") as upstream,
     ):
         name = postgres.new_database()
-        config = CONFIG.format(upstream=upstream.base_url, rates=redis.url)
+        stores = STORES.format(rates=redis.url)
+        config = config_for(upstream.base_url, rates=A_CREDIT_A_TOKEN, more=stores)
         with Wire(postgres.port) as wire:
             url = postgres.url(name).replace(f":{postgres.port}/", f":{wire.port}/")
             replicas = [
@@ -136,7 +121,7 @@ def break_replicas(
             slow, *tokens = _accounts(replicas[0], url)
             for replica in replicas:
                 replica.start()
-            crowd = Crowd(replicas, tokens, slow, hot)
+            crowd = Clients(replicas, tokens, slow, hot)
             faults = Faults(postgres, name, redis, replicas, wire, dice)
             crowd.work(Random(seed))
             try:
@@ -405,13 +390,14 @@ class Wire:
 # --- who asks -------------------------------------------------------------------------------------
 
 
-class Crowd:
-    """Clients that ask all the time, each time at any replica."""
+class Clients(Crowd):
+    """Each time of any replica. `slow_sent` is when a request of the account with a low rate was
+    sent, by its tag."""
 
     def __init__(
         self, replicas: Sequence[TollwayServer], tokens: Sequence[str], slow: str, hot: float
     ) -> None:
-        self.seen: list[Seen] = []
+        super().__init__(CLIENTS)
         self.slow_sent: dict[str, float] = {}
         self.refused = 0
         self.limited = 0
@@ -420,81 +406,28 @@ class Crowd:
         self._tokens = tokens
         self._slow = slow
         self._hot = hot
-        self._working = False
-        self._threads: list[threading.Thread] = []
 
-    def work(self, dice: Random) -> None:
-        self._working = True
-        self._threads = [
-            threading.Thread(target=self._ask_on, args=(Random(dice.random()), number))
-            for number in range(CLIENTS)
-        ]
-        for thread in self._threads:
-            thread.start()
+    def make(self, name: str, dice: Random) -> Seen:
+        pace = dice.choice((0.0, 0.0, 0.0, 0.001, 0.05))
+        return Seen(f"c{name}", dice.random() < 0.5, pace)
 
-    def rest(self) -> None:
-        self._working = False
-        for thread in self._threads:
-            thread.join(60)
-            assert not thread.is_alive(), "a client hangs"
-
-    def _ask_on(self, dice: Random, number: int) -> None:
-        count = 0
-        while self._working:
-            count += 1
-            pace = dice.choice((0.0, 0.0, 0.0, 0.001, 0.05))
-            seen = Seen(f"c{number}.{count}", dice.random() < 0.5, pace)
-            self.seen.append(seen)
-            try:
-                self._ask(seen, dice)
-            except (OSError, BodyCutError):
-                time.sleep(0.005)
+    def ask(self, seen: Seen, dice: Random) -> None:
+        hot = dice.random() < self._hot
+        slow = dice.random() < SLOW_SHARE
+        token = self._tokens[0] if hot else dice.choice(self._tokens)
+        if slow:
+            token = self._slow
+            self.slow_sent[seen.tag] = time.monotonic()
+        chunks = dice.choice((1, 5, 20, 40 if seen.pace_seconds else 5))
+        port = dice.choice(self._replicas).port
+        try:
+            ask_parrot(port, token, seen, chunks=chunks, timeout_seconds=45)
+            self.limited += slow and not seen.finished
+            self.refused += not slow and not seen.finished
+        finally:
             self.finished += seen.finished
             if not seen.finished:
                 time.sleep(0.02)
-
-    def _ask(self, seen: Seen, dice: Random) -> None:
-        hot = dice.random() < self._hot
-        slow = dice.random() < SLOW_SHARE
-        secret = self._tokens[0] if hot else dice.choice(self._tokens)
-        if slow:
-            secret = self._slow
-            self.slow_sent[seen.tag] = time.monotonic()
-        directives = {
-            "chunks": dice.choice((1, 5, 20, 40 if seen.pace_seconds else 5)),
-            "input_tokens": INPUT_TOKENS,
-            "pace_ms": seen.pace_seconds * 1000,
-            "tag": seen.tag,
-        }
-        fields = {
-            "model": "acme/parrot",
-            "messages": [{"role": "user", "content": "Say."}],
-            "user": json.dumps(directives),
-            "stream": seen.streamed,
-        }
-        port = dice.choice(self._replicas).port
-        with RawClient("127.0.0.1", port, timeout_seconds=45) as client:
-            client.request(
-                "POST",
-                "/v1/chat/completions",
-                json.dumps(fields).encode(),
-                ("authorization", f"Bearer {secret}"),
-                ("x-request-id", seen.tag),
-            )
-            if seen.streamed:
-                watch(client, seen)
-                self._count(slow, refused=not seen.finished)
-                return
-            reply = client.read_reply()
-            if reply.status == 200:
-                usage = reply.json()["usage"]
-                seen.tokens, seen.credits = usage["completion_tokens"], usage["credits_consumed"]
-                seen.finished = True
-            self._count(slow, refused=reply.status != 200)
-
-    def _count(self, slow: bool, *, refused: bool) -> None:
-        self.limited += refused and slow
-        self.refused += refused and not slow
 
 
 # --- judging --------------------------------------------------------------------------------------

@@ -25,6 +25,9 @@ from tollway.store import open_operations
 START_SECONDS_MAX = 40.0
 STOP_SECONDS_MAX = 10.0
 TOLLWAY = [sys.executable, "-m", "tollway"]
+A_CREDIT_A_TOKEN = (1_000_000, 2_000_000)
+"""Rates with which a receipt shows each token: one credit for an input and two for an output
+token."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,20 @@ class Finished:
         return json.loads(self.stdout)
 
 
-def config_for(upstream_url: str, *, model: str = "acme/parrot", more: str = "") -> str:
+def config_for(
+    upstream_url: str,
+    *,
+    model: str = "acme/parrot",
+    rates: tuple[int, int] = (1000, 2000),
+    more: str = "",
+) -> str:
     """One model behind one upstream; `more` is added TOML, before the models."""
+    prompt_rate, completion_rate = rates
     return f"""
 {more}
 [tiers.parrot]
-prompt_rate = 1000
-completion_rate = 2000
+prompt_rate = {prompt_rate}
+completion_rate = {completion_rate}
 
 [[upstreams]]
 name = "gpu-1"
