@@ -45,13 +45,13 @@ class RequestObserver:
         error: RequestError | None,
         reply: Reply,
     ) -> None:
-        kind = "chat_stream" if admission.parsed.wants_stream else "chat"
-        if reply.begun or (error is None and not reply.gone):
+        kind = "chat_stream" if admission.parsed.request.stream is True else "chat"
+        if reply.begun:
             status = 200
-        elif reply.gone or error is None:
+        elif reply.gone:
             status = CLIENT_LEFT
         else:
-            status = status_of(error)
+            status = 200 if error is None else status_of(error)
         untold = self._untold
         untold.append((kind, status, admission, outcome, settlement, error))
         if len(untold) == UNTOLD_MAX or len(admission.call.body) > BODY_BYTES_KEPT_MAX:

@@ -166,7 +166,7 @@ class ChatReply(Struct):
             settlement.available,
             rate.limit,
             rate.remaining,
-            duration(rate.reset_seconds).encode(),
+            duration(rate.reset_seconds).encode() if rate.reset_seconds else b"0s",
         )
         if admission.ignored:
             head += _ignored_line(admission).encode()

@@ -149,7 +149,10 @@ class Gate:
     async def _take_rate(self, caller: Caller, taken: list[tuple[str, float]]) -> RateState:
         """The account's place, and the token's where it has a limit of its own; `taken` gets what
         must be given back."""
-        take = await self._limiter.take(caller.rate_key, self._rate_limit(caller))
+        limit = caller.account.requests_per_minute
+        if limit is None:
+            limit = self.limits.requests_per_minute
+        take = await self._limiter.take(caller.rate_key, limit)
         if not take.admitted:
             if take.crowded:
                 raise _crowded(self._concurrency_limit(caller))

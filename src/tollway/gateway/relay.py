@@ -46,7 +46,7 @@ log = logging.getLogger("tollway.relay")
 _encode = msgspec.json.Encoder().encode
 _decode_chunk = msgspec.json.Decoder(Chunk).decode
 # What can be cut from one JSON string and put into another as it is.
-_plain_text = re.compile(rb'[^"\\\x00-\x1f\x7f-\xff]+').fullmatch
+_is_plain_text = re.compile(rb'[^"\\\x00-\x1f\x7f-\xff]+').fullmatch
 
 
 def relay(route: Route, admission: Admission, reply: Reply, meter: Meter) -> "Awaitable[Answer]":
@@ -108,8 +108,9 @@ async def _relay_whole(route: Route, admission: Admission, meter: Meter) -> "Who
     meter.report = read_usage(completion.usage)
     meter.finished = True
     for choice in completion.choices:
-        if _is_plain(choice):
-            meter.text_bytes += len(choice.message.content or "")
+        text = _plain_text(choice)
+        if text is not None:
+            meter.text_bytes += len(text)
             continue
         meter.finished = meter.finished and bool(choice.finish_reason)
         ids = _call_ids(admission, choice.index) if choice.message.tool_calls else ""
@@ -238,7 +239,7 @@ class StreamRelay:
             template is not None
             and payload.startswith(template.before)
             and payload.endswith(template.after)
-            and (text := _plain_text(payload, template.start, len(payload) - template.tail))
+            and (text := _is_plain_text(payload, template.start, len(payload) - template.tail))
         ):
             self._out.append(template.our_before + text[0] + template.our_after)
             meter = self._meter
@@ -430,7 +431,7 @@ class _Template:
             return None
         text = delta.content.encode()
         quoted = b'"' + text + b'"'
-        if not _plain_text(text) or payload.count(quoted) != 1 or rewritten.count(quoted) != 1:
+        if not _is_plain_text(text) or payload.count(quoted) != 1 or rewritten.count(quoted) != 1:
             return None
         before, _, after = payload.partition(quoted)
         our_before, _, our_after = rewritten.partition(quoted)
@@ -472,18 +473,22 @@ def _usage_object(
     return usage
 
 
-def _is_plain(choice: Choice) -> bool:
-    """Text alone, already as our API has it: by far the most are. Its bytes are its characters."""
+def _plain_text(choice: Choice) -> str | None:
+    """Of one that is text alone, already as our API has it: by far the most are. Its bytes are its
+    characters."""
     message = choice.message
-    return (
+    content = message.content
+    if (
         (choice.finish_reason == "stop" or choice.finish_reason == "length")
         and message.tool_calls is UNSET
         and message.reasoning_content is UNSET
         and message.reasoning is UNSET
         and message.refusal is None
-        and message.content is not None
-        and message.content.isascii()
-    )
+        and content is not None
+        and content.isascii()
+    ):
+        return content
+    return None
 
 
 def _failed(message: str) -> UpstreamFailed:
