@@ -120,7 +120,10 @@ class Gate:
         counting = self._count_input_tokens(model, parsed, output_tokens)
         counted = None if counting is None else await counting
         if counted is None:
-            input_tokens = _input_tokens_bound(model, parsed)
+            if parsed.text_bytes is not None:
+                input_tokens = text_tokens_bound(len(request.messages), parsed.text_bytes)
+            else:
+                input_tokens = _input_tokens_bound(model, parsed)
         else:
             input_tokens = counted
             if counted >= model.context_length:
@@ -209,8 +212,6 @@ class Gate:
 
 def _input_tokens_bound(model: Model, parsed: ParsedRequest) -> int:
     request = parsed.request
-    if parsed.text_bytes is not None:
-        return text_tokens_bound(len(request.messages), parsed.text_bytes)
     of_text = input_tokens_bound(request.messages, request.tools, request.response_format)
     return of_text + images_bound(model, parsed) if parsed.images else of_text
 

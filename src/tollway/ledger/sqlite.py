@@ -183,7 +183,7 @@ class SqliteLedger:
         purse = self._purses[hold.account_id]
         purse.held -= hold.amount
         purse.take(charged)
-        cap = self._caps.get(hold.token_id)
+        cap = self._caps.get(hold.token_id) if self._caps else None
         if cap is not None:
             cap.held -= hold.amount
             cap.spent += charged

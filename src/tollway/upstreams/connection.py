@@ -103,8 +103,9 @@ class ConnectionPool:
         self.host_header = parts.netloc
         self._outbox = Outbox()
         self._heads = LearnedHeads()
+        self._open: set[Connection] = set()
         self._idle: deque[Connection] = deque()
-        self._busy: set[Connection] = set()
+        """Of the open ones, those that run no request."""
         self._sweep: asyncio.TimerHandle | None = None
         self._sweep_due = 0.0
         self._sweep_seconds = _sweep_seconds(deadlines)
@@ -128,9 +129,6 @@ class ConnectionPool:
         while True:
             if connection is None:
                 connection, is_new = await self._connect(deadlines.connect), True
-            self._busy.add(connection)
-            if self._sweep is None:
-                self._schedule_sweep()
             try:
                 await connection.exchange(request, receiver, deadlines)
             except _StaleConnection:
@@ -139,6 +137,7 @@ class ConnectionPool:
                     raise UpstreamFailed(
                         "The model's server closed the connection without an answer. Try again."
                     ) from None
+                connection = None
             except BaseException as error:
                 connection.abort()
                 if isinstance(error, RequestError):
@@ -152,16 +151,19 @@ class ConnectionPool:
                 else:
                     connection.abort()
                 return
-            finally:
-                self._busy.discard(connection)
-            connection = None
+
+    def _opened(self, connection: "Connection") -> None:
+        self._open.add(connection)
+        if self._sweep is None:
+            self._schedule_sweep()
 
     def _closed(self, connection: "Connection") -> None:
+        self._open.discard(connection)
         with contextlib.suppress(ValueError):  # it was not idle
             self._idle.remove(connection)
 
     async def close(self) -> None:
-        for connection in (*self._idle, *self._busy):
+        for connection in list(self._open):
             connection.abort()
         if self._sweep is not None:
             self._sweep.cancel()
@@ -169,7 +171,7 @@ class ConnectionPool:
 
     @property
     def in_flight(self) -> int:
-        return len(self._busy)
+        return len(self._open) - len(self._idle)
 
     async def _connect(self, seconds_max: float) -> "Connection":
         try:
@@ -216,7 +218,7 @@ class ConnectionPool:
         for address in addresses:
             try:
                 _, connection = await loop.create_connection(
-                    lambda: Connection(loop, self._outbox, self._heads, self._closed),
+                    lambda: Connection(loop, self._outbox, self._heads, self._opened, self._closed),
                     address,
                     self.port,
                     ssl=self._tls,
@@ -236,7 +238,7 @@ class ConnectionPool:
             self._sweep_seconds = seconds
             if self._sweep is not None:
                 self._sweep.cancel()
-                self._sweep = None
+                self._schedule_sweep()
 
     def _schedule_sweep(self) -> None:
         loop = asyncio.get_running_loop()
@@ -250,12 +252,12 @@ class ConnectionPool:
             # This process was stopped: what came meanwhile has not been read, and is not overdue.
             self._schedule_sweep()
             return
-        for connection in list(self._busy):
+        for connection in list(self._open):
             if (late := connection.overdue(now)) is not None:
                 connection.fail(UpstreamTimeout(late))
         while self._idle and now - self._idle[0].heard_at > IDLE_SECONDS_MAX:
             self._idle.popleft().abort()
-        if self._busy or self._idle:
+        if self._open:
             self._schedule_sweep()
 
 
@@ -331,6 +333,7 @@ class Connection(asyncio.Protocol):
         "_heads",
         "_length",
         "_loop",
+        "_opened",
         "_outbox",
         "_parser",
         "_receiver",
@@ -348,6 +351,7 @@ class Connection(asyncio.Protocol):
         loop: asyncio.AbstractEventLoop,
         outbox: Outbox,
         heads: LearnedHeads,
+        on_open: Callable[["Connection"], None] = lambda _: None,
         on_close: Callable[["Connection"], None] = lambda _: None,
     ) -> None:
         self._loop = loop
@@ -357,6 +361,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._receiver: Receiver | None = None
         self._done: asyncio.Future[None] | None = None
+        self._opened = on_open
         self._closed = on_close
         self._used = False
         self.is_open = False
@@ -381,6 +386,9 @@ class Connection(asyncio.Protocol):
         self._receiver = receiver
         self._deadlines = deadlines
         self._done = done = loop.create_future()
+        if not self.is_open:  # it was closed as soon as it was made
+            done.set_exception(_StaleConnection())
+            return done
         self._sent_at = self.heard_at = loop.time()
         self._outbox.write(loop, self._transport, request)
         return done
@@ -399,6 +407,8 @@ class Connection(asyncio.Protocol):
 
     def overdue(self, now: float) -> str | None:
         """What to tell the client if this exchange has taken too long."""
+        if self._done is None:
+            return None
         deadlines = self._deadlines
         if now - self._sent_at > deadlines.total:
             return f"The model's server did not finish within {deadlines.total:g} s."
@@ -439,6 +449,7 @@ class Connection(asyncio.Protocol):
         # uvloop's transports are no subclass of asyncio's.
         self._transport = cast("asyncio.Transport", transport)
         self.is_open = True
+        self._opened(self)
         peer: socket.socket = transport.get_extra_info("socket")
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
 
