@@ -9,7 +9,8 @@ connections. One socket for all would be served by whoever wakes first: of 64 co
 kept, four workers took 45, 17, 2 and 0, and with a socket each 19, 16, 16 and 13.
 
 Between the supervisor and a worker there is a socket pair, the leash, with a JSON line for each
-message. It ends when either of them does: then the other goes too.
+message. It ends when either of them does: then the other goes too. A worker says every two seconds
+that its event loop runs; one that says nothing for half a minute hangs, and is killed.
 """
 
 import asyncio
@@ -43,6 +44,9 @@ WAIT_SECONDS_MAX = 30.0
 WELL_AFTER_SECONDS = 60.0
 STOP_SECONDS = 20.0
 """Beyond the drain: then a worker is killed."""
+ALIVE_EVERY_SECONDS = 2.0
+SILENT_SECONDS_MAX = 30
+"""Of a worker that has said something before: its start is its own affair."""
 
 log = logging.getLogger("tollway.workers")
 
@@ -87,12 +91,16 @@ class _Up(Struct, frozen=True, tag="up"):
     welcome: Welcome
 
 
+class _Alive(Struct, frozen=True, tag="alive"):
+    """From a worker: its event loop runs."""
+
+
 def _path(_type: type, written: str) -> Path:
     return Path(written)
 
 
 _to_worker = msgspec.json.Decoder(_Start | _Model, dec_hook=_path)
-_from_worker = msgspec.json.Decoder(_Up, dec_hook=_path)
+_from_worker = msgspec.json.Decoder(_Up | _Alive, dec_hook=_path)
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
@@ -222,6 +230,7 @@ class _Supervisor:
                 self._is_up(worker, welcome)
             return await worker.ended(self._stopping, self._drain_seconds)
         finally:
+            worker.close()
             self._workers[number] = None
 
     def _is_up(self, worker: "_Worker", welcome: Welcome) -> None:
@@ -266,8 +275,11 @@ class _Worker:
         self.number = number
         self.welcome: Welcome | None = None
         self._process = process
-        self._reader = reader
         self._writer = writer
+        self._up: asyncio.Future[Welcome | None] = asyncio.get_running_loop().create_future()
+        self._silent_seconds: int | None = None
+        self._listening = asyncio.create_task(self._listen(reader))
+        self._watching = asyncio.create_task(self._watch())
 
     @classmethod
     async def start(cls, start: _Start, listener: socket.socket) -> "_Worker":
@@ -294,8 +306,7 @@ class _Worker:
 
     async def up(self) -> Welcome | None:
         """Once it serves; None where it ends instead."""
-        line = await self._reader.readline()
-        return _from_worker.decode(line).welcome if line else None
+        return await self._up
 
     async def ended(self, stopping: asyncio.Event, drain_seconds: float) -> int:
         """Its exit status. Kills it where it outlasts its drain."""
@@ -307,8 +318,32 @@ class _Worker:
         if not done:
             log.error("worker %d did not stop in time and is killed", self.number)
             self.signal(signal.SIGKILL)
-        self._writer.close()
         return await waiting
+
+    def close(self) -> None:
+        self._listening.cancel()
+        self._watching.cancel()
+        self._writer.close()
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(OSError):
+            while line := await reader.readline():
+                self._silent_seconds = 0
+                message = _from_worker.decode(line)
+                if isinstance(message, _Up):
+                    self._up.set_result(message.welcome)
+        if not self._up.done():
+            self._up.set_result(None)
+
+    async def _watch(self) -> None:
+        """In seconds that this process counted: after one in which it was itself stopped, what
+        workers have said meanwhile is read first."""
+        while self._silent_seconds is None or self._silent_seconds < SILENT_SECONDS_MAX:
+            await asyncio.sleep(1.0)
+            if self._silent_seconds is not None:
+                self._silent_seconds += 1
+        log.error("worker %d has hung for %d s and is killed", self.number, SILENT_SECONDS_MAX)
+        self.signal(signal.SIGKILL)
 
 
 # --- a worker -------------------------------------------------------------------------------------
@@ -358,6 +393,7 @@ async def _serve(
     reader, writer = await asyncio.open_connection(sock=leash)
     child = _LeashedChild(settings.embedded.parallel)
     following = asyncio.create_task(_follow(reader, child))
+    telling = asyncio.create_task(_tell_alive(writer))
 
     def read(embedded: Embedded | None) -> Settings:
         return _of_worker(start, start.given.read(embedded))
@@ -373,6 +409,13 @@ async def _serve(
         Siblings(start.number, [_folder(base, number) for number in range(start.workers)]),
     )
     following.cancel()
+    telling.cancel()
+
+
+async def _tell_alive(writer: asyncio.StreamWriter) -> None:
+    while not writer.is_closing():
+        writer.write(_line(_Alive()))
+        await asyncio.sleep(ALIVE_EVERY_SECONDS)
 
 
 async def _follow(reader: asyncio.StreamReader, child: "_LeashedChild") -> None:

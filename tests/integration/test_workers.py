@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from tests.support.http import RawClient, Reply
 from tests.support.model import put_model_into
 from tests.support.redis import RedisServer, a_redis
 from tests.support.server import TollwayServer, config_for, run_tollway
+
+from tollway.workers import SILENT_SECONDS_MAX
 
 WORKERS = 3
 SECONDS_MAX = 60.0
@@ -135,6 +138,36 @@ def test_a_worker_that_is_killed_is_replaced_while_the_others_serve(
     eventually(lambda: len(samples(server, "tollway_build_info")) == WORKERS, SECONDS_MAX)
     assert {one.pid for one in others} < {one.pid for one in workers_of(server)}
     eventually(lambda: "is up again" in server.stderr, SECONDS_MAX)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_worker_that_hangs_is_killed_and_replaced(server: TollwayServer) -> None:
+    victim, *others = workers_of(server)
+    victim.suspend()
+    stopped = time.monotonic()
+    psutil.wait_procs([victim], SECONDS_MAX)
+    hung_seconds = time.monotonic() - stopped
+
+    assert not victim.is_running()
+    assert SILENT_SECONDS_MAX - 3 < hung_seconds < SILENT_SECONDS_MAX + 10
+    eventually(lambda: len(samples(server, "tollway_build_info")) == WORKERS, SECONDS_MAX)
+    assert {one.pid for one in others} < {one.pid for one in workers_of(server)}
+    assert re.search(r"worker \d has hung for 30 s and is killed", server.stderr)
+    assert [ask(server, "GET", "/v1/models").status for _ in range(20)] == [200] * 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_supervisor_that_was_stopped_kills_no_worker_for_it(server: TollwayServer) -> None:
+    before = {one.pid for one in workers_of(server)}
+    server.signal(signal.SIGSTOP)
+    time.sleep(SILENT_SECONDS_MAX + 3)
+    server.signal(signal.SIGCONT)
+    time.sleep(5)
+
+    assert {one.pid for one in workers_of(server)} == before
+    assert "hung" not in server.stderr
 
 
 def test_a_stop_drains_every_worker(server: TollwayServer, upstream: FakeUpstream) -> None:
