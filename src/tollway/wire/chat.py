@@ -88,6 +88,7 @@ class ToolMessage(Struct, omit_defaults=True, tag_field="role", tag="tool"):
 
 
 Message = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
+Messages = Annotated[list[Message], Meta(min_length=1, max_length=1024)]
 FunctionName = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
 
 
@@ -167,7 +168,7 @@ INT64 = 2**63
 class ForwardedFields(Struct, omit_defaults=True, kw_only=True):
     """The fields of a chat request that an upstream gets as the client sent them."""
 
-    messages: Annotated[list[Message], Meta(min_length=1, max_length=1024)]
+    messages: Messages
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     stop: StopSequence | Annotated[list[StopSequence], Meta(min_length=1, max_length=4)] | None = (

@@ -27,7 +27,16 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from tollway.wire.chat import AssistantMessage, ImagePart, Message, TextPart
+from tollway.wire.chat import (
+    AssistantMessage,
+    DeveloperMessage,
+    ImagePart,
+    Message,
+    Messages,
+    SystemMessage,
+    TextPart,
+    UserMessage,
+)
 
 LONG_TEXT_BYTES = 1024
 """A shorter one is read faster where it is."""
@@ -38,10 +47,29 @@ SHORT_TEXTS_MAX = 256
 _ESCAPED_QUOTES_APART = 256
 """On an average: each is a step of 0.15 us, and more of them would cost what is saved."""
 
+MESSAGES_MAX = 1024
+
 _MARK = f"text {secrets.token_hex(12)} "
 _BACKSLASH = ord("\\")
 
-_find_text = re.compile(rb'"(?:content|text|arguments|url)"[ \t\r\n]*:[ \t\r\n]*"').search
+
+def _pattern(json: bytes) -> re.Pattern[bytes]:
+    """`~` is what may stand between two tokens."""
+    return re.compile(json.replace(b"~", rb"[ \t\r\n]*"))
+
+
+_TYPES: dict[bytes, type[SystemMessage | DeveloperMessage | UserMessage | AssistantMessage]] = {
+    b"system": SystemMessage,
+    b"developer": DeveloperMessage,
+    b"user": UserMessage,
+    b"assistant": AssistantMessage,
+}
+_OPENING = rb'\{~"role"~:~"(system|developer|user|assistant)"~,~"content"~:~"'
+_match_conversation = _pattern(rb'"messages"~:~(\[)~' + _OPENING).match
+_match_next = _pattern(rb'"~\}~(?:,~' + _OPENING + rb"|\])").match
+_decode_messages: Callable[[memoryview], list[Message]] = msgspec.json.Decoder(Messages).decode
+
+_find_text = _pattern(rb'"(?:content|text|arguments|url)"~:~"').search
 _split_at_marks = re.compile(rb"(" + _MARK.encode() + rb"[0-9]+)").split
 _decode_text: Callable[[memoryview], str] = msgspec.json.Decoder(str).decode
 
@@ -49,20 +77,29 @@ _decode_text: Callable[[memoryview], str] = msgspec.json.Decoder(str).decode
 class Hollow:
     """A body without its long texts: `texts` are those by their marks."""
 
-    __slots__ = ("_written", "shell", "texts")
+    __slots__ = ("_conversation", "_written", "shell", "texts")
 
     def __init__(
-        self, shell: bytes, texts: dict[str, str], written: dict[bytes, memoryview]
+        self,
+        shell: bytes,
+        texts: dict[str, str],
+        written: dict[bytes, memoryview],
+        conversation: list[Message] | None = None,
     ) -> None:
         self.shell = shell
         self.texts = texts
         self._written = written
+        self._conversation = conversation
 
-    def fill(self, messages: Sequence[Message], json: bytes) -> list[bytes | memoryview] | None:
+    def fill(self, messages: list[Message], json: bytes) -> list[bytes | memoryview] | None:
         """Puts the texts back into the messages, and into the JSON that these are in: its pieces
         are returned. None where there are marks elsewhere."""
         pieces: list[bytes | memoryview] = list(_split_at_marks(json))
-        if _put_back(messages, self.texts) != len(pieces) // 2:
+        if self._conversation is not None:
+            if len(pieces) != 3 or [message.content for message in messages] != [_mark(0)[0]]:
+                return None
+            messages[:] = self._conversation
+        elif _put_back(messages, self.texts) != len(pieces) // 2:
             return None
         written = self._written
         pieces[1::2] = [written[mark] for mark in pieces[1::2]]  # type: ignore[index]
@@ -74,6 +111,52 @@ def hollow(body: bytes) -> Hollow | None:
     view = memoryview(body)
     has_escapes = b"\\" in body
     is_clean = not has_escapes and _has_no_control_characters(body)
+    return _without_conversation(body, view, has_escapes=has_escapes, is_clean=is_clean) or (
+        _without_texts(body, view, has_escapes=has_escapes, is_clean=is_clean)
+    )
+
+
+def _without_conversation(
+    body: bytes, view: memoryview, *, has_escapes: bool, is_clean: bool
+) -> Hollow | None:
+    """Where messages have a role and a text and nothing else, all of it from within the first text
+    to within the last is one that is cut out: 1 us a message is saved."""
+    found = _match_conversation(body, max(0, body.find(b'"messages"')))
+    if found is None:
+        return None
+    array_begin, first, role = found.start(1), found.end(), found[2]
+    begin, messages = first, list[Message]()
+    steps_left = len(body) // _ESCAPED_QUOTES_APART
+    try:
+        while True:
+            end = body.find(b'"', begin)
+            while has_escapes and _is_escaped(body, begin, end):
+                end = body.find(b'"', end + 1)
+                steps_left -= 1
+                if steps_left < 0:
+                    return None
+            if is_clean and end > 0:
+                messages.append(_TYPES[role](str(view[begin:end], "utf-8")))
+            following = _match_next(body, end) if end > 0 else None
+            if following is None:
+                return None
+            role, begin = following[1], following.end()
+            if role is None:
+                break
+        if not is_clean:
+            messages = _decode_messages(view[array_begin:begin])
+        elif len(messages) > MESSAGES_MAX:
+            return None
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    mark = _mark(0)[1]
+    shell = b"".join((view[:first], mark, view[end:]))
+    return Hollow(shell, {}, {mark: view[first:end]}, messages)
+
+
+def _without_texts(
+    body: bytes, view: memoryview, *, has_escapes: bool, is_clean: bool
+) -> Hollow | None:
     shell: list[bytes] = []
     texts: dict[str, str] = {}
     written: dict[bytes, memoryview] = {}

@@ -49,8 +49,15 @@ messages = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "tool"]), "content": parts | texts},
     optional={"tool_calls": st.lists(calls, max_size=2), "tool_call_id": st.just("c")},
 )
+plain_messages = st.builds(
+    message, texts, st.sampled_from(["system", "developer", "user", "assistant"])
+)
 bodies = st.fixed_dictionaries(
-    {"model": texts, "messages": st.lists(messages, min_size=1, max_size=4)},
+    {
+        "model": texts,
+        "messages": st.lists(messages, min_size=1, max_size=4)
+        | st.lists(plain_messages, min_size=1, max_size=4),
+    },
     optional={
         "stop": texts,
         "metadata": st.dictionaries(st.sampled_from(["text", "k"]), texts, max_size=2),
@@ -103,9 +110,13 @@ BITS = [
     st.sampled_from(PLACES),
     st.lists(st.sampled_from(BITS), min_size=1, max_size=2).map(b"".join),
     st.integers(0, 3),
+    st.booleans(),
 )
-def test_what_is_wrong_is_seen_and_told_as_ever(place: bytes, bit: bytes, which: int) -> None:
-    body = chat_bytes(messages=[message(LONG), message(LONG, role="assistant"), message("Why?")])
+def test_what_is_wrong_is_seen_and_told_as_ever(
+    place: bytes, bit: bytes, which: int, is_plain: bool
+) -> None:
+    last = message("Why?") if is_plain else message("Why?", name="n")
+    body = chat_bytes(messages=[message(LONG), message(LONG, role="assistant"), last])
     body = body.replace(b'": ', b'":').replace(b", ", b",")
     at = -1
     for _ in range(which + 1):
@@ -129,6 +140,8 @@ def test_what_is_wrong_is_seen_and_told_as_ever(place: bytes, bit: bytes, which:
             "tools": [a_tool("add")],
         },
         {"messages": [message(LONG + "\\")] * 2},
+        {"messages": [message(LONG, name="n"), message(LONG + "\\")] * 2},
+        {"messages": [message(LONG)] * 1024},
         {"messages": [message(LONG, name="n", x=1)], "unknown": {"text": "short"}},
         {"messages": [message(LONG, x={"text": LONG})]},
     ],
@@ -146,13 +159,15 @@ def test_a_usual_long_request_is_read_without_its_texts(fields: dict[str, Any]) 
 @pytest.mark.parametrize(
     "fields",
     [
+        {"messages": [message(LONG)] * 1025},
         {"metadata": {"text": LONG}},
         {"prediction": {"type": "content", "content": LONG}},
         {"tools": [a_tool("add", parameters={"content": LONG})]},
     ],
 )
-def test_a_text_in_a_field_that_may_have_a_rule_is_left_there(fields: dict[str, Any]) -> None:
-    assert read_long(chat_bytes(messages=[message(LONG)], **fields)) is None
+def test_what_may_break_a_rule_is_read_as_it_is(fields: dict[str, Any]) -> None:
+    named = [message(LONG, name="n")]
+    assert read_long(chat_bytes(**{"messages": named, **fields})) is None
 
 
 def test_a_mark_is_unlike_that_of_any_other_process() -> None:
@@ -163,7 +178,7 @@ def test_a_mark_is_unlike_that_of_any_other_process() -> None:
 
 
 def test_marks_beyond_those_put_back_spoil_the_whole() -> None:
-    cut = hollow(chat_bytes(messages=[message(LONG)]))
+    cut = hollow(chat_bytes(messages=[message(LONG, name="n")]))
     assert cut is not None
     sound: list[Message] = [UserMessage(f"{MARK}0")]
     json_of_it = f'"content":"{MARK}0"'.encode()
@@ -174,9 +189,19 @@ def test_marks_beyond_those_put_back_spoil_the_whole() -> None:
 
 
 def test_many_short_texts_are_not_stepped_over() -> None:
-    many = [message("short")] * (SHORT_TEXTS_MAX + 2)
+    many = [message("short", name="n")] * (SHORT_TEXTS_MAX + 2)
     assert hollow(chat_bytes(messages=[*many, message(LONG)])) is None
     assert hollow(chat_bytes(messages=[message(LONG + '"' * len(LONG))])) is None
+
+
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_a_conversation_is_put_back_only_where_it_was(role: str) -> None:
+    elsewhere = {"messages": [message(LONG, role=role)]}
+    body = chat_bytes(unknown=elsewhere)[:-1] + b"," + chat_bytes(metadata=elsewhere)[1:]
+    before = json.dumps({"unknown": elsewhere} | json.loads(chat_bytes())).encode()
+
+    assert outcome(before, long=True) == outcome(before, long=False)
+    assert outcome(body, long=True) == outcome(body, long=False)
 
 
 def test_a_request_that_is_not_long_is_read_as_it_is() -> None:
