@@ -31,6 +31,7 @@ from tests.integration.postgres_books import PostgresBooks
 from tests.kill import judge
 from tests.support.crowd import Crowd, Seen, ask_parrot
 from tests.support.fake_upstream import FakeUpstreamProcess
+from tests.support.in_thread import ServerInThread
 from tests.support.postgres import MIGRATOR, SERVER, PostgresServer
 from tests.support.redis import RedisServer, a_redis
 from tests.support.server import A_CREDIT_A_TOKEN, TollwayServer, config_for
@@ -321,38 +322,26 @@ def _start_again(replica: TollwayServer) -> None:
             time.sleep(0.5)
 
 
-class Wire:
+class Wire(ServerInThread):
     """Between the replicas and Postgres. `cut` lets what was asked through and drops the answer:
     what was to be committed is, and nobody is told."""
 
     def __init__(self, port: int) -> None:
+        super().__init__()
         self._to = port
         self.port = 0
         self._armed: set[asyncio.StreamWriter] = set()
         self._open: set[asyncio.StreamWriter] = set()
-        self._started = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
-
-    def __enter__(self) -> "Wire":
-        self._thread.start()
-        self._started.wait()
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
 
     def cut(self) -> None:
         self._loop.call_soon_threadsafe(lambda: self._armed.update(self._open))
 
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
-        server = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        self._started.set()
-        await self._stop.wait()
-        server.close()
+    async def begin(self) -> None:
+        self._server = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def end(self) -> None:
+        self._server.close()
         for writer in list(self._open):
             writer.transport.abort()
 

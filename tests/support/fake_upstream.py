@@ -39,6 +39,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO, Literal, NoReturn, Self
 
 import h11
@@ -55,6 +56,7 @@ from tests.support.answers import (
     error,
     openai_error,
 )
+from tests.support.in_thread import ServerInThread
 
 BrokenOff = Literal["cut", "reset"]
 Ended = Literal["finished", "cut", "reset", "peer left", "stopped"]
@@ -113,7 +115,7 @@ class Exchange:
         }
 
 
-class FakeUpstream:
+class FakeUpstream(ServerInThread):
     """Use as a context manager. `answer` and its kin may be called at any time, from any thread."""
 
     def __init__(
@@ -123,6 +125,7 @@ class FakeUpstream:
         port: int = 0,
         on_end: Callable[[Exchange], None] | None = None,
     ) -> None:
+        super().__init__()
         self.models = models
         self.port = port
         self._exchanges: list[Exchange] = []
@@ -133,7 +136,6 @@ class FakeUpstream:
         self._broken: list[Exception] = []
         self._scripts: deque[_Script] = deque()
         self._changed = threading.Condition()
-        self._started = threading.Event()
         self._connections: dict[_Connection, asyncio.Task[None]] = {}
 
     # --- life ---
@@ -142,15 +144,16 @@ class FakeUpstream:
         self._listener = socket.create_server(("127.0.0.1", self.port), backlog=4096)
         self._listener.setblocking(False)
         self.port = self._listener.getsockname()[1]
-        self._thread = threading.Thread(target=self._run, name="fake-upstream", daemon=True)
-        self._thread.start()
-        self._started.wait()
-        return self
+        return super().__enter__()
 
-    def __exit__(self, *raised: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
-        if self._broken and raised[0] is None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        if self._broken and kind is None:
             raise self._broken[0]
 
     @property
@@ -227,15 +230,10 @@ class FakeUpstream:
 
     # --- the server ---
 
-    def _run(self) -> None:
-        asyncio.run(self._serve())
-
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
+    async def begin(self) -> None:
         self._loop.add_reader(self._listener, self._accept)
-        self._started.set()
-        await self._stop.wait()
+
+    async def end(self) -> None:
         self._close_listener()
         tasks = list(self._connections.values())
         for task in tasks:

@@ -17,9 +17,10 @@ import contextlib
 import dataclasses
 import socket
 import struct
-import threading
 from dataclasses import dataclass
 from typing import Literal, Self
+
+from tests.support.in_thread import ServerInThread
 
 READ_BYTES = 1 << 16
 CORRUPT_BYTE = b"\xff"  # not UTF-8, and in no head
@@ -54,28 +55,21 @@ CORRUPT = Fault("corrupt")
 REFUSE = Fault("refuse")
 
 
-class FaultProxy:
+class FaultProxy(ServerInThread):
     """Use as a context manager, in front of 127.0.0.1 and the target's port."""
 
     def __init__(self, target_port: int) -> None:
+        super().__init__()
         self.connections = 0
         self.faults_played: dict[FaultKind, int] = {}
         self._target_port = target_port
         self.fault = NONE
-        self._started = threading.Event()
         self._open: set[asyncio.Task[None]] = set()
 
     def __enter__(self) -> Self:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
         self.port: int = self._listener.getsockname()[1]
-        self._thread = threading.Thread(target=self._run, name="fault-proxy", daemon=True)
-        self._thread.start()
-        self._started.wait()
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
+        return super().__enter__()
 
     @property
     def base_url(self) -> str:
@@ -89,16 +83,11 @@ class FaultProxy:
 
     # --- the proxy ---
 
-    def _run(self) -> None:
-        asyncio.run(self._serve())
+    async def begin(self) -> None:
+        self._server = await asyncio.start_server(self._accepted, sock=self._listener)
 
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
-        server = await asyncio.start_server(self._accepted, sock=self._listener)
-        self._started.set()
-        await self._stop.wait()
-        server.close()
+    async def end(self) -> None:
+        self._server.close()
         for task in self._open:
             task.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
