@@ -1,15 +1,18 @@
 """Two real servers on one Postgres: what is done at one is so at the other."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from tests.support.customer import Customer, a_customer
+from tests.support.customer import Customer, a_customer, eventually
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.postgres import PASSWORD, PostgresServer
 from tests.support.server import TollwayServer, config_for
 
 from tollway.api.admin.control import ask
+
+POLL_SECONDS_MAX = 5.0
 
 MORE = """
 [server]
@@ -27,12 +30,20 @@ def upstream() -> Iterator[FakeUpstream]:
 
 
 @pytest.fixture(scope="module")
+def database(postgres: PostgresServer) -> str:
+    return postgres.new_database()
+
+
+@pytest.fixture(scope="module")
 def replicas(
-    upstream: FakeUpstream, postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+    upstream: FakeUpstream,
+    postgres: PostgresServer,
+    database: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[list[TollwayServer]]:
     """The ledger is whole after all tests, and no server has shown the password."""
     tmp_path = tmp_path_factory.mktemp("replicas")
-    database_url = postgres.url(postgres.new_database())
+    database_url = postgres.url(database)
     config = config_for(upstream.base_url, more=MORE)
     servers = [
         TollwayServer(tmp_path / name, config, env={"TOLLWAY_TEST_DATABASE": database_url})
@@ -99,6 +110,37 @@ def test_a_frozen_account_is_refused_everywhere_and_admitted_again(
     thawed = [at(server, customer).chat().status for server in replicas]
 
     assert (frozen, thawed) == ([403, 403], [200, 200])
+
+
+@pytest.fixture
+def no_notifications(postgres: PostgresServer, database: str) -> Iterator[None]:
+    with postgres.connect(database) as connection:
+        row = connection.execute("SELECT pg_get_functiondef('tell_replicas'::regproc)").fetchone()
+        assert row is not None
+        told = str(row[0])
+        silent = told.replace("PERFORM pg_notify('tollway', 'change');", "")
+        assert silent != told
+        connection.execute(silent.encode())
+        yield
+        connection.execute(told.encode())
+
+
+@pytest.mark.usefixtures("no_notifications")
+def test_what_changes_is_heard_of_where_notifications_do_not_arrive(
+    replicas: list[TollwayServer],
+) -> None:
+    customer = a_customer(replicas[0], credits=100_000)
+    there = at(replicas[1], customer)
+    assert there.chat().status == 200
+
+    replicas[0].operate("account set", name=customer.account_id, requests_per_minute=1)
+    eventually(lambda: there.chat().status == 429, POLL_SECONDS_MAX)
+    began = time.monotonic()
+    replicas[0].operate("token revoke", token_id=customer.token_id)
+
+    assert there.chat().status == 401
+    # Not by its lease, which it would lose after 15 seconds.
+    assert time.monotonic() - began < POLL_SECONDS_MAX
 
 
 def test_a_token_that_one_replica_issues_is_good_at_the_other(

@@ -55,8 +55,9 @@ async def move_from_sqlite(
             credits = await target.fetchval(
                 "SELECT COALESCE(SUM(balance), 0)::bigint FROM accounts"
             )
-        (before,) = connection.execute("SELECT COALESCE(SUM(balance), 0) FROM accounts").fetchone()
-        assert credits == before, "each row was copied"
+            ((before,),) = connection.execute("SELECT COALESCE(SUM(balance), 0) FROM accounts")
+            if credits != before:
+                raise AssertionError(f"{before} credits were moved, and {credits} arrived")
     finally:
         connection.execute("ROLLBACK")
     return Moved(rows, credits)
