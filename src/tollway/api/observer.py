@@ -59,12 +59,11 @@ class RequestObserver:
 
     def tell(self) -> None:
         untold, self._untold = self._untold, []
-        log = self._access_log
-        for kind, status, admission, outcome, settlement, error in untold:
+        for kind, status, admission, outcome, settlement, _ in untold:
             self._metrics.request(kind, outcome.model, status)
             self._count(admission, outcome, settlement)
-            if log.enabled:
-                log.append(_settled_line(kind, status, admission, outcome, settlement, error))
+        if untold and self._access_log.enabled:
+            self._access_log.extend([_settled_line(*one) for one in untold])
 
     def refused(self, call: Call, caller: Caller | None, error: RequestError) -> None:
         self.answered("chat", status_of(error), call, caller, error)
@@ -117,10 +116,11 @@ class RequestObserver:
         if settlement.shortfall:
             counts.shortfalls += 1
             counts.shortfall_credits += settlement.shortfall
-        for attempt in outcome.attempts:
+        attempts = outcome.attempts
+        for attempt in attempts:
             self._metrics.attempted(attempt.upstream, attempt.status, attempt.error)
-        if len(outcome.attempts) > 1:
-            counts.tries_again += len(outcome.attempts) - 1
+        if len(attempts) > 1:
+            counts.tries_again += len(attempts) - 1
 
     def _count_refusal(self, caller: Caller | None, error: RequestError) -> None:
         metrics = self._metrics

@@ -39,7 +39,7 @@ from typing import Any, ClassVar, Protocol, TypeGuard, TypeVar
 from tollway.database.journal import Ballast, Journal, is_disk_full
 from tollway.errors import Refused, TollwayError, Unavailable
 
-GATHER_SECONDS = 0.0015
+GATHER_SECONDS = 0.002
 RETRY_SECONDS = 0.5
 FILE_IDLE_SECONDS = 0.05
 
