@@ -76,7 +76,7 @@ BUGS = (
     ),
     Bug(
         "the bound forgets what NFKC makes longer",
-        "pricing.py",
+        "wire/text.py",
         'return max(len(text.encode()), len(unicodedata.normalize("NFKC", text).encode()))',
         "return len(text.encode())",
     ),
@@ -102,8 +102,8 @@ BUGS = (
     Bug(
         "a smaller hold does not lower the cap",
         "gateway/admit.py",
-        "if hold.amount == cost.credits_max:",
-        "if hold.amount <= cost.credits_max:",
+        "if hold.amount != cost.credits_max:",
+        "if hold.amount > cost.credits_max:",
     ),
     Bug(
         "a refused request keeps its place",
@@ -121,8 +121,8 @@ BUGS = (
     Bug(
         "a stream's cap is not sent to the upstream",
         "upstreams/openai.py",
-        "            ask.output_tokens_max,\n        )\n        reply = _EventStream(",
-        "            9999,\n        )\n        reply = _EventStream(",
+        "tail = self._stream_tail % (_encode(ask.model), ask.output_tokens_max)",
+        "tail = self._stream_tail % (_encode(ask.model), 9999)",
     ),
     Bug(
         "asked again although it had answered",
@@ -165,26 +165,26 @@ BUGS = (
     Bug(
         "a report from before the last output is believed",
         "gateway/settle.py",
-        'return meter.status == "completed" or meter.reported_pieces == meter.output_pieces',
-        "return True",
+        "        and (completed or meter.reported_pieces == meter.output_pieces)\n",
+        "",
     ),
     Bug(
         "a usage of zero is believed",
         "gateway/settle.py",
-        "if report.input_tokens == 0 or (received and report.output_tokens == 0):",
-        "if report.input_tokens < 0:",
+        "        and report.input_tokens\n        and (report.output_tokens or not received)\n",
+        "",
     ),
     Bug(
         "a whole reply that broke is charged",
         "gateway/settle.py",
-        'if meter.status != "completed" and not admission.parsed.wants_stream:',
+        "if not completed and not admission.parsed.wants_stream:",
         'if meter.status == "interrupted" and not admission.parsed.wants_stream:',
     ),
     Bug(
         "a blank reply is charged",
         "gateway/settle.py",
-        'if not received and not (meter.status == "completed" and meter.finished):',
-        'if not received and meter.status != "completed":',
+        "if not received and not (completed and meter.finished):",
+        "if not received and not completed:",
     ),
     Bug(
         "a checkpoint is ahead of what was delivered",

@@ -242,11 +242,7 @@ class StreamRelay:
             and (text := _is_plain_text(payload, template.start, len(payload) - template.tail))
         ):
             self._out.append(template.our_before + text[0] + template.our_after)
-            meter = self._meter
-            meter.output_pieces += 1
-            if meter.output_pieces > self._output_tokens_max:
-                meter.output_pieces -= 1
-                self._cut()
+            self._count_pieces(1)
         elif self._failure is None and not self.cut_off:
             self._read(payload)
 
