@@ -66,7 +66,7 @@ class ValkeyRateLimiter:
         self._server = ""
         self._exact = False
         self._last_exact = float("-inf")
-        self._exact_since = float("inf")
+        self._first_exact = float("inf")
         self._shared_at = float("-inf")
         self._shared_until = float("-inf")
         self._share_from = float("inf")
@@ -84,7 +84,7 @@ class ValkeyRateLimiter:
         up_at = self._monotonic()
         if not self._exact:
             log.warning("the rate store has started anew: this replica serves when it is exact")
-        while self._monotonic() - self._exact_since < JOIN_SECONDS:
+        while not self._exact or self._monotonic() - self._first_exact < JOIN_SECONDS:
             if self._link.up:
                 up_at = self._monotonic()
             elif self._monotonic() - up_at > START_SECONDS_MAX:
@@ -186,7 +186,7 @@ class ValkeyRateLimiter:
         self._metrics.replicas_live = len(replicas)
         if not self._exact:
             self._exact = self._metrics.rates_exact = True
-            self._exact_since = now
+            self._first_exact = min(self._first_exact, now)
             self._share_from = min(self._share_from, self._shared_until)
             log.info("rates are counted over all %d replicas", len(replicas))
 
@@ -194,7 +194,6 @@ class ValkeyRateLimiter:
         if self._exact:
             self._exact = self._metrics.rates_exact = False
             self._last_exact = self._monotonic()
-            self._exact_since = float("inf")
             log.warning(
                 "rates are not counted over all replicas now: this one admits its share of each "
                 "limit, by %d replicas",
