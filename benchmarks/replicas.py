@@ -81,7 +81,8 @@ def installation(
         database = postgres.new_database()
         cores = {LOAD_CORE} if replicas == 1 else set(CORES)
         for pid in (*postgres_pids(postgres), _pid_of(redis), model.pid):
-            os.sched_setaffinity(pid, map(int, cores))
+            with contextlib.suppress(ProcessLookupError):  # a worker of Postgres that has ended
+                os.sched_setaffinity(pid, map(int, cores))
         text = TOLLWAY.format(upstream_port=model.port, model=MODEL)
         text = text.replace('"sqlite"', f'"env:{DATABASE}"').replace('"memory"', f'"{redis.url}"')
         settings = folder / "replicas.toml"
