@@ -23,6 +23,7 @@ import http
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import httptools
@@ -103,9 +104,10 @@ class Head(Struct, frozen=True, gc=False):
     keep_alive: bool
 
 
-class Exchange(Struct):
-    """One request on the short way, and what its reply is written to. A struct, as the values of a
-    request are (docs/decisions/0002)."""
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """One request on the short way, and what its reply is written to. No struct, for it is written
+    to (docs/decisions/0002)."""
 
     message_event: ClassVar[_NoEvent] = _NoEvent()
 
@@ -122,7 +124,7 @@ class Exchange(Struct):
     status: int = 0
     refusal: RequestError | None = None
     task: asyncio.Task[None] | None = None
-    parts: list[bytes] = []
+    parts: list[bytes] | None = None
     """Of the body, as far as it has come."""
     size: int = 0
     unsent_head: bytes = b""
@@ -192,15 +194,17 @@ class Exchange(Struct):
         self.size += len(data)
         if self.size > BODY_BYTES_MAX:
             self.refuse_body(too_large())
+        elif self.parts is None:
+            self.parts = [data]
         else:
             self.parts.append(data)
 
     def refuse_body(self, refusal: RequestError) -> None:
         self.refusal = refusal
-        self.parts.clear()
+        self.parts = None
 
     def body(self) -> bytes:
-        parts = self.parts
+        parts = self.parts or ()
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def leave(self) -> None:
@@ -219,12 +223,10 @@ class Exchange(Struct):
 def _head(protocol: "EdgeProtocol", status: int, lines: bytes, keep_alive: bool) -> bytes:
     # uvicorn renews the date once a second; it is not there before the server has started.
     default = protocol.server_state.default_headers
-    return b"%b%b%b%b\r\n" % (
-        _STATUS_LINES[status],
-        b"date: %b\r\n" % default[0][1] if default else b"",
-        lines,
-        b"" if keep_alive else b"connection: close\r\n",
-    )
+    head = _STATUS_LINES[status] + lines
+    if default:
+        head += b"date: " + default[0][1] + b"\r\n"
+    return head + b"\r\n" if keep_alive else head + b"connection: close\r\n\r\n"
 
 
 class EdgeProtocol(HttpToolsProtocol):
@@ -301,8 +303,8 @@ class EdgeProtocol(HttpToolsProtocol):
             learned, head = self._learned
             body = learned.body_in(data)
             if body is not None:
-                self.cycle = exchange = Exchange(self, head, time.monotonic(), head.keep_alive)
-                exchange.body_complete = True
+                exchange = Exchange(self, head, time.monotonic(), head.keep_alive, True)
+                self.cycle = exchange
                 self._serve(exchange, body)
                 return
         try:

@@ -89,7 +89,7 @@ async def _attempt(route: Route, meter: Meter, asker: Asker[T]) -> T:
             answer = await asker.ask(upstream, route.ask)
             asker.check(answer)
         except RequestError as error:
-            meter.attempts.append(Attempt(upstream.name, error.upstream_status, error.code))
+            meter.attempts += (Attempt(upstream.name, error.upstream_status, error.code),)
             route.failed(error)
             if not (asker.may_start_over() and await route.may_try_again(error)):
                 raise
@@ -97,7 +97,7 @@ async def _attempt(route: Route, meter: Meter, asker: Asker[T]) -> T:
             route.left()
             raise
         else:
-            meter.attempts.append(Attempt(upstream.name, 200))
+            meter.attempts += (Attempt(upstream.name, 200),)
             route.served()
             return answer
 
@@ -120,10 +120,6 @@ async def _relay_whole(route: Route, admission: Admission, meter: Meter) -> "Who
         meter.text_bytes += reasoning_bytes + _text_bytes(choice)
     if meter.text_bytes:
         meter.first_output_at = time.monotonic()
-    completion.id = admission.call.completion_id
-    completion.model = admission.model.id
-    completion.object = "chat.completion"
-    completion.created = int(admission.call.now)
     meter.status = "completed"
     return WholeAnswer(admission, completion, meter.report)
 
@@ -159,8 +155,18 @@ class WholeAnswer(Struct, frozen=True):
         reply.complete(self.admission, settlement, self.body(outcome, settlement))
 
     def body(self, outcome: Outcome, settlement: Settlement) -> bytes:
-        self.completion.usage = _usage_object(self.report, outcome, settlement)
-        return _encode(self.completion)
+        theirs, call = self.completion, self.admission.call
+        ours = ChatCompletion(
+            theirs.choices,
+            call.completion_id,
+            int(call.now),
+            self.admission.model.id,
+            "chat.completion",
+            theirs.system_fingerprint,
+            theirs.service_tier,
+            _usage_object(self.report, outcome, settlement),
+        )
+        return _encode(ours)
 
 
 async def _relay_stream(

@@ -10,10 +10,9 @@ that of a moment.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import cast
+from dataclasses import dataclass, field
 
 import msgspec
-from msgspec import Struct
 
 from tollway.catalogue import Model
 from tollway.clock import Clock
@@ -211,12 +210,10 @@ class _Pool:
         )
 
 
-_NOT_ASKED = Ask("", "", {}, 0)
-
-
-class PoolRoute(Struct):
+@dataclass(slots=True, eq=False)
+class PoolRoute:
     """Implements `Route`. Between `enter` (or `wait`) and one of `served`, `failed` and `left` it
-    has a place at an upstream. A struct, as the values of a request are (docs/decisions/0002)."""
+    has a place at an upstream."""
 
     _pool: _Pool
     _fields: Mapping[str, object]
@@ -224,14 +221,14 @@ class PoolRoute(Struct):
     _request_id: str
     _output_tokens_max: int
     _key: bytes | None = None
-    _choice: Choice = cast("Choice", None)
-    _asked_at: float = 0.0
-    _began_at: float = 0.0
-    _answered: bool = False
-    _probe: bool = False
     _tried: tuple[Choice, ...] = ()
     _tries: int = 0
-    ask: Ask = _NOT_ASKED
+    _choice: Choice = field(init=False)
+    _asked_at: float = field(init=False)
+    _began_at: float = field(init=False)
+    _answered: bool = field(init=False)
+    _probe: bool = field(init=False)
+    ask: Ask = field(init=False)
 
     def enter(self) -> Upstream | None:
         choice = self._pool.lone
@@ -399,10 +396,10 @@ class PoolRoute(Struct):
 
     def _begin(self, choice: Choice) -> Upstream:
         self._choice = choice
+        self._answered = False
         self._asked_at = now = self._pool.monotonic()
         deadlines = choice.deadlines
         if self._tries:
-            self._answered = False
             # The last word is the total's, over all tries.
             left = max(0.0, deadlines.total - (now - self._began_at))
             deadlines = msgspec.structs.replace(deadlines, total=left)

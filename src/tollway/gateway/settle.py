@@ -33,7 +33,7 @@ def outcome_of(admission: Admission, meter: Meter, monotonic: float) -> Outcome:
             usage.cached_tokens,
             usage.reasoning_tokens,
         ),
-        attempts=tuple(meter.attempts),
+        attempts=meter.attempts,
         upstream=meter.upstream,
         upstream_id=meter.upstream_id,
         client_request_id=call.client_request_id,

@@ -5,6 +5,7 @@ to make and one of these 0.2 (docs/decisions/0002).
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from msgspec import Struct
@@ -123,7 +124,8 @@ class StoredReply(Struct, frozen=True):
     body: str
 
 
-class Meter(Struct):
+@dataclass(slots=True, eq=False)
+class Meter:
     """What the client has been given so far, kept by the relay and read by the settlement, the
     checkpoints and the log."""
 
@@ -145,7 +147,7 @@ class Meter(Struct):
     first_output_at: float | None = None
     upstream: str | None = None
     upstream_id: str | None = None
-    attempts: list[Attempt] = []
+    attempts: tuple[Attempt, ...] = ()
     error: RequestError | None = None
 
 

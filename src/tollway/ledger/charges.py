@@ -77,7 +77,8 @@ class Chains:
         hash_ = _sha256(head + _encode(columns)).digest()
         self._tips[account_id] = (balance, seq, hash_)
         self._changed.add(account_id)
-        return (*columns, hash_)
+        # sqlite3 looks for an adapter for bytes, and for none for a bytearray.
+        return (*columns, bytearray(hash_))
 
     def balance(self, connection: sqlite3.Connection, account_id: str) -> int:
         return self._tip(connection, account_id)[0]

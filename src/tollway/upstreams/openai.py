@@ -3,11 +3,11 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
-from msgspec import Struct
 
 from tollway.deadlines import Deadlines
 from tollway.errors import ConfigurationError, InvalidRequest, RequestError, UpstreamFailed
@@ -193,22 +193,24 @@ class OpenAICompatible:
         return refusal(self.name, reply.status, reply.content(), reply.retry_after)
 
 
-class _WholeReply(Struct):
+@dataclass(slots=True, eq=False)
+class _WholeReply:
     """A `Receiver` that keeps the body. `excess` is what to tell of one that was too large; it may
     be there whole before the connection was abandoned."""
 
     status: int = 0
     retry_after: bytes | None = None
     excess: RequestError | None = None
-    parts: list[bytes] = []
+    at_once: bytes = b""
     size: int = 0
+    parts: list[bytes] | None = None
     connection: Connection | None = None
 
     def whole(self, head: ResponseHead, body: bytes, connection: Connection) -> None:
         del connection  # it comes from one read, which has a bound of its own
         self.status = head.status
         self.retry_after = head.retry_after
-        self.parts.append(body)
+        self.at_once = body
 
     def head(self, head: ResponseHead, connection: Connection) -> None:
         self.connection = connection
@@ -217,6 +219,8 @@ class _WholeReply(Struct):
 
     def body(self, data: bytes) -> None:
         self.size += len(data)
+        if self.parts is None:
+            self.parts = []
         if self.size <= REPLY_BYTES_MAX:
             self.parts.append(data)
         elif self.connection is not None:
@@ -230,8 +234,7 @@ class _WholeReply(Struct):
         pass
 
     def content(self) -> bytes:
-        parts = self.parts
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return self.at_once if self.parts is None else b"".join(self.parts)
 
 
 class _EventStream:

@@ -196,7 +196,7 @@ async def test_a_stream_is_the_contracts() -> None:
     assert got.meter.finished
     assert got.meter.output_pieces == 2
     assert got.meter.upstream_id == "chatcmpl-theirs"
-    assert got.meter.attempts == [Attempt("gpu-1", 200)]
+    assert got.meter.attempts == (Attempt("gpu-1", 200),)
 
 
 async def test_the_role_comes_first_even_where_the_upstream_sends_none() -> None:
@@ -398,7 +398,7 @@ async def test_an_upstreams_refusal_passes_and_is_an_attempt() -> None:
     busy.upstream_status = 429
     got = await relayed(Upstream(error=busy))
     assert got.error is busy
-    assert got.meter.attempts == [Attempt("gpu-1", 429, "overloaded")]
+    assert got.meter.attempts == (Attempt("gpu-1", 429, "overloaded"),)
     assert not got.reply.begun
 
 

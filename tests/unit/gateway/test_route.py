@@ -202,7 +202,7 @@ async def test_another_upstream_is_asked_where_one_fails_before_its_first_byte(
 
     assert await desk.ask(stream=stream) is None
 
-    assert desk.meter.attempts == [
+    assert list(desk.meter.attempts) == [
         Attempt("gpu-1", error.upstream_status, error.code),
         Attempt("gpu-2", 200),
     ]

@@ -189,7 +189,7 @@ def test_an_outcome_tells_the_receipt_what_happened() -> None:
         first_output_at=1000.25,
         upstream="gpu-1",
         upstream_id="chatcmpl-x",
-        attempts=[attempt],
+        attempts=(attempt,),
     )
     outcome = outcome_of(an_admission(stream=True), meter, 1002.5)
 
