@@ -148,14 +148,16 @@ def tollway(
     *,
     data: Path | None = None,
     name: str = "Tollway",
+    under: Sequence[str] = (),
+    start_seconds: float = 30,
 ) -> Generator[Gateway]:
     """As a user starts it: SQLite, each charge on disk before its answer ends. With a new data
-    directory, or one that is there."""
+    directory, or one that is there. `under` is what it is run by, to be looked at."""
     port = free_port()
     places = tollway_places(folder, upstream.port, data or folder / "data")
-    command = [*program, "serve", *places, "--port", str(port)]
+    command = [*under, *program, "serve", *places, "--port", str(port)]
     log = folder / f"tollway-{port}.log"
-    with running(command, core=GATEWAY_CORE, port=port, log=log) as process:
+    with running(command, core=GATEWAY_CORE, port=port, log=log, seconds=start_seconds) as process:
         yield Gateway(name, process.pid, port, upstream, _issue_token(program, places))
 
 

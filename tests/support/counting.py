@@ -229,20 +229,21 @@ class Model:
 
 
 class Client:
-    def __init__(self, port: int, token: str) -> None:
+    def __init__(self, port: int, token: str, model: str = MODEL) -> None:
         self._connection = socket.create_connection(("127.0.0.1", port))
         self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._token = token
+        self._body = {**BODY, "model": model}
 
     def ask(self) -> None:
-        self._send({**BODY, "stream": False})
+        self._send({**self._body, "stream": False})
         reply = _read_message(self._connection)
         assert reply is not None
         assert json.loads(reply)["usage"]["credits_consumed"] == 1, reply
 
     def stream(self, go_on: Callable[[], None]) -> None:
         """Tells the model's server to go on each time something has come."""
-        self._send({**BODY, "stream": True})
+        self._send({**self._body, "stream": True})
         received = b""
         while not received.endswith(b"0\r\n\r\n"):
             data = self._connection.recv(65536)
