@@ -218,7 +218,7 @@ class ConnectionPool:
         for address in addresses:
             try:
                 _, connection = await loop.create_connection(
-                    lambda: Connection(loop, self._outbox, self._heads, self._opened, self._closed),
+                    lambda: Connection(loop, self._outbox, self._heads, self._closed),
                     address,
                     self.port,
                     ssl=self._tls,
@@ -228,6 +228,10 @@ class ConnectionPool:
                 if address == addresses[-1]:
                     raise
             else:
+                # Not as soon as it is made: one that is cancelled just then uvloop closes without
+                # a word.
+                if connection.is_open:
+                    self._opened(connection)
                 return connection
         raise OSError(f"{self.host} has no address")
 
@@ -333,7 +337,6 @@ class Connection(asyncio.Protocol):
         "_heads",
         "_length",
         "_loop",
-        "_opened",
         "_outbox",
         "_parser",
         "_receiver",
@@ -351,7 +354,6 @@ class Connection(asyncio.Protocol):
         loop: asyncio.AbstractEventLoop,
         outbox: Outbox,
         heads: LearnedHeads,
-        on_open: Callable[["Connection"], None] = lambda _: None,
         on_close: Callable[["Connection"], None] = lambda _: None,
     ) -> None:
         self._loop = loop
@@ -361,7 +363,6 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._receiver: Receiver | None = None
         self._done: asyncio.Future[None] | None = None
-        self._opened = on_open
         self._closed = on_close
         self._used = False
         self.is_open = False
@@ -449,7 +450,6 @@ class Connection(asyncio.Protocol):
         # uvloop's transports are no subclass of asyncio's.
         self._transport = cast("asyncio.Transport", transport)
         self.is_open = True
-        self._opened(self)
         peer: socket.socket = transport.get_extra_info("socket")
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
 

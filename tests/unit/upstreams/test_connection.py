@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -346,6 +347,31 @@ async def test_a_connection_whose_reply_is_unfinished_is_not_used_again(
     assert (await ask(pool)).data == b"hello"
     assert server.requests == [1, 2]
     assert pool.in_flight == 0
+
+
+def test_a_request_that_is_cancelled_as_it_connects_leaves_no_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """uvloop closes it then and does not say so."""
+
+    async def open_afterwards() -> int:
+        server = Server()
+        await server.start()
+        pool = ConnectionPool(f"http://127.0.0.1:{server.port}")
+        made = Connection.connection_made
+
+        def cancelled(connection: Connection, transport: asyncio.BaseTransport) -> None:
+            made(connection, transport)
+            asked.cancel()
+
+        monkeypatch.setattr(Connection, "connection_made", cancelled)
+        asked = asyncio.create_task(ask(pool))
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        await server.stop()
+        return pool.in_flight
+
+    assert uvloop.run(open_afterwards()) == 0
 
 
 async def test_cancelling_closes_the_connection(server: Server, pool: ConnectionPool) -> None:
