@@ -128,7 +128,7 @@ def _without_conversation(
     begin, messages = first, list[Message]()
     steps_left = len(body) // _ESCAPED_QUOTES_APART
     try:
-        while True:
+        for _ in range(MESSAGES_MAX):
             end = body.find(b'"', begin)
             while has_escapes and _is_escaped(body, begin, end):
                 end = body.find(b'"', end + 1)
@@ -143,10 +143,10 @@ def _without_conversation(
             role, begin = following[1], following.end()
             if role is None:
                 break
+        else:
+            return None
         if not is_clean:
             messages = _decode_messages(view[array_begin:begin])
-        elif len(messages) > MESSAGES_MAX:
-            return None
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
     mark = _mark(0)[1]
@@ -208,10 +208,15 @@ def _mark(number: int) -> tuple[str, bytes]:
 
 def _is_escaped(body: bytes, begin: int, quote: int) -> bool:
     """By an odd number of backslashes before it."""
-    before = quote - 1
-    while before >= begin and body[before] == _BACKSLASH:
-        before -= 1
-    return (quote - before) % 2 == 0
+    if quote <= begin or body[quote - 1] != _BACKSLASH:
+        return False
+    size = 64
+    while True:  # a text may be nothing else: a loop over them would take 100 ms a MiB
+        before = body[max(begin, quote - size) : quote]
+        count = len(before) - len(before.rstrip(b"\\"))
+        if count < size:
+            return count % 2 == 1
+        size *= 16
 
 
 def _put_back(messages: Sequence[Message], texts: dict[str, str]) -> int:

@@ -1,6 +1,7 @@
 """A long request is read without its long texts, and what comes of it is what its whole makes."""
 
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from tollway.errors import InvalidRequest
 from tollway.wire import hollow as hollow_module
 from tollway.wire import requests
 from tollway.wire.chat import Message, UserMessage
-from tollway.wire.hollow import LONG_TEXT_BYTES, SHORT_TEXTS_MAX, hollow
+from tollway.wire.hollow import LONG_TEXT_BYTES, MESSAGES_MAX, SHORT_TEXTS_MAX, hollow
 from tollway.wire.requests import LONG_BYTES, ParsedRequest, parse_chat_request
 
 read_plain, read_fully = requests._read_plain, requests._read_fully  # pyright: ignore[reportPrivateUsage]
@@ -186,6 +187,32 @@ def test_marks_beyond_those_put_back_spoil_the_whole() -> None:
     assert cut.fill(sound, json_of_it) is not None
     assert sound == [UserMessage(LONG)]
     assert cut.fill(sound, json_of_it) is None
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 511, 512, 513, 20_000])
+@pytest.mark.parametrize("after", ["", '"', 'a"'])
+def test_backslashes_escape_a_quote_by_their_number(count: int, after: str) -> None:
+    text = "\\" * count + after
+    for end in ("", LONG):
+        body = chat_bytes(messages=[message(text + end), message(LONG)])
+        parsed = read_long(body)
+        assert parsed is not None
+        assert comparable(parsed) == comparable(read_fully(body))
+
+
+def test_more_messages_than_there_may_be_are_not_stepped_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked: list[int] = []
+    match_next = hollow_module._match_next  # pyright: ignore[reportPrivateUsage]
+
+    def counted(body: bytes, at: int) -> re.Match[bytes] | None:
+        looked.append(at)
+        return match_next(body, at)
+
+    monkeypatch.setattr(hollow_module, "_match_next", counted)
+    assert hollow(chat_bytes(messages=[message("")] * 5000)) is None
+    assert len(looked) == MESSAGES_MAX
 
 
 def test_many_short_texts_are_not_stepped_over() -> None:
