@@ -12,6 +12,7 @@ round trips to the database, with credit leases and without.
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -332,6 +333,7 @@ class Wire(ServerInThread):
         self.port = 0
         self._armed: set[asyncio.StreamWriter] = set()
         self._open: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def cut(self) -> None:
         self._loop.call_soon_threadsafe(lambda: self._armed.update(self._open))
@@ -342,10 +344,19 @@ class Wire(ServerInThread):
 
     async def end(self) -> None:
         self._server.close()
-        for writer in list(self._open):
-            writer.transport.abort()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)  # else nobody may have hold of it
+        task.add_done_callback(self._tasks.discard)
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._carry(reader, writer)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             server_reader, server = await asyncio.open_connection("127.0.0.1", self._to)
         except OSError:
@@ -361,6 +372,7 @@ class Wire(ServerInThread):
         finally:
             self._open.discard(writer)
             server.close()
+            back.cancel()
             await asyncio.gather(back, return_exceptions=True)
 
     async def _answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -53,7 +53,7 @@ LINGER_SECONDS = 2.0
 LAST_IDLE_SECONDS = 1.0
 HEAD_BYTES_MAX = 32 * 1024
 PIPELINED_MAX = 16
-UNSENT_BYTES_MAX = 64 * 1024
+UNSENT_BYTES_MAX = 32 * 1024
 
 METERED_PATHS = frozenset({b"/api/v1/chat/completions", b"/v1/chat/completions"})
 
