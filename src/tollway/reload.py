@@ -26,7 +26,8 @@ from msgspec import Struct
 from tollway.errors import ConfigurationError, Refused, TollwayError
 from tollway.settings import Embedded, Secret, Settings
 
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 0.4
+"""A file is taken when two looks in a row found it the same: within a second of its change."""
 
 Stamp = tuple[tuple[int, int, int] | None, ...]
 """Of each file: when it was written, its size, and which file it is; None where there is none."""
