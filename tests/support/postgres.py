@@ -5,7 +5,6 @@ Postgres refuses to run as root, so there it runs as `postgres` or `nobody`.
 """
 
 import os
-import pwd
 import shutil
 import signal
 import socket
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 import psycopg
+from tests.support.users import ordinary_user
 
 from tollway.database.rights import migrate
 
@@ -37,7 +37,7 @@ class PostgresServer:
     def __init__(self, *, durable: bool = False) -> None:
         self.port = _free_port()
         self._options = [] if durable else list(_FAST)
-        self._user = None if os.getuid() else _ordinary_user()
+        self._user = ordinary_user()
         self._folder = Path(tempfile.mkdtemp(prefix="tollway-pg-", dir="/tmp"))
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
@@ -149,15 +149,6 @@ class PostgresServer:
         command: Sequence[str] = [*self._as_user(), _binary(program), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, cwd=self._folder)
         assert done.returncode == 0, done.stderr
-
-
-def _ordinary_user() -> pwd.struct_passwd:
-    for name in ("postgres", "nobody"):
-        try:
-            return pwd.getpwnam(name)
-        except KeyError:
-            continue
-    raise AssertionError("there is no ordinary user to run Postgres as")
 
 
 def _binary(name: str) -> str:

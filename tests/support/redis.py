@@ -1,5 +1,6 @@
 """A real Redis on the loopback: started on a free port, stopped, killed, started again."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import valkey
 from tests.support.ports import free_port
+from tests.support.users import ordinary_user
 
 START_SECONDS_MAX = 20.0
 
@@ -31,6 +33,9 @@ class RedisServer:
         return f"redis://{secret}127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
+        user = ordinary_user()
+        if user is not None:
+            os.chown(self._folder, user.pw_uid, user.pw_gid)
         password = [] if self._password is None else ["--requirepass", self._password]
         self._process = subprocess.Popen(
             [
@@ -41,6 +46,8 @@ class RedisServer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            user=None if user is None else user.pw_uid,
+            group=None if user is None else user.pw_gid,
         )
         deadline = time.monotonic() + START_SECONDS_MAX
         while not self._answers():
