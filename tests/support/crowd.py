@@ -4,6 +4,7 @@ request's `user` says (`tests.support.fake_upstream`)."""
 import json
 import threading
 import time
+from abc import ABC, abstractmethod
 from random import Random
 
 from msgspec import Struct
@@ -23,7 +24,7 @@ class Seen(Struct):
     credits: int | None = None
 
 
-class Crowd:
+class Crowd(ABC):
     """A subclass says what a client asks (`make`, `ask`)."""
 
     def __init__(self, clients: int) -> None:
@@ -47,12 +48,12 @@ class Crowd:
             thread.join(seconds_max)
             assert not thread.is_alive(), "a client hangs"
 
+    @abstractmethod
     def make(self, name: str, dice: Random) -> Seen:
         """Of the request of that name, before it is sent."""
-        raise NotImplementedError
 
-    def ask(self, seen: Seen, dice: Random) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def ask(self, seen: Seen, dice: Random) -> None: ...
 
     def _ask_on(self, dice: Random, number: int) -> None:
         count = 0

@@ -2,11 +2,12 @@
 
 import asyncio
 import threading
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
 
-class ServerInThread:
+class ServerInThread(ABC):
     """Use as a context manager. A subclass says what happens on the loop when it begins and ends;
     what is on the way then is its to end."""
 
@@ -30,11 +31,11 @@ class ServerInThread:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
-    async def begin(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def begin(self) -> None: ...
 
-    async def end(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def end(self) -> None: ...
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
