@@ -716,7 +716,8 @@ PLAIN = b"GET /plain HTTP/1.1\r\nhost: x\r\n\r\n"
         [METERED, PLAIN],
         [PLAIN, METERED],
         [PLAIN, METERED, PLAIN, PLAIN, METERED, METERED],
-        [raw_request(b"x" * 100, path="/a"), METERED, raw_request(b"y" * 70_000, path="/b")],
+        # Over 64 KiB behind a metered request that still runs, the connection ends with its reply.
+        [raw_request(b"x" * 100, path="/a"), METERED, raw_request(b"y" * 60_000, path="/b")],
     ],
     ids=["metered", "metered-app", "app-metered", "mixed", "bodies"],
 )
@@ -772,6 +773,19 @@ def test_a_client_that_leaves_is_noticed_behind_a_large_body(edge: EdgeServer) -
         until(lambda: edge.door.calls)
 
     until(lambda: edge.door.cancelled, 1.0)
+
+
+def test_the_reply_before_a_large_body_is_the_last(edge: EdgeServer) -> None:
+    with edge.client() as client:
+        client.send(raw_request(a_body("wait")) + raw_request(b"y" * 70_000, path="/plain"))
+        until(lambda: edge.door.calls)
+        time.sleep(0.05)
+        edge.do(edge.door.release.set)
+        reply = client.read_reply()
+        assert (reply.status, reply.body) == (200, b"waited")
+        assert reply.header("connection") == "close"
+        client.end_sending()
+        assert client.at_end()
 
 
 def test_an_app_is_told_that_its_client_left_behind_what_it_pipelined(edge: EdgeServer) -> None:
