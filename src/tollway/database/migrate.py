@@ -92,9 +92,9 @@ def postgres_migrations() -> tuple[str, ...]:
 def _names(folder: Traversable) -> tuple[str, ...]:
     return tuple(
         sorted(
-            file.name.removesuffix(".sql")
+            file.name.rpartition(".")[0]
             for file in folder.iterdir()
-            if file.name.endswith(".sql")
+            if file.name.endswith((".sql", ".py"))
         )
     )
 
@@ -108,8 +108,8 @@ def _applied(backend: Any) -> set[str]:
 
 @lru_cache(maxsize=1)
 def sqlite_schema() -> dict[tuple[str, str], str]:
-    """The SQL of each table, index and trigger as a file of this version has it, by type and
-    name."""
+    """The SQL of each table, index and trigger as a file of this version has it, by type and name.
+    Migrations that are programs do for older files what the SQL says for new ones."""
     with closing(sqlite3.connect(":memory:")) as connection:
         for migration in sorted(_MIGRATIONS.iterdir(), key=lambda file: file.name):
             if migration.name.endswith(".sql"):

@@ -136,6 +136,56 @@ async def test_the_schema_is_what_the_migrations_make(database: SqliteDatabase) 
     assert {(kind, name): sql for kind, name, sql in rows} == sqlite_schema()
 
 
+CHECKS_OF_BEFORE = [
+    (
+        "(state = 'settled' OR state = 'released' OR state = 'expired')",
+        "(state IN ('settled', 'released', 'expired'))",
+    ),
+    (
+        "(kind = 'charge' OR kind = 'grant' OR kind = 'top_up' OR kind = 'refund'"
+        " OR kind = 'adjustment')",
+        "(kind IN ('grant', 'top_up', 'charge', 'refund', 'adjustment'))",
+    ),
+    (
+        "(status = 'completed' OR status = 'interrupted' OR status = 'failed')",
+        "(status IN ('completed', 'interrupted', 'failed'))",
+    ),
+    (
+        "(source = 'upstream' OR source = 'counted' OR source = 'checkpoint')",
+        "(source IN ('upstream', 'counted', 'checkpoint'))",
+    ),
+]
+
+
+async def test_a_file_of_before_gets_the_checks_that_a_new_one_has(tmp_path: Path) -> None:
+    first = SqliteDatabase(tmp_path / "tollway.db")
+    first.open()
+    await first.close()
+    with closing(sqlite3.connect(first.path, isolation_level=None)) as connection:
+        connection.execute("DELETE FROM _yoyo_migration WHERE migration_id LIKE '0004%'")
+        connection.execute("PRAGMA writable_schema = ON")
+        for now, before in CHECKS_OF_BEFORE:
+            changed = connection.execute(
+                "UPDATE sqlite_master SET sql = replace(sql, ?, ?) WHERE instr(sql, ?)",
+                (now, before, now),
+            )
+            assert changed.rowcount == 1
+
+    again = SqliteDatabase(first.path)
+    again.open()
+    await again.close()
+
+    with closing(sqlite3.connect(first.path)) as connection:
+        rows = connection.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+        schema = {(kind, name): sql for kind, name, sql in rows if "yoyo" not in name}
+        assert schema == sqlite_schema()
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
+            connection.execute(
+                "INSERT INTO ledger VALUES ('acc_1', 1, 'gift', 5, 5, 'ref', '', 0, x'')"
+            )
+
+
 def test_a_second_process_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
     first, second = DataDirectoryLock(tmp_path), DataDirectoryLock(tmp_path)
     first.acquire()
