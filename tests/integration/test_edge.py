@@ -10,6 +10,7 @@ import json
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ import pytest
 import uvicorn
 import uvloop
 from tests.support.http import BodyCutError, RawClient
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -447,6 +449,33 @@ def test_a_learned_head_may_come_in_pieces_or_behind_another_request(edge: EdgeS
         edge.do(edge.door.release.set)
         assert client.read_reply().body == b"waited"
         assert client.read_reply().body == b"%d" % len(a_body())
+
+
+def test_a_connection_with_a_stream_keeps_little_of_the_edge(edge: EdgeServer) -> None:
+    streams = 40
+    lines = ["authorization: Bearer tw_x", *(f"x-{number}: {'y' * 90}" for number in range(10))]
+    request = raw_request(a_body("stream"), *lines)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_tracing())
+        for _ in range(streams):
+            client = stack.enter_context(edge.client())
+            client.send(request)
+            client.read_head()
+        taken = tracemalloc.take_snapshot()
+
+    files = ("*/tollway/api/*", "*/uvicorn/*", "*/asyncio/locks.py")
+    of_the_edge = taken.filter_traces([tracemalloc.Filter(True, file) for file in files])
+    held = sum(trace.size for trace in of_the_edge.statistics("filename"))
+    assert held / streams < 5000
+
+
+@contextlib.contextmanager
+def _tracing() -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        tracemalloc.stop()
 
 
 def test_http_1_0_is_answered_and_closed(edge: EdgeServer) -> None:
@@ -1084,3 +1113,6 @@ def test_uvicorn_is_the_one_whose_insides_the_edge_knows() -> None:
     assert used <= set(RequestResponseCycle.__init__.__code__.co_names)
     assert used <= set(dir(Exchange))
     assert ServerState().default_headers == []
+    # What `_Flow` has of its own, or makes when it is asked for.
+    names = {"_transport", "read_paused", "write_paused", "_is_writable_event"}
+    assert vars(FlowControl(asyncio.Transport())).keys() == names
