@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Self
 
 import pytest
@@ -470,7 +470,7 @@ def test_a_connection_with_a_stream_keeps_little_of_the_edge(edge: EdgeServer) -
 
 
 @contextlib.contextmanager
-def _tracing() -> Iterator[None]:
+def _tracing() -> Generator[None]:
     tracemalloc.start()
     try:
         yield
