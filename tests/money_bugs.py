@@ -114,8 +114,8 @@ BUGS = (
     Bug(
         "X-Credits-Max is not kept to",
         "gateway/admit.py",
-        "            credits_max = ceiling\n",
-        "            pass\n",
+        "        credits_max = ceiling\n",
+        "        pass\n",
     ),
     # --- route and upstream
     Bug(

@@ -195,6 +195,9 @@ class _InTurn:
     def __init__(self, replicas: list[Replica]) -> None:
         self._limiters = cycle([replica.limiter for replica in replicas])
 
+    def take_at_once(self, key: str, limit: int) -> Take | None:
+        return next(self._limiters).take_at_once(key, limit)
+
     async def take(self, key: str, limit: int) -> Take:
         return await next(self._limiters).take(key, limit)
 

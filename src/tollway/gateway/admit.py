@@ -33,8 +33,9 @@ from tollway.pricing import (
     input_tokens_bound,
     text_tokens_bound,
 )
-from tollway.rates.base import RateLimiter, RateState
+from tollway.rates.base import RateLimiter, RateState, Take
 from tollway.rates.concurrency import Concurrency
+from tollway.wire.chat import ChatRequest
 from tollway.wire.requests import OPTIONAL_FIELDS, ParsedRequest
 
 CONCURRENCY_RETRY_SECONDS = 1.0
@@ -85,9 +86,27 @@ class Gate:
         self._enter(caller)
         taken: list[tuple[str, float]] = []
         try:
-            rate = await self._take_rate(caller, taken)
-            cost = await self.cost(model, parsed)
-            hold = await self._hold(caller, call, model, cost, ceiling)
+            limit = self._rate_limit(caller)
+            take = self._limiter.take_at_once(caller.rate_key, limit)
+            if take is None:
+                take = await self._limiter.take(caller.rate_key, limit)
+            if not take.admitted:
+                raise self._refused_by_rate(caller, take)
+            taken.append((caller.rate_key, take.admitted_at))
+            rate = take.state
+            if caller.token.requests_per_minute is not None:
+                rate = await self._take_rate_of_token(caller, rate, taken)
+            output_tokens = _output_tokens(model, parsed.request)
+            counting = self._count_input_tokens(model, parsed, output_tokens)
+            counted = None if counting is None else await counting
+            cost = _cost(model, parsed, output_tokens, counted)
+            ask = _hold_ask(caller, call, model, cost, ceiling)
+            try:
+                hold = self._ledger.hold_at_once(ask)
+                if hold is None:
+                    hold = await self._ledger.hold(ask)
+            except NotEnough as short:
+                raise _insufficient(model, cost, ask.amount_min, short.why) from None
             if hold.amount != cost.credits_max:
                 cost = _paid_for(cost, model, hold)
         except BaseException:
@@ -109,34 +128,10 @@ class Gate:
     async def cost(self, model: Model, parsed: ParsedRequest) -> Cost:
         """The most it could cost. Raises `InvalidRequest` where the input is known not to fit the
         model's context."""
-        request = parsed.request
-        wanted = request.output_tokens_wanted
-        is_length_named = wanted is not None
-        if wanted is None:
-            wanted = model.default_max_tokens
-        output_tokens = model.max_output_tokens
-        if wanted < output_tokens:
-            output_tokens = wanted
+        output_tokens = _output_tokens(model, parsed.request)
         counting = self._count_input_tokens(model, parsed, output_tokens)
         counted = None if counting is None else await counting
-        if counted is None:
-            if parsed.text_bytes is not None:
-                input_tokens = text_tokens_bound(len(request.messages), parsed.text_bytes)
-            else:
-                input_tokens = _input_tokens_bound(model, parsed)
-        else:
-            input_tokens = counted
-            if counted >= model.context_length:
-                raise InvalidRequest(
-                    f"The messages have {counted} tokens and {model.id} has a context of "
-                    f"{model.context_length}, which the reply must fit too. Send less.",
-                    code="context_length_exceeded",
-                    param="messages",
-                )
-            output_tokens = min(output_tokens, model.context_length - counted)
-        choices = 1 if request.n is None else request.n
-        credits = charge(model.price_max, input_tokens, choices * output_tokens)
-        return Cost(input_tokens, counted, output_tokens, choices, credits, is_length_named)
+        return _cost(model, parsed, output_tokens, counted)
 
     def _enter(self, caller: Caller) -> None:
         limit = caller.account.concurrent_requests
@@ -149,65 +144,84 @@ class Gate:
         limit = caller.account.concurrent_requests
         return self.limits.concurrent_requests if limit is None else limit
 
-    async def _take_rate(self, caller: Caller, taken: list[tuple[str, float]]) -> RateState:
-        """The account's place, and the token's where it has a limit of its own; `taken` gets what
-        must be given back."""
-        limit = caller.account.requests_per_minute
-        if limit is None:
-            limit = self.limits.requests_per_minute
-        take = await self._limiter.take(caller.rate_key, limit)
-        if not take.admitted:
-            if take.crowded:
-                raise _crowded(self._concurrency_limit(caller))
-            raise _too_many("account", "requests_per_minute", take.state)
-        taken.append((caller.rate_key, take.admitted_at))
-        if (limit := caller.token.requests_per_minute) is None:
-            return take.state
+    def _refused_by_rate(self, caller: Caller, take: Take) -> RateLimited:
+        if take.crowded:
+            return _crowded(self._concurrency_limit(caller))
+        return _too_many("account", "requests_per_minute", take.state)
+
+    async def _take_rate_of_token(
+        self, caller: Caller, of_account: RateState, taken: list[tuple[str, float]]
+    ) -> RateState:
+        """Where it has a limit of its own; `taken` gets what must be given back. The tighter of the
+        two is told."""
+        limit = caller.token.requests_per_minute
+        assert limit is not None
         key = "token:" + caller.token.id
-        of_token = await self._limiter.take(key, limit)
-        if not of_token.admitted:
-            raise _too_many("token", "token_requests_per_minute", of_token.state)
-        taken.append((key, of_token.admitted_at))
-        return min(take.state, of_token.state, key=lambda state: state.remaining)
+        take = await self._limiter.take(key, limit)
+        if not take.admitted:
+            raise _too_many("token", "token_requests_per_minute", take.state)
+        taken.append((key, take.admitted_at))
+        return min(of_account, take.state, key=lambda state: state.remaining)
 
     def _rate_limit(self, caller: Caller) -> int:
         limit = caller.account.requests_per_minute
         return self.limits.requests_per_minute if limit is None else limit
 
-    async def _hold(
-        self,
-        caller: Caller,
-        call: Call,
-        model: Model,
-        cost: Cost,
-        ceiling: int | None,
-    ) -> Hold:
-        """Where the client named no length, what is available is enough if it buys 16 tokens: the
-        length follows it."""
-        credits_max = credits_min = cost.credits_max
-        if not cost.is_length_named:
-            least = min(cost.output_tokens_max, OUTPUT_TOKENS_WORTH_STARTING)
-            credits_min = charge(model.price_max, cost.input_tokens_max, cost.choices * least)
-        if ceiling is not None and credits_max > ceiling:
-            if credits_min > ceiling:
-                why = CreditsWhy("credits_max", ceiling, 0, ceiling)
-                raise _insufficient(model, cost, credits_min, why)
-            credits_max = ceiling
-        try:
-            return await self._ledger.hold(
-                HoldAsk(
-                    call.request_id,
-                    caller.account.id,
-                    caller.token.id,
-                    model.price.id,
-                    credits_max,
-                    credits_min,
-                    caller.token.spend_cap,
-                    call.now,
-                )
+
+def _output_tokens(model: Model, request: ChatRequest) -> int:
+    """The most that each choice of the reply may have."""
+    wanted = request.output_tokens_wanted()
+    if wanted is None:
+        wanted = model.default_max_tokens
+    most = model.max_output_tokens
+    return wanted if wanted < most else most
+
+
+def _cost(model: Model, parsed: ParsedRequest, output_tokens: int, counted: int | None) -> Cost:
+    request = parsed.request
+    if counted is None:
+        if parsed.text_bytes is not None:
+            input_tokens = text_tokens_bound(len(request.messages), parsed.text_bytes)
+        else:
+            input_tokens = _input_tokens_bound(model, parsed)
+    else:
+        input_tokens = counted
+        if counted >= model.context_length:
+            raise InvalidRequest(
+                f"The messages have {counted} tokens and {model.id} has a context of "
+                f"{model.context_length}, which the reply must fit too. Send less.",
+                code="context_length_exceeded",
+                param="messages",
             )
-        except NotEnough as short:
-            raise _insufficient(model, cost, credits_min, short.why) from None
+        output_tokens = min(output_tokens, model.context_length - counted)
+    choices = 1 if request.n is None else request.n
+    credits = charge(model.price_max, input_tokens, choices * output_tokens)
+    is_length_named = request.output_tokens_wanted() is not None
+    return Cost(input_tokens, counted, output_tokens, choices, credits, is_length_named)
+
+
+def _hold_ask(caller: Caller, call: Call, model: Model, cost: Cost, ceiling: int | None) -> HoldAsk:
+    """Where the client named no length, what is available is enough if it buys 16 tokens: the
+    length follows it."""
+    credits_max = credits_min = cost.credits_max
+    if not cost.is_length_named:
+        least = min(cost.output_tokens_max, OUTPUT_TOKENS_WORTH_STARTING)
+        credits_min = charge(model.price_max, cost.input_tokens_max, cost.choices * least)
+    if ceiling is not None and credits_max > ceiling:
+        if credits_min > ceiling:
+            why = CreditsWhy("credits_max", ceiling, 0, ceiling)
+            raise _insufficient(model, cost, credits_min, why)
+        credits_max = ceiling
+    return HoldAsk(
+        call.request_id,
+        caller.account.id,
+        caller.token.id,
+        model.price.id,
+        credits_max,
+        credits_min,
+        caller.token.spend_cap,
+        call.now,
+    )
 
 
 def _input_tokens_bound(model: Model, parsed: ParsedRequest) -> int:

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from tollway.errors import RequestError, UpstreamFailed
 from tollway.gateway.types import Admission, Meter, Reply, Route
@@ -34,7 +34,7 @@ from tollway.upstreams.normalise import (
 )
 from tollway.wire.chat import ChatCompletion, Choice
 from tollway.wire.events import Chunk, ChunkChoice
-from tollway.wire.usage import UsageReport, read_usage
+from tollway.wire.usage import Details, UsageReport, read_usage
 
 KEEP_ALIVE_SECONDS = 15.0
 KEEP_ALIVE_COMMENT = b": keep-alive\n\n"
@@ -56,7 +56,7 @@ def relay(route: Route, admission: Admission, reply: Reply, meter: Meter) -> "Aw
     Raises `RequestError`; where the reply has begun by then, the client can only be told within the
     stream.
     """
-    if admission.parsed.wants_stream:
+    if admission.parsed.request.stream is True:
         return _relay_stream(route, admission, reply, meter)
     return _relay_whole(route, admission, meter)
 
@@ -158,7 +158,7 @@ class WholeAnswer(Struct, frozen=True):
         theirs, call = self.completion, self.admission.call
         ours = ChatCompletion(
             theirs.choices,
-            call.completion_id,
+            call.completion_id(),
             int(call.now),
             self.admission.model.id,
             "chat.completion",
@@ -330,7 +330,7 @@ class StreamRelay:
 
     def _head(self) -> dict[str, object]:
         return {
-            "id": self._admission.call.completion_id,
+            "id": self._admission.call.completion_id(),
             "object": "chat.completion.chunk",
             "created": self._created,
             "model": self._admission.model.id,
@@ -455,24 +455,33 @@ def _call_ids(admission: Admission, choice: int) -> str:
     return f"call_{admission.call.request_id[4:]}_{choice}_"
 
 
-def _usage_object(
-    report: UsageReport | None, outcome: Outcome, settlement: Settlement
-) -> dict[str, object]:
+class _UsageObject(Struct):
     """The `usage` that a client gets: what was charged for, the upstream's details, and the
     credits."""
-    usage: dict[str, object] = {
-        "prompt_tokens": outcome.input_tokens,
-        "completion_tokens": outcome.output_tokens,
-        "total_tokens": outcome.input_tokens + outcome.output_tokens,
-    }
-    if report is not None:
-        if report.input_details is not None:
-            usage["prompt_tokens_details"] = report.input_details
-        if report.output_details is not None:
-            usage["completion_tokens_details"] = report.output_details
-    usage["credits_consumed"] = settlement.charged
-    usage["credits_remaining"] = settlement.available
-    return usage
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: Details | UnsetType
+    completion_tokens_details: Details | UnsetType
+    credits_consumed: int
+    credits_remaining: int
+
+
+def _usage_object(
+    report: UsageReport | None, outcome: Outcome, settlement: Settlement
+) -> _UsageObject:
+    of_input = None if report is None else report.input_details
+    of_output = None if report is None else report.output_details
+    return _UsageObject(
+        outcome.input_tokens,
+        outcome.output_tokens,
+        outcome.input_tokens + outcome.output_tokens,
+        UNSET if of_input is None else of_input,
+        UNSET if of_output is None else of_output,
+        settlement.charged,
+        settlement.available,
+    )
 
 
 def _plain_text(choice: Choice) -> str | None:

@@ -20,27 +20,28 @@ def outcome_of(admission: Admission, meter: Meter, monotonic: float) -> Outcome:
     usage = usage_of(admission, meter)
     call = admission.call
     first = meter.first_output_at
+    # By position: names cost half as much again.
     return Outcome(
-        status=meter.status,
-        model=admission.model.id,
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        source=usage.source,
-        cost=charge(
+        meter.status,
+        admission.model.id,
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.source,
+        charge(
             admission.model.price,
             usage.input_tokens,
             usage.output_tokens,
             usage.cached_tokens,
             usage.reasoning_tokens,
         ),
-        attempts=meter.attempts,
-        upstream=meter.upstream,
-        upstream_id=meter.upstream_id,
-        client_request_id=call.client_request_id,
-        first_token_seconds=None if first is None else first - call.began,
-        total_seconds=monotonic - call.began,
-        cached_tokens=usage.cached_tokens,
-        reasoning_tokens=usage.reasoning_tokens,
+        meter.attempts,
+        meter.upstream,
+        meter.upstream_id,
+        call.client_request_id,
+        None if first is None else first - call.began,
+        monotonic - call.began,
+        usage.cached_tokens,
+        usage.reasoning_tokens,
     )
 
 

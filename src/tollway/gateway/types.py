@@ -39,7 +39,6 @@ class Call(Struct, frozen=True):
     timeout_ms: bytes | None = None
     session: bytes | None = None
 
-    @property
     def completion_id(self) -> str:
         return "chatcmpl-" + self.request_id[4:]
 

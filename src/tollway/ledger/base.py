@@ -217,6 +217,10 @@ class Ledger(Protocol):
     @property
     def keys(self) -> IdempotencyKeys: ...
 
+    def hold_at_once(self, ask: HoldAsk) -> Hold | None:
+        """As `hold`; None where it cannot be said without asking the database."""
+        ...
+
     async def hold(self, ask: HoldAsk) -> Hold:
         """Raises `NotEnough`, or why the token or the account may not pay any more
         (`RequestError`), or `Unavailable`."""

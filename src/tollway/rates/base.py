@@ -37,6 +37,10 @@ class Take(Struct, frozen=True, gc=False):
 
 
 class RateLimiter(Protocol):
+    def take_at_once(self, key: str, limit: int) -> Take | None:
+        """As `take`; None where it cannot be said without asking somebody."""
+        ...
+
     async def take(self, key: str, limit: int) -> Take:
         """Takes a place of `key` if fewer than `limit` were taken in the last 60 seconds."""
         ...

@@ -20,6 +20,9 @@ class MemoryRateLimiter:
         self._takes = 0
 
     async def take(self, key: str, limit: int) -> Take:
+        return self.take_at_once(key, limit)
+
+    def take_at_once(self, key: str, limit: int) -> Take:
         now = self._monotonic()
         times = self._times.get(key)
         if times is None or (times and now - times[0] > WINDOW_SECONDS):

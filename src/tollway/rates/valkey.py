@@ -100,6 +100,9 @@ class ValkeyRateLimiter:
 
     # --- RateLimiter ------------------------------------------------------------------------------
 
+    def take_at_once(self, key: str, limit: int) -> None:
+        """Valkey is asked, each time."""
+
     async def take(self, key: str, limit: int) -> Take:
         if self._exact:
             operation: Operation = ("take", key, limit)

@@ -214,7 +214,6 @@ class ChatRequest(ForwardedFields, omit_defaults=True, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    @property
     def output_tokens_wanted(self) -> int | None:
         return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
 

@@ -178,7 +178,10 @@ def _plain_text_bytes(request: ChatRequest) -> int | None:
     total = 0
     for message in request.messages:
         content = message.content
-        if type(content) is not str or isinstance(message, ToolMessage):
+        if type(content) is not str:
+            return None
+        # type() and not isinstance(), which asks the class of a msgspec struct: 0.1 us a message.
+        if type(message) is ToolMessage:
             return None
         if type(message) is AssistantMessage and message.tool_calls is not None:
             return None

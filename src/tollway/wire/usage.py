@@ -23,12 +23,12 @@ class UsageReport(Struct, frozen=True, gc=False):
     output_details: Details | None = None
 
 
-def read_usage(value: object) -> UsageReport | None:
+def read_usage(value: Any) -> UsageReport | None:
     """None where there is no usage, or none that could be believed (text, negative, missing,
     absurdly large)."""
     if not isinstance(value, dict):
         return None
-    usage = cast("Details", value)
+    usage: Details = value  # pyright: ignore[reportUnknownVariableType] (cast() is a call)
     input_tokens: object = usage.get("prompt_tokens")
     output_tokens: object = usage.get("completion_tokens")
     if (

@@ -431,6 +431,10 @@ async def test_a_ledger_that_cannot_be_reached_takes_nothing(
     async def down(self: SqliteLedger, ask: HoldAsk) -> Hold:
         raise Unavailable("The ledger cannot be reached.")
 
+    def not_at_once(self: SqliteLedger, ask: HoldAsk) -> None:
+        pass
+
+    monkeypatch.setattr(SqliteLedger, "hold_at_once", not_at_once)
     monkeypatch.setattr(SqliteLedger, "hold", down)
     assert isinstance(await door.refusal(), Unavailable)
     assert await has_taken_nothing(door)

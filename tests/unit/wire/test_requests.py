@@ -279,7 +279,7 @@ def test_what_is_no_json_object_is_invalid_json(body: bytes) -> None:
 
 
 def test_both_lengths_may_be_given_if_they_are_the_same() -> None:
-    assert parsed(max_tokens=5, max_completion_tokens=5).output_tokens_wanted == 5
+    assert parsed(max_tokens=5, max_completion_tokens=5).output_tokens_wanted() == 5
     refused = refusal(chat_bytes(max_tokens=5, max_completion_tokens=6))
     assert refused.param == "max_completion_tokens"
     assert "5" in refused.message

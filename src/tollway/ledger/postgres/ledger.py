@@ -169,6 +169,9 @@ class PostgresLedger:
 
     # --- holds ------------------------------------------------------------------------------------
 
+    def hold_at_once(self, ask: HoldAsk) -> None:
+        """The database may have to be asked, each time."""
+
     async def hold(self, ask: HoldAsk) -> Hold:
         if (refusal := self._refusal(ask.account_id, ask.token_id)) is not None:
             raise refusal
