@@ -55,22 +55,6 @@ def first_id_since(prefix: str, then: float) -> str:
     return f"{prefix}_{int(then * 1000):012x}"
 
 
-class IsoMoments:
-    """`2026-11-23T07:20:47.123456Z`, as the access log writes times. A second's text is made once:
-    then a moment takes 0.3 us instead of 1."""
-
-    def __init__(self) -> None:
-        self._second = 0
-        self._text = ""
-
-    def of(self, seconds: float) -> str:
-        second = int(seconds)
-        if second != self._second or not self._text:
-            moment = datetime.datetime.fromtimestamp(second, datetime.UTC)
-            self._second, self._text = second, moment.strftime("%Y-%m-%dT%H:%M:%S.")
-        return f"{self._text}{int((seconds - second) * 1_000_000):06}Z"
-
-
 def iso(seconds: float | None) -> str | None:
     """`2026-11-23T07:20:47.123Z`, as the API writes times; None stays None."""
     if seconds is None:

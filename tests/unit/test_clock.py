@@ -1,9 +1,8 @@
-import datetime
 import time
 
 import pytest
 
-from tollway.clock import IsoMoments, SystemClock, first_id_since, iso, new_id
+from tollway.clock import SystemClock, first_id_since, iso, new_id
 
 
 def test_ids_sort_by_their_time() -> None:
@@ -36,15 +35,6 @@ def test_the_first_id_since_a_moment_is_before_all_of_it() -> None:
 )
 def test_times_are_written_in_utc(seconds: float | None, text: str | None) -> None:
     assert iso(seconds) == text
-
-
-def test_moments_of_the_access_log_are_as_datetime_writes_them() -> None:
-    moments = IsoMoments()
-    for seconds in (0.0, 0.25, 1_795_418_447.999999, 1_795_418_448.0, 1_795_418_447.5):
-        moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-        told = datetime.datetime.fromisoformat(moments.of(seconds))
-        assert abs(told - moment) <= datetime.timedelta(microseconds=1)
-        assert moments.of(seconds)[:20] == moment.strftime("%Y-%m-%dT%H:%M:%S.")
 
 
 def test_the_systems_clock_is_the_systems() -> None:

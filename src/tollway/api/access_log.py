@@ -8,6 +8,7 @@ that refuses loses lines too, and they are counted; it must not hold up requests
 
 import asyncio
 import contextlib
+import datetime
 import fcntl
 import logging
 import os
@@ -38,7 +39,7 @@ class AccessLine(Struct, gc=False, omit_defaults=True):
     metric `tollway_requests_total`; `ended` is how a request that held credit ended; `error` is the
     code that the client was told. Times of day are UTC."""
 
-    time: str
+    time: datetime.datetime
     request_id: str
     kind: str
     status: int

@@ -5,9 +5,11 @@ A metered request only leaves what is to be told of it. It is told together with
 and costs 3 us a request, where once a request it cost 12.
 """
 
+import datetime
+
 from tollway.api.access_log import AccessLine, AccessLog
 from tollway.api.replies import status_of
-from tollway.clock import Clock, IsoMoments
+from tollway.clock import Clock
 from tollway.errors import AuthenticationFailed, RateLimited, RequestError
 from tollway.gateway.types import Admission, Call, Caller, Reply
 from tollway.ledger.base import Outcome, Settlement
@@ -20,7 +22,8 @@ BODY_BYTES_KEPT_MAX = 16 * 1024
 CLIENT_LEFT = 499
 """Stands for the status of a reply whose client left before its head was sent, as in nginx."""
 
-_moment = IsoMoments().of
+_from_timestamp = datetime.datetime.fromtimestamp
+_UTC = datetime.UTC
 
 
 class RequestObserver:
@@ -81,7 +84,7 @@ class RequestObserver:
             return
         self._access_log.append(
             AccessLine(
-                _moment(call.now),
+                _from_timestamp(call.now, _UTC),
                 call.request_id,
                 kind,
                 status,
@@ -142,7 +145,7 @@ def _settled_line(
     call, caller = admission.call, admission.caller
     first = outcome.first_token_seconds
     return AccessLine(
-        _moment(call.now),
+        _from_timestamp(call.now, _UTC),
         call.request_id,
         kind,
         status,

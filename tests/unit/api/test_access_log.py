@@ -1,4 +1,5 @@
 import asyncio
+import datetime
 import json
 import os
 import stat
@@ -11,7 +12,7 @@ from tollway.api import access_log
 from tollway.api.access_log import AccessLine, AccessLog
 from tollway.metrics.counters import Metrics
 
-NOON = "2026-11-23T12:00:00.000000Z"
+NOON = datetime.datetime(2026, 11, 23, 12, tzinfo=datetime.UTC)
 
 
 def a_line(number: int = 1) -> AccessLine:
