@@ -14,6 +14,9 @@ OUTPUT_TOKENS_WORTH_STARTING = 16
 """Fewer output tokens than these are not worth a request: it is refused instead of being cut to
 them."""
 
+BYTES_PER_TOKEN = 4
+"""Of text whose tokens nobody counted."""
+
 _BYTES_PER_MESSAGE = 16
 _BYTES_PER_REQUEST = 256
 
@@ -64,6 +67,11 @@ def affordable_output_tokens(price: Price, credits: int, input_tokens: int, choi
     if price.output_credits_per_million == 0:
         return 2**31
     return left // (price.output_credits_per_million * choices)
+
+
+def tokens_of_text(text_bytes: int) -> int:
+    """What so many bytes are taken for where nobody counted their tokens."""
+    return -(-text_bytes // BYTES_PER_TOKEN)
 
 
 def text_tokens_bound(messages: int, text_bytes: int) -> int:

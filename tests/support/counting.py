@@ -320,7 +320,7 @@ def count() -> dict[str, Count]:
     model = Model()
     counted: dict[str, Count] = {}
     with tempfile.TemporaryDirectory() as name:
-        folder, port = Path(name), _free_port()
+        folder, port = Path(name), free_port()
         driver = threading.Thread(
             target=_drive, args=(folder, port, model, counting, on_request, on_chunk, counted)
         )
@@ -361,7 +361,7 @@ def _drive(
     counted: dict[str, Count],
 ) -> None:
     try:
-        client = Client(port, _token(folder / "data"))
+        client = Client(port, issued_token(folder / "data"))
         for _ in range(WARM):
             client.ask()
         with counting:
@@ -385,7 +385,7 @@ def _most_common(marks: Sequence[Count]) -> Count:
     return next(count for count in between if tuple(count.totals().items()) == totals)
 
 
-def _token(data_dir: Path) -> str:
+def issued_token(data_dir: Path) -> str:
     deadline = time.monotonic() + START_SECONDS_MAX
     while (issued := ask(data_dir, "token issue", TOKEN)) is None:
         assert time.monotonic() < deadline, "the server did not come up"
@@ -393,7 +393,7 @@ def _token(data_dir: Path) -> str:
     return issued["personal_access_token"]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -16,7 +16,7 @@ from tollway.ledger.base import Outcome, Settlement
 from tollway.metrics.counters import Metrics
 
 UNTOLD_MAX = 16
-BODY_BYTES_KEPT_MAX = 16 * 1024
+INPUT_TOKENS_KEPT_MAX = 4 * 1024
 """What is not told yet keeps its request in memory: at most so many, and none that is large."""
 
 CLIENT_LEFT = 499
@@ -54,7 +54,7 @@ class RequestObserver:
             status = 200 if error is None else status_of(error)
         untold = self._untold
         untold.append((kind, status, admission, outcome, settlement, error))
-        if len(untold) == UNTOLD_MAX or len(admission.call.body) > BODY_BYTES_KEPT_MAX:
+        if len(untold) == UNTOLD_MAX or admission.cost.input_tokens_max > INPUT_TOKENS_KEPT_MAX:
             self.tell()
 
     def tell(self) -> None:

@@ -23,15 +23,17 @@ from tollway.errors import (
     RateWhy,
     Unavailable,
 )
-from tollway.gateway.policy import images_bound, require_allowed
+from tollway.gateway.policy import images_bound, images_tokens, require_allowed
 from tollway.gateway.types import Admission, Call, Caller, Cost, Standing
 from tollway.ledger.base import Hold, HoldAsk, Ledger, NotEnough
 from tollway.pricing import (
+    BYTES_PER_TOKEN,
     OUTPUT_TOKENS_WORTH_STARTING,
     affordable_output_tokens,
     charge,
     input_tokens_bound,
     text_tokens_bound,
+    tokens_of_text,
 )
 from tollway.rates.base import RateLimiter, RateState, Take
 from tollway.rates.concurrency import Concurrency
@@ -182,10 +184,12 @@ def _cost(model: Model, parsed: ParsedRequest, output_tokens: int, counted: int 
     if counted is None:
         if parsed.text_bytes is not None:
             input_tokens = text_tokens_bound(len(request.messages), parsed.text_bytes)
+            assumed = -(-parsed.text_bytes // BYTES_PER_TOKEN)
         else:
             input_tokens = _input_tokens_bound(model, parsed)
+            assumed = _input_tokens_assumed(model, parsed, input_tokens)
     else:
-        input_tokens = counted
+        input_tokens = assumed = counted
         if counted >= model.context_length:
             raise InvalidRequest(
                 f"The messages have {counted} tokens and {model.id} has a context of "
@@ -197,7 +201,7 @@ def _cost(model: Model, parsed: ParsedRequest, output_tokens: int, counted: int 
     choices = 1 if request.n is None else request.n
     credits = charge(model.price_max, input_tokens, choices * output_tokens)
     is_length_named = request.output_tokens_wanted() is not None
-    return Cost(input_tokens, counted, output_tokens, choices, credits, is_length_named)
+    return Cost(input_tokens, assumed, output_tokens, choices, credits, is_length_named)
 
 
 def _hold_ask(caller: Caller, call: Call, model: Model, cost: Cost, ceiling: int | None) -> HoldAsk:
@@ -228,6 +232,15 @@ def _input_tokens_bound(model: Model, parsed: ParsedRequest) -> int:
     request = parsed.request
     of_text = input_tokens_bound(request.messages, request.tools, request.response_format)
     return of_text + images_bound(model, parsed) if parsed.images else of_text
+
+
+def _input_tokens_assumed(model: Model, parsed: ParsedRequest, bound: int) -> int:
+    """Of the bound, what is text and images: the rest is room for a template."""
+    of_text = bound - text_tokens_bound(len(parsed.request.messages), 0)
+    if not parsed.images:
+        return tokens_of_text(of_text)
+    of_images = images_tokens(model, parsed)
+    return of_images + tokens_of_text(of_text - of_images)
 
 
 def _paid_for(cost: Cost, model: Model, hold: Hold) -> Cost:

@@ -84,6 +84,7 @@ class Pipeline:
                         repetition.request_id, repetition.reply, await self._gate.standing(caller)
                     )
                     return
+            call.body = b""
             try:
                 admission = await self._gate.admit(caller, call, parsed)
             except BaseException:

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -172,7 +172,7 @@ class WholeAnswer(Struct, frozen=True):
 async def _relay_stream(
     route: Route, admission: Admission, reply: Reply, meter: Meter
 ) -> "StreamRelay":
-    stream = StreamRelay(admission, reply, meter, route.answered)
+    stream = StreamRelay(admission, reply, meter, route)
     try:
         await _attempt(route, meter, stream)
     finally:
@@ -184,10 +184,9 @@ async def _relay_stream(
 class StreamRelay:
     """Implements `EventSink` for one stream to one client, and is its `Asker`."""
 
-    def __init__(
-        self, admission: Admission, reply: Reply, meter: Meter, on_answer: Callable[[], None]
-    ) -> None:
-        self._on_answer = on_answer
+    def __init__(self, admission: Admission, reply: Reply, meter: Meter, route: Route) -> None:
+        self._route = route
+        self._keeps_request = True
         self._admission = admission
         self._reply = reply
         self._meter = meter
@@ -237,7 +236,7 @@ class StreamRelay:
 
     def opened(self, source: Source) -> None:
         self._sources.append(source)
-        self._on_answer()
+        self._route.answered()
 
     def event(self, payload: bytes) -> None:
         template = self._template
@@ -295,6 +294,8 @@ class StreamRelay:
         if chunk.choices:  # else usage alone, or a content filter's word on the prompt
             rewritten = self._rewrite(chunk)
             self._out.append(b"data: " + rewritten + b"\n\n")
+            if self._keeps_request:
+                self._let_go()
             if pieces:
                 self._template = _Template.learn(payload, rewritten, chunk) or self._template
                 self._count_pieces(pieces)
@@ -304,6 +305,12 @@ class StreamRelay:
         if report is not None and not self.cut_off:  # what was cut off is not the client's to pay
             self._meter.report = report
             self._meter.reported_pieces = self._meter.output_pieces
+
+    def _let_go(self) -> None:
+        """Something goes out, so no other upstream is asked any more."""
+        self._keeps_request = False
+        self._route.let_go()
+        self._admission.parsed.let_go()
 
     def _normalise(self, choice: ChunkChoice) -> bool:
         """Brings one choice into our API's form; False where the stream has failed with it."""

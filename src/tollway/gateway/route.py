@@ -316,6 +316,9 @@ class PoolRoute:
             await asyncio.sleep(backoff_seconds * (0.5 + pool.chance()))
         return True
 
+    def let_go(self) -> None:
+        self._fields = self.ask.fields = {}
+
     def _choose(self) -> Choice | None:
         """A later tier only where the earlier ones have nobody whose turn one could wait for."""
         for tier in self._pool.tiers:

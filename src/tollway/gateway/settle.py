@@ -8,12 +8,9 @@ not at all if nothing came.
 
 from collections.abc import Iterable
 
-from tollway.gateway.policy import images_tokens
 from tollway.gateway.types import Admission, Meter
 from tollway.ledger.base import Checkpoint, Outcome
-from tollway.pricing import NOTHING_USED, Usage, charge
-
-_BYTES_PER_TOKEN = 4
+from tollway.pricing import BYTES_PER_TOKEN, NOTHING_USED, Usage, charge, tokens_of_text
 
 
 def outcome_of(admission: Admission, meter: Meter, monotonic: float) -> Outcome:
@@ -69,30 +66,17 @@ def usage_of(admission: Admission, meter: Meter) -> Usage:
             report.reasoning_tokens,
         )
     return Usage(
-        _input_tokens(admission), _output_tokens(meter), "counted", 0, _reasoning_tokens(meter)
+        admission.cost.input_tokens_assumed,
+        meter.output_pieces or tokens_of_text(meter.text_bytes),
+        "counted",
+        0,
+        _reasoning_tokens(meter),
     )
-
-
-def _input_tokens(admission: Admission) -> int:
-    if admission.cost.input_tokens_counted is not None:
-        return admission.cost.input_tokens_counted
-    # The bound has 256 for the request and 16 for each message on top of the bytes; those are not
-    # text.
-    messages = len(admission.parsed.request.messages)
-    text_bytes = admission.cost.input_tokens_max - 256 - 16 * messages
-    if not admission.parsed.images:
-        return -(-text_bytes // _BYTES_PER_TOKEN)
-    images = images_tokens(admission.model, admission.parsed)
-    return images - (-(text_bytes - images) // _BYTES_PER_TOKEN)
-
-
-def _output_tokens(meter: Meter) -> int:
-    return meter.output_pieces or -(-meter.text_bytes // _BYTES_PER_TOKEN)
 
 
 def _reasoning_tokens(meter: Meter) -> int:
     """Never more than the output's, which is rounded up."""
-    return meter.reasoning_pieces or meter.reasoning_bytes // _BYTES_PER_TOKEN
+    return meter.reasoning_pieces or meter.reasoning_bytes // BYTES_PER_TOKEN
 
 
 def checkpoints_of(

@@ -21,10 +21,10 @@ from tollway.wire.requests import ParsedRequest
 from tollway.wire.usage import UsageReport
 
 
-class Call(Struct, frozen=True):
+class Call(Struct):
     """One request as it came. `now` is wall-clock, `began` monotonic, both seconds; `refusal` is
     what was wrong with the body already while it was received (too large, not JSON), told only to
-    those who may ask."""
+    those who may ask. `body` is empty once it was read: that is why this is not frozen."""
 
     request_id: str
     now: float
@@ -51,11 +51,12 @@ class Caller(Struct, frozen=True, gc=False):
 
 
 class Cost(Struct, frozen=True, gc=False):
-    """The most that a request could cost. `output_tokens_max` is for each of its choices;
+    """The most that a request could cost. `input_tokens_assumed` are charged for where the upstream
+    does not say how many there were; `output_tokens_max` is for each of its choices;
     `is_length_named`: it is what the client asked for, or less."""
 
     input_tokens_max: int
-    input_tokens_counted: int | None
+    input_tokens_assumed: int
     output_tokens_max: int
     choices: int
     credits_max: int
@@ -105,6 +106,10 @@ class Route(Protocol):
 
     async def may_try_again(self, error: RequestError) -> bool:
         """Whether to ask another, or the same one again now that it has waited; after `failed`."""
+        ...
+
+    def let_go(self) -> None:
+        """Nobody is asked again: what would be asked is not kept."""
         ...
 
 

@@ -17,9 +17,10 @@ from tollway.errors import RequestError
 from tollway.wire.chat import ChatCompletion
 
 
-class Ask(msgspec.Struct, frozen=True, gc=False):
+class Ask(msgspec.Struct, gc=False):
     """One request to one upstream. `fields` are the client's, by allow-list, without model, stream
-    and caps on length; without `deadlines` the upstream's own count."""
+    and caps on length, and none any more once the answer has begun; without `deadlines` the
+    upstream's own count."""
 
     request_id: str
     model: str

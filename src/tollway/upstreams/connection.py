@@ -111,10 +111,14 @@ class ConnectionPool:
         self._sweep_seconds = _sweep_seconds(deadlines)
 
     async def request(
-        self, request: bytes, receiver: Receiver, deadlines: Deadlines | None = None
+        self,
+        request: Callable[[], bytes],
+        receiver: Receiver,
+        deadlines: Deadlines | None = None,
     ) -> None:
         """Sends and returns when the whole reply was received. Cancelling closes the connection.
-        Without `deadlines` the pool's own count.
+        Without `deadlines` the pool's own count. `request` makes the bytes when there is a
+        connection for them; once they are sent, they are not kept.
 
         A connection that the server closed while it was idle is found out only by using it: nothing
         was answered, so the request is sent again, once, on a new one.
@@ -130,7 +134,7 @@ class ConnectionPool:
             if connection is None:
                 connection, is_new = await self._connect(deadlines.connect), True
             try:
-                await connection.exchange(request, receiver, deadlines)
+                await connection.exchange(request(), receiver, deadlines)
             except _StaleConnection:
                 connection.abort()
                 if is_new:

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -69,11 +70,11 @@ class OpenAICompatible:
         return True
 
     async def complete(self, ask: Ask) -> ChatCompletion:
-        tail = self._whole_tail % (_encode(ask.model), ask.output_tokens_max)
-        body = (b"{", *self._fields_json(ask), tail)
+        if self._rewrites:
+            self._require_choices(ask)
         reply = _WholeReply()
-        path = _PATH if self._api_version is None else self._deployment_path(ask)
-        await self._post(path, body, reply, ask.request_id, ask.deadlines)
+        request = partial(self._request, ask, self._whole_tail)
+        await self._pool.request(request, reply, ask.deadlines)
         if reply.status != 200 or reply.excess is not None:
             raise reply.excess or self._refusal(reply)
         try:
@@ -85,11 +86,11 @@ class OpenAICompatible:
         return completion
 
     async def stream(self, ask: Ask, sink: EventSink) -> None:
-        tail = self._stream_tail % (_encode(ask.model), ask.output_tokens_max)
-        body = (b"{", *self._fields_json(ask), tail)
+        if self._rewrites:
+            self._require_choices(ask)
         reply = _EventStream(sink, self._dialect)
-        path = _PATH if self._api_version is None else self._deployment_path(ask)
-        await self._post(path, body, reply, ask.request_id, ask.deadlines)
+        request = partial(self._request, ask, self._stream_tail)
+        await self._pool.request(request, reply, ask.deadlines)
         if reply.status != 200 or reply.excess is not None:
             raise reply.excess or self._refusal(reply)
         if not reply.is_events:
@@ -102,7 +103,8 @@ class OpenAICompatible:
     async def post_json(self, path: str, body: bytes) -> tuple[int, bytes]:
         """For a server's own routes, `path` relative to the base URL: status and body."""
         reply = _WholeReply()
-        await self._post(path.encode(), (body,), reply, "")
+        head = self._head % (path.encode(), len(body), b"")
+        await self._pool.request(lambda: head + body, reply)
         if reply.excess is not None:
             raise reply.excess
         return reply.status, reply.content()
@@ -112,7 +114,7 @@ class OpenAICompatible:
         reply = _WholeReply()
         try:
             async with asyncio.timeout(CHECK_SECONDS_MAX):
-                await self._pool.request(self._check_head % path.encode(), reply)
+                await self._pool.request(lambda: self._check_head % path.encode(), reply)
         except (RequestError, TimeoutError):
             return False
         return 200 <= reply.status < 300
@@ -127,14 +129,14 @@ class OpenAICompatible:
         checked."""
         fields = ask.fields
         if self._rewrites:
-            self._require_choices(fields.get("n"))
             return (_encode(fields_for(self._dialect, fields))[1:-1],)
         if isinstance(fields, Fields):
             return fields.pieces
         sent = {name: value for name, value in fields.items() if name not in REWRITTEN_FIELDS}
         return (_encode(sent)[1:-1],)
 
-    def _require_choices(self, wanted: object) -> None:
+    def _require_choices(self, ask: Ask) -> None:
+        wanted = ask.fields.get("n")
         most = self._dialect.choices_max
         if most is not None and isinstance(wanted, int) and wanted > most:
             raise InvalidRequest(
@@ -155,16 +157,12 @@ class OpenAICompatible:
         log.error("upstream %s: no chat completion, wrong at %s", self.name, place)
         raise _failed("The model's server answered with what is no chat completion.", 200)
 
-    def _post(
-        self,
-        path: bytes,
-        body: Sequence[bytes | memoryview],
-        reply: "_WholeReply | _EventStream",
-        request_id: str,
-        deadlines: Deadlines | None = None,
-    ) -> Awaitable[None]:
-        head = self._head % (path, sum(map(len, body)), request_id.encode())
-        return self._pool.request(b"".join((head, *body)), reply, deadlines)
+    def _request(self, ask: Ask, tail: bytes) -> bytes:
+        path = _PATH if self._api_version is None else self._deployment_path(ask)
+        tail %= (_encode(ask.model), ask.output_tokens_max)
+        body = (b"{", *self._fields_json(ask), tail)
+        head = self._head % (path, sum(map(len, body)), ask.request_id.encode())
+        return b"".join((head, *body))
 
     def _request_heads(self, api_key: str | None) -> tuple[bytes, bytes]:
         """Of a POST, without its path, length and request id; and of a GET without its path."""

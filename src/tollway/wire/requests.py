@@ -98,9 +98,9 @@ class ImageIn(Struct, frozen=True):
     url: str
 
 
-class ParsedRequest(Struct, frozen=True):
+class ParsedRequest(Struct):
     """`unknown` has the names of fields that are not OpenAI's. Whether the model takes `images` is
-    for others to say."""
+    for others to say. Not frozen, for it is let go of."""
 
     request: ChatRequest
     fields: Fields
@@ -117,6 +117,17 @@ class ParsedRequest(Struct, frozen=True):
     def wants_usage(self) -> bool:
         options = self.request.stream_options
         return options is not None and options.include_usage is True
+
+    def let_go(self) -> None:
+        """Of a stream that has begun: what was asked is in nobody's interest any more, and may be
+        large where the stream may be long. That it is a stream is all that is left."""
+        self.request = _SOME_STREAM
+        self.fields = _NO_FIELDS
+        self.images = ()
+
+
+_SOME_STREAM = ChatRequest(messages=[], model="", stream=True)
+_NO_FIELDS = Fields(_SOME_STREAM, ())
 
 
 def parse_chat_request(body: bytes) -> ParsedRequest:

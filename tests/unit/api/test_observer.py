@@ -1,7 +1,6 @@
 import json
 from typing import Any, get_args
 
-import msgspec
 import pytest
 from tests.support.api import MODEL, Api
 from tests.support.builders import chat_bytes
@@ -53,13 +52,12 @@ def settle(
     reply: ToldReply | None = None,
     settlement: Settlement | None = None,
     by: RequestObserver | None = None,
-    body: bytes = b"",
+    input_tokens_max: int = 10,
     **outcome: Any,
 ) -> None:
     call, caller, model = a_call(api), a_caller(api), api.model()
-    call = msgspec.structs.replace(call, body=call.body + body)
     hold = Hold("req_1", api.account.id, caller.token.id, model.price.id, 100, 0, call.now)
-    cost = Cost(10, None, 10, 1, 100)
+    cost = Cost(input_tokens_max, 3, 10, 1, 100)
     parsed = parse_chat_request(call.body)
     admission = Admission(call, caller, model, parsed, cost, hold, RateState(30, 29, 0.0), ())
     fields: dict[str, Any] = {
@@ -180,7 +178,7 @@ async def test_many_requests_and_large_ones_are_told_without_being_asked_for(api
     settle(api, by=one)
     assert api.metrics.requests == {("chat_stream", MODEL, 200): observer.UNTOLD_MAX}
 
-    settle(api, by=one, body=b" " * observer.BODY_BYTES_KEPT_MAX)
+    settle(api, by=one, input_tokens_max=observer.INPUT_TOKENS_KEPT_MAX + 1)
     assert api.metrics.requests == {("chat_stream", MODEL, 200): observer.UNTOLD_MAX + 1}
 
 

@@ -94,13 +94,15 @@ def an_admission(
     body = chat_bytes(**fields)
     parsed = parse_chat_request(body)
     choices = parsed.request.n or 1
-    bound = 256 + 16 + len("Why did the Tay Bridge fall?") if counted is None else counted
+    text_bytes = len("Why did the Tay Bridge fall?")
+    bound = 256 + 16 + text_bytes if counted is None else counted
+    assumed = -(-text_bytes // 4) if counted is None else counted
     return Admission(
         a_call(body),
         a_caller(),
         model or a_model(),
         parsed,
-        Cost(bound, counted, output_tokens_max, choices, hold),
+        Cost(bound, assumed, output_tokens_max, choices, hold),
         Hold(REQUEST_ID, "acc_1", "tok_1", PRICE.id, hold, 90_000, NOW),
         RateState(30, 29, 0.0),
         (),

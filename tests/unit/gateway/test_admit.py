@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.builders import a_tool, chat_bytes
+from tests.support.builders import a_tool, chat_bytes, image_part, message
 from tests.support.clock import FixedClock
 from tests.unit.gateway.parts import PRICE, a_call, a_caller, a_model
 from tests.unit.ledger.books import Books
 
-from tollway.catalogue import Catalogue, Model, Price
+from tollway.catalogue import Catalogue, Model, Policy, Price
 from tollway.errors import (
     CreditsWhy,
     InsufficientCredits,
@@ -176,9 +176,19 @@ async def test_a_prompt_that_fills_the_context_is_refused(door: Door, counted: i
 async def test_the_byte_bound_prices_and_does_not_limit_context(books: Books) -> None:
     door = Door(books, a_model(context_length=10), counted=None)
     admission = await door.admit(max_tokens=50)
-    assert admission.cost.input_tokens_counted is None
+    assert admission.cost.input_tokens_assumed == -(-len("Why did the Tay Bridge fall?") // 4)
     assert admission.cost.output_tokens_max == 50
     assert admission.cost.input_tokens_max == 256 + 16 + len("Why did the Tay Bridge fall?")
+
+
+async def test_an_image_that_nobody_counted_counts_as_its_bound(books: Books) -> None:
+    text: dict[str, object] = {"type": "text", "text": "What is this?"}
+    sees = a_model(policy=Policy(image_tokens=1000, image_bytes_max=100))
+    admission = await Door(books, sees, counted=None).admit(
+        messages=[message([text, image_part()])], max_tokens=50
+    )
+    text_bytes = admission.cost.input_tokens_max - 1000 - 256 - 16
+    assert admission.cost.input_tokens_assumed == 1000 + -(-text_bytes // 4)
 
 
 async def test_tools_and_a_schema_count_as_prompt(books: Books) -> None:

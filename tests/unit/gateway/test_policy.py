@@ -1,16 +1,13 @@
 from typing import Any
 
-import msgspec
 import pytest
 from tests.support.builders import a_tool, chat_bytes, data_url, image_part, message
-from tests.unit.gateway.parts import a_model, an_admission
-from tests.unit.gateway.test_settle import ended
+from tests.unit.gateway.parts import a_model
 
 from tollway.catalogue import Policy
 from tollway.errors import InvalidRequest
 from tollway.gateway.policy import images_bound, require_allowed, with_defaults
-from tollway.gateway.settle import usage_of
-from tollway.pricing import Usage, input_tokens_bound
+from tollway.pricing import input_tokens_bound
 from tollway.wire.requests import ParsedRequest, parse_chat_request
 
 SEES = a_model(policy=Policy(image_tokens=1000, image_bytes_max=100))
@@ -82,19 +79,6 @@ def test_an_image_is_bounded_by_its_tokens_and_not_by_its_text() -> None:
     bound = input_tokens_bound(request.request.messages) + images_bound(SEES, request)
 
     assert bound == text_alone + 2 * 1000
-
-
-def test_an_image_that_nobody_counted_counts_as_its_bound() -> None:
-    request = an_image_request(None)
-    bound = input_tokens_bound(request.request.messages) + images_bound(SEES, request)
-    admission = an_admission(model=SEES, messages=[message([TEXT, image_part()])])
-    cost = msgspec.structs.replace(admission.cost, input_tokens_max=bound)
-    admission = msgspec.structs.replace(admission, cost=cost)
-    text_bytes = bound - 1000 - 256 - 16
-
-    assert usage_of(admission, ended("completed", text_bytes=20)) == Usage(
-        1000 + -(-text_bytes // 4), 5, "counted"
-    )
 
 
 # --- defaults -------------------------------------------------------------------------------------

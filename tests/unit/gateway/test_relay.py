@@ -79,6 +79,7 @@ class Upstream:
         return self._whole
 
     async def stream(self, ask: Ask, sink: EventSink) -> None:
+        self.asked = ask
         if self._events:
             sink.opened(self.source)
         for number, event in enumerate(self._events, 1):
@@ -197,6 +198,24 @@ async def test_a_stream_is_the_contracts() -> None:
     assert got.meter.output_pieces == 2
     assert got.meter.upstream_id == "chatcmpl-theirs"
     assert got.meter.attempts == (Attempt("gpu-1", 200),)
+
+
+async def test_the_request_of_a_stream_that_has_begun_is_let_go() -> None:
+    admission = an_admission(stream=True)
+    kept: list[bool] = []
+
+    async def look() -> None:
+        assert upstream.asked is not None
+        request, fields = admission.parsed.request, admission.parsed.fields
+        kept.append(bool(request.messages or fields.pieces or upstream.asked.fields))
+
+    for events in ([], [text("Hel")]):
+        upstream = Upstream(events, then=look)
+        reply = ReplyLog()
+        with pytest.raises(UpstreamFailed):
+            await relay(route_to(upstream, admission), admission, reply, Meter())
+    assert kept == [True, False]
+    assert admission.parsed.wants_stream
 
 
 async def test_the_role_comes_first_even_where_the_upstream_sends_none() -> None:

@@ -131,6 +131,8 @@ class OneTry:
     async def may_try_again(self, error: RequestError) -> bool:
         return False
 
+    def let_go(self) -> None: ...
+
 
 async def play(
     server: FakeUpstream,

@@ -149,7 +149,7 @@ async def quick(server: Server) -> AsyncIterator[ConnectionPool]:
 
 async def ask(pool: ConnectionPool, kept: Kept | None = None) -> Kept:
     kept = kept or Kept()
-    await pool.request(REQUEST, kept)
+    await pool.request(lambda: REQUEST, kept)
     return kept
 
 
