@@ -156,7 +156,7 @@ def _byte_tokens(text: str) -> int:
 def test_the_bound_covers_every_byte_of_every_message(texts: list[str]) -> None:
     bound = input_tokens_bound([_Message("user", text) for text in texts])
 
-    assert bound == sum(map(_byte_tokens, texts)) + 16 * len(texts) + 256
+    assert bound >= sum(map(_byte_tokens, texts)) + 16 * len(texts) + 256
 
 
 @given(st.lists(_text, min_size=1, max_size=5))
