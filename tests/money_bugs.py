@@ -117,12 +117,18 @@ BUGS = (
         "        credits_max = ceiling\n",
         "        pass\n",
     ),
+    Bug(
+        "without usage, a byte of the input is charged as a token",
+        "gateway/admit.py",
+        "assumed = -(-parsed.text_bytes // BYTES_PER_TOKEN)",
+        "assumed = parsed.text_bytes",
+    ),
     # --- route and upstream
     Bug(
-        "a stream's cap is not sent to the upstream",
+        "a request's cap is not sent to the upstream",
         "upstreams/openai.py",
-        "tail = self._stream_tail % (_encode(ask.model), ask.output_tokens_max)",
-        "tail = self._stream_tail % (_encode(ask.model), 9999)",
+        "tail %= (_encode(ask.model), ask.output_tokens_max)",
+        "tail %= (_encode(ask.model), 9999)",
     ),
     Bug(
         "asked again although it had answered",
