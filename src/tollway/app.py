@@ -47,6 +47,7 @@ from tollway.process import (
     calm_the_collector,
     configure_logging,
     keep_large_buffers,
+    refuse_long_numbers,
     stop_on_signals,
 )
 from tollway.rates.base import CHAT, WINDOW_SECONDS, RateLimiter
@@ -150,6 +151,7 @@ async def serve_on(
             await _start_upstreams(watched, serving, stopping)
             calm_the_collector()
             keep_large_buffers()
+            refuse_long_numbers()
             if not stopping.is_set():
                 console.welcome(_welcome(settings, listener, store.new_secret))
             await _first_of(serving, stopping)

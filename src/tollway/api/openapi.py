@@ -320,7 +320,8 @@ _REFUSALS: Mapping[int, tuple[str, tuple[str, ...]]] = {
     400: (
         "The request is wrong: `code` is invalid_value, missing_required_parameter, "
         "unsupported_parameter, context_length_exceeded, invalid_json or invalid_http, and `param` "
-        "names the field.",
+        "names the field. A body is one JSON object, at most 32 deep and of at most 65,536 values, "
+        "which are all that is in its objects and arrays.",
         (),
     ),
     401: (

@@ -32,7 +32,7 @@ from tollway.wire.chat import (
     UserMessage,
 )
 from tollway.wire.hollow import hollow
-from tollway.wire.strict_json import parse_object
+from tollway.wire.strict_json import FEW_VALUES, count_values, parse_object
 from tollway.wire.text import text_bytes
 
 KNOWN_FIELDS = frozenset(ChatRequest.__struct_fields__)
@@ -131,8 +131,16 @@ _NO_FIELDS = Fields(_SOME_STREAM, ())
 
 
 def parse_chat_request(body: bytes) -> ParsedRequest:
-    long = _read_long(body) if len(body) >= LONG_BYTES else None
-    return long or _read_plain(body) or _read_fully(body)
+    if len(body) < LONG_BYTES:
+        return _read_plain(body) or _read_fully(body)
+    return _read_long(body) or _read_whole(body)
+
+
+def _read_whole(body: bytes) -> ParsedRequest:
+    # The types of a plain request allow few values, but for a `logit_bias`: what there may be of
+    # that only the full way bounds.
+    plain = _read_plain(body) if count_values(body) <= FEW_VALUES else None
+    return plain or _read_fully(body)
 
 
 def _read_long(body: bytes) -> ParsedRequest | None:
@@ -141,7 +149,7 @@ def _read_long(body: bytes) -> ParsedRequest | None:
     if (cut := hollow(body)) is None:
         return None
     try:
-        parsed = _read_plain(cut.shell) or _read_fully(cut.shell)
+        parsed = _read_whole(cut.shell)
     except InvalidRequest:
         return None
     request = parsed.request

@@ -16,8 +16,10 @@ from tests.support.builders import (
 )
 
 from tollway.errors import InvalidRequest
+from tollway.wire import requests, strict_json
 from tollway.wire.chat import ChatRequest
 from tollway.wire.requests import KNOWN_FIELDS, OPTIONAL_FIELDS, parse_chat_request
+from tollway.wire.strict_json import FEW_VALUES
 
 
 def parsed(**fields: object) -> ChatRequest:
@@ -455,3 +457,64 @@ def test_images_are_told_with_their_places() -> None:
         ("messages[1].content[1]", "https://x/y.png"),
         ("messages[1].content[2]", data_url()),
     ]
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dense", ["[]", "{}", '{"":0}', "1", '""'])
+@pytest.mark.parametrize(
+    "where",
+    [
+        '{"model":"m","messages":[{"role":"user","content":"x"}],"x":[%s]}',
+        '{"model":"m","messages":[{"role":"user","content":"x","x":[%s]}]}',
+        '{"model":"m","messages":[{"role":"user","content":[%s]}]}',
+        '{"model":"m","messages":[{"role":"user","content":"x"}],"stop":[%s]}',
+        '{"model":"m","messages":[{"role":"user","content":"x"}],"tools":[{"type":"function",'
+        '"function":{"name":"f","parameters":{"x":[%s]}}}]}',
+    ],
+)
+def test_4_mib_of_values_are_refused_and_not_read(
+    monkeypatch: pytest.MonkeyPatch, where: str, dense: str
+) -> None:
+    body = (where % ",".join([dense] * (4_000_000 // (len(dense) + 1)))).encode()
+    read: list[bytes] = []
+    monkeypatch.setattr(requests, "_decode_request", read.append)
+    monkeypatch.setattr(strict_json, "_decode", read.append)
+
+    refused = refusal(body)
+
+    assert refused.code == "invalid_json"
+    assert "more than 65536 values" in refused.message
+    assert read == []
+
+
+def test_128_tools_with_100_described_parameters_each_are_read() -> None:
+    described = {f"p{n}": {"type": "string", "description": "What it is."} for n in range(100)}
+    parameters = {"type": "object", "properties": described, "required": list(described)}
+    tools = [a_tool(f"t{number}", parameters=parameters) for number in range(128)]
+
+    assert forwarded(tools=tools)["tools"] == tools
+
+
+def test_a_conversation_of_1024_messages_with_calls_and_parts_is_read() -> None:
+    calls = [CALL | {"id": f"call_{number}"} for number in range(4)]
+    turn = [message([TEXT_PART] * 4), ASSISTANT | {"tool_calls": calls}, RESULT, RESULT]
+    messages = turn * 256
+
+    assert len(forwarded(messages=messages)["messages"]) == 1024
+
+
+def test_commas_in_a_text_are_no_values() -> None:
+    text = '1,2,[3,{"a":4}],' * 20_000
+
+    assert parsed(messages=[message(text, name="n")]).messages[0].content == text
+
+
+def test_a_long_logit_bias_is_read_by_what_bounds_the_time_of_a_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bias = {str(number): 5e-324 for number in range(FEW_VALUES)}
+    monkeypatch.delattr(requests, "_read_plain")
+
+    assert parsed(logit_bias=bias).logit_bias == bias

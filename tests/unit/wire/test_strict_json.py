@@ -1,4 +1,5 @@
 import json
+import sys
 from typing import Any, cast
 
 import pytest
@@ -6,7 +7,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tollway.errors import InvalidRequest
-from tollway.wire.strict_json import DEPTH_MAX, parse_object
+from tollway.process import refuse_long_numbers
+from tollway.wire import strict_json
+from tollway.wire.strict_json import (
+    DEPTH_MAX,
+    FEW_VALUES,
+    VALUES_MAX,
+    Json,
+    count_values,
+    parse_object,
+)
 
 
 def nested(depth: int) -> bytes:
@@ -84,16 +94,89 @@ def test_32_deep_is_taken() -> None:
     assert parse_object(nested(DEPTH_MAX))
 
 
-@pytest.mark.parametrize("depth", [DEPTH_MAX + 1, 500, 100_000])
+@pytest.mark.parametrize("depth", [DEPTH_MAX + 1, 500, 50_000])
 def test_more_than_32_deep_is_refused(depth: int) -> None:
     with pytest.raises(InvalidRequest, match="more than 32 deep"):
         parse_object(nested(depth))
+
+
+def of_values(count: int, value: str = "1") -> bytes:
+    return f'{{"a":[{",".join([value] * (count - 1))}]}}'.encode()
+
+
+@pytest.mark.parametrize("separator", [b",", b" ,\n"])
+def test_65536_values_are_taken(separator: bytes) -> None:
+    assert parse_object(of_values(VALUES_MAX).replace(b",", separator))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        of_values(VALUES_MAX + 1),
+        of_values(VALUES_MAX // 2 + 1, "[]"),
+        of_values(VALUES_MAX // 2 + 1, "{}"),
+        of_values(VALUES_MAX // 2 + 1, '{"":0}'),
+        of_values(VALUES_MAX // 2 + 1, '["\\\\\\"]"]'),
+        of_values(VALUES_MAX + 1, '""'),
+        of_values(5 * VALUES_MAX, '""'),
+        b'{"a":' + of_values(VALUES_MAX + 1) + b"x",
+        b"[" * (VALUES_MAX + 1),
+        b'{"a":[' + b'""' * (2 * VALUES_MAX + 1) + b",1" * (FEW_VALUES + 1),
+    ],
+)
+def test_more_than_65536_values_are_refused_before_they_are_read(
+    monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    def never(body: bytes) -> Json:
+        raise AssertionError("it is read")
+
+    monkeypatch.setattr(strict_json, "_decode", never)
+
+    with pytest.raises(InvalidRequest, match="more than 65536 values") as refused:
+        parse_object(body)
+
+    assert refused.value.code == "invalid_json"
+
+
+@pytest.mark.parametrize("text", [",", "[{,", r"\",", r"\\,", r",\\\","])
+def test_what_is_in_a_text_is_no_value(text: str) -> None:
+    body = b'{"a":"%b","b":"%b"}' % (text.encode() * VALUES_MAX, text.encode() * VALUES_MAX)
+
+    assert count_values(body) == 2
+
+
+def test_a_number_that_would_take_msgspec_long_is_read_by_python(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[str] = []
+
+    def read_it(written: str) -> float:
+        read.append(written)
+        return 0.0
+
+    monkeypatch.setattr(strict_json, "float", read_it, raising=False)
+    parse_object(b'{"a":[5e-324]}')
+
+    assert read == ["5e-324"]
 
 
 def test_an_integer_of_any_length_is_no_fault() -> None:
     for body in (b'{"a":%b}' % (b"1" * 9000), b'{"a" :%b,"b":1}' % (b"1" * 9000)):
         with pytest.raises(InvalidRequest):
             parse_object(body)
+
+
+def test_an_integer_of_more_digits_than_a_server_reads_is_refused() -> None:
+    digits_before = sys.get_int_max_str_digits()
+    refuse_long_numbers()
+    try:
+        assert parse_object(b'{"a":%b}' % (b"1" * 640))
+        with pytest.raises(InvalidRequest) as refused:
+            parse_object(b'{"a":%b}' % (b"1" * 641))
+    finally:
+        sys.set_int_max_str_digits(digits_before)
+
+    assert refused.value.code == "invalid_json"
 
 
 # --- against a plain reference ----------------------------------------------------------------
@@ -187,6 +270,28 @@ def documents(draw: st.DrawFn) -> bytes:
 @example(rb'{"a":"\":","a":1}')
 def test_it_agrees_with_a_plain_reference(body: bytes) -> None:
     agrees(body)
+
+
+def members_of(value: Any) -> int:
+    """All that is in it, and an empty object or array once more."""
+    if not isinstance(value, dict | list):
+        return 0
+    inner = cast("dict[str, Any] | list[Any]", value)
+    within = list(inner.values()) if isinstance(inner, dict) else inner
+    return len(within) + sum(map(members_of, within)) if within else 1
+
+
+@given(documents())
+def test_values_are_counted_as_a_plain_reference_does(body: bytes) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(strict_json, "FEW_VALUES", 0)
+        counted = count_values(body)
+
+    try:
+        value = reference(body)
+    except NotTakenError:
+        return
+    assert counted == members_of(value)
 
 
 @given(documents(), st.integers(0, 200), st.binary(max_size=2), st.integers(0, 2))
