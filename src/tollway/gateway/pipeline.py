@@ -14,7 +14,7 @@ from tollway.clock import Clock
 from tollway.errors import DeadlinePassed, InternalFault, RequestError, Unavailable
 from tollway.gateway.admit import Gate
 from tollway.gateway.authenticate import Authenticator, require_active_account, require_scope
-from tollway.gateway.relay import Answer, WholeAnswer, relay
+from tollway.gateway.relay import Answer, Silences, WholeAnswer, relay
 from tollway.gateway.repeat import find_repetition, may_be_stored, stored
 from tollway.gateway.route import Router
 from tollway.gateway.settle import outcome_of
@@ -63,6 +63,7 @@ class Pipeline:
         self._observer = observer
         self._monotonic = clock.monotonic
         self._store_replies = store_replies
+        self._silences = Silences()
         self.running: dict[str, tuple[Admission, Meter]] = {}
         """The requests in flight by id, for checkpoints and for a drain."""
 
@@ -105,7 +106,8 @@ class Pipeline:
         self.running[admission.call.request_id] = (admission, meter)
         try:
             if admission.deadline is None:
-                answer = await relay(self._router.route(admission), admission, reply, meter)
+                route = self._router.route(admission)
+                answer = await relay(route, admission, reply, meter, self._silences)
             else:
                 answer = await self._relay_in_time(admission, admission.deadline, reply, meter)
         except RequestError as error:
@@ -138,7 +140,8 @@ class Pipeline:
         if seconds_left > 0:
             try:
                 async with asyncio.timeout(seconds_left):
-                    return await relay(self._router.route(admission), admission, reply, meter)
+                    route = self._router.route(admission)
+                    return await relay(route, admission, reply, meter, self._silences)
             except TimeoutError:
                 pass
         seconds = deadline - admission.call.began

@@ -49,15 +49,21 @@ _decode_chunk = msgspec.json.Decoder(Chunk).decode
 _is_plain_text = re.compile(rb'[^"\\\x00-\x1f\x7f-\xff]+').fullmatch
 
 
-def relay(route: Route, admission: Admission, reply: Reply, meter: Meter) -> "Awaitable[Answer]":
+def relay(
+    route: Route,
+    admission: Admission,
+    reply: Reply,
+    meter: Meter,
+    silences: "Silences | None" = None,
+) -> "Awaitable[Answer]":
     """Ends when the upstream has ended in good order; `finish` then gives the client the end of
-    it, with its credits.
+    it, with its credits. Without `silences` a stream that is silent stays so.
 
     Raises `RequestError`; where the reply has begun by then, the client can only be told within the
     stream.
     """
     if admission.parsed.request.stream is True:
-        return _relay_stream(route, admission, reply, meter)
+        return _relay_stream(route, admission, reply, meter, silences or Silences())
     return _relay_whole(route, admission, meter)
 
 
@@ -170,15 +176,49 @@ class WholeAnswer(Struct, frozen=True):
 
 
 async def _relay_stream(
-    route: Route, admission: Admission, reply: Reply, meter: Meter
+    route: Route, admission: Admission, reply: Reply, meter: Meter, silences: "Silences"
 ) -> "StreamRelay":
     stream = StreamRelay(admission, reply, meter, route)
+    silences.watch(stream)
     try:
         await _attempt(route, meter, stream)
     finally:
+        silences.forget(stream)
         stream.close()
     meter.status = "completed"
     return stream
+
+
+class Silences:
+    """Fills those of streams with comments, so that nobody between closes the connection. One timer
+    looks after all streams: a timer for each would take 0.5 KB a stream."""
+
+    def __init__(self, seconds: float = KEEP_ALIVE_SECONDS) -> None:
+        self._look_seconds = seconds / 15
+        self._seconds = seconds - self._look_seconds  # it may be silent until the next look
+        self._streams: set[StreamRelay] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, stream: "StreamRelay") -> None:
+        self._streams.add(stream)
+        if self._timer is None:
+            self._begin()
+
+    def forget(self, stream: "StreamRelay") -> None:
+        self._streams.discard(stream)
+
+    def _begin(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._look_seconds, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        long_ago = asyncio.get_running_loop().time() - self._seconds
+        for stream in list(self._streams):
+            if stream.wrote_at <= long_ago:
+                stream.keep_alive()
+        if self._streams:
+            self._begin()
 
 
 class StreamRelay:
@@ -202,8 +242,7 @@ class StreamRelay:
         self._failure: RequestError | None = None
         self.cut_off = False
         reply.on_pressure(self._on_pressure)
-        self._wrote_at = self._loop.time()
-        self._timer = self._loop.call_later(KEEP_ALIVE_SECONDS, self._keep_alive)
+        self.wrote_at = self._loop.time()
 
     # --- Asker ------------------------------------------------------------------------------------
 
@@ -260,7 +299,6 @@ class StreamRelay:
     # --- the end ----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        self._timer.cancel()
         self.flush()
         self._sources.clear()  # their connections serve others now: this client must not stop them
 
@@ -391,7 +429,7 @@ class StreamRelay:
     def _write(self, events: bytes) -> None:
         if not self._reply.begun:
             self._reply.begin(self._admission)
-        self._wrote_at = self._loop.time()
+        self.wrote_at = self._loop.time()
         self._reply.write(events)
 
     def _on_pressure(self, slow: bool) -> None:
@@ -402,12 +440,8 @@ class StreamRelay:
             else:
                 source.resume_reading()
 
-    def _keep_alive(self) -> None:
-        quiet = self._loop.time() - self._wrote_at
-        if quiet >= KEEP_ALIVE_SECONDS:
-            self._write(KEEP_ALIVE_COMMENT)
-            quiet = 0.0
-        self._timer = self._loop.call_later(KEEP_ALIVE_SECONDS - quiet, self._keep_alive)
+    def keep_alive(self) -> None:
+        self._write(KEEP_ALIVE_COMMENT)
 
 
 class _Template:

@@ -11,7 +11,7 @@ from tests.unit.gateway.parts import NOW, ReplyLog, a_meter, a_router, an_admiss
 
 from tollway.errors import RequestError, Unavailable, UpstreamFailed
 from tollway.gateway import relay as relay_module
-from tollway.gateway.relay import relay
+from tollway.gateway.relay import Silences, relay
 from tollway.gateway.settle import outcome_of
 from tollway.gateway.types import Admission, Meter, Route
 from tollway.ledger.base import Attempt, Settlement
@@ -479,16 +479,27 @@ async def test_a_slow_client_holds_the_upstream() -> None:
     assert upstream.source.paused == [True, False]
 
 
-async def test_silence_is_filled_with_comments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay_module, "KEEP_ALIVE_SECONDS", 0.02)
-    upstream = Upstream([text("a"), STOP], then=lambda: asyncio.sleep(0.07))
-    got = await relayed(upstream)
-    comments = got.reply.written.count(b": keep-alive\n\n")
-    assert 1 <= comments <= 3
-    assert got.error is None
+async def test_silence_is_filled_with_comments() -> None:
+    silences, replies = Silences(0.02), [ReplyLog() for _ in range(3)]
+
+    def comments() -> list[int]:
+        return [reply.written.count(b": keep-alive\n\n") for reply in replies]
+
+    async def stream(reply: ReplyLog, seconds: float) -> None:
+        admission = an_admission(stream=True)
+        upstream = Upstream([text("a"), STOP], then=lambda: asyncio.sleep(seconds))
+        await relay(route_to(upstream, admission), admission, reply, Meter(), silences)
+
+    await asyncio.gather(*(map(stream, replies, (0.0, 0.07, 0.07))))
+    at_the_end = comments()
+    assert at_the_end[0] == 0
+    assert all(1 <= number <= 4 for number in at_the_end[1:])
 
     await asyncio.sleep(0.05)
-    assert got.reply.written.count(b": keep-alive\n\n") == comments
+    assert comments() == at_the_end
+
+    await stream(replies[0], 0.07)  # one that begins when nobody was left
+    assert comments()[0] >= 1
 
 
 async def test_what_one_read_brought_is_one_write() -> None:
