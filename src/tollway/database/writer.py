@@ -1,9 +1,11 @@
 """The thread that writes a SQLite file, and what it does when the file cannot be written.
 
 It takes all that has queued, applies it in order in one transaction, commits (`synchronous=FULL`:
-on disk), and only then resolves each piece's future on the event loop. Under load it gathers for
-`GATHER_SECONDS` before each commit, because tiny batches fight the event loop for Python's
-interpreter lock (93 us a request instead of 51, measured); alone, a write does not wait for others.
+on disk), and only then resolves each piece's future on the event loop. Under load it gathers before
+each commit, because a commit costs 0.1 ms of CPU however much is in it, and tiny batches fight the
+event loop for Python's interpreter lock (93 us a request instead of 51, measured). It waits the
+longer the more came last time, and no longer than `GATHER_SECONDS_MAX`; a write that is alone does
+not wait for others.
 
 A piece of work that breaks a constraint must not take its neighbours along: the batch is rolled
 back and applied again piece by piece.
@@ -39,7 +41,9 @@ from typing import Any, ClassVar, Protocol, TypeGuard, TypeVar
 from tollway.database.journal import Ballast, Journal, is_disk_full
 from tollway.errors import Refused, TollwayError, Unavailable
 
-GATHER_SECONDS = 0.002
+GATHER_SECONDS_EACH = 0.00025
+"""For each piece of the last batch."""
+GATHER_SECONDS_MAX = 0.004
 RETRY_SECONDS = 0.5
 FILE_IDLE_SECONDS = 0.05
 
@@ -185,13 +189,13 @@ class Writer:
     # --- the thread -------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        busy = False
+        gather_seconds = 0.0
         stopping = False
         while not stopping:
-            batch = self._take(gather=busy)
+            batch = self._take(gather_seconds)
             stopping = _STOP in batch
             work = [piece for piece in batch if not isinstance(piece, _Signal)]
-            busy = len(work) > 1
+            gather_seconds = _gather_seconds(len(work))
             try:
                 self._handle(work, stopping=stopping)
                 if self.filing.waits and self.fault is None and (stopping or not work):
@@ -205,14 +209,14 @@ class Writer:
             log.critical("could be written nowhere, and is lost: %s", piece.record().decode())
         self._answer([(piece, None, unavailable) for piece in self._waiting])
 
-    def _take(self, *, gather: bool) -> list["Work | _Signal"]:
+    def _take(self, gather_seconds: float) -> list["Work | _Signal"]:
         wait_seconds = -1.0
         if self.fault is not None:
             wait_seconds = max(0.0, self._retry_at - time.monotonic())
         elif self.filing.waits:
             wait_seconds = FILE_IDLE_SECONDS
-        if gather:
-            time.sleep(GATHER_SECONDS)
+        if gather_seconds:
+            time.sleep(gather_seconds)
         # Under load there is something by now, and nobody had to wake us.
         if not self._queue:
             self._queue.wait(wait_seconds)
@@ -383,6 +387,11 @@ class Writer:
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
             self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def _gather_seconds(last: int) -> float:
+    """Before the next commit, when the one before had so many pieces."""
+    return 0.0 if last < 2 else min(GATHER_SECONDS_MAX, last * GATHER_SECONDS_EACH)
 
 
 def _ignore(pieces: int, seconds: float) -> None:

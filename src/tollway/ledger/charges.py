@@ -1,12 +1,12 @@
 """Charges as they come to rest in the SQLite file: what the writer thread does with them.
 
-A charge is four rows (its hold, closed; the usage; the entry; the account's balance) in trees that
-each have a place of their own for it. Writing 32 charges so touches 27 pages, and more with many
-accounts, and costs twice what the fsync behind it does. So under load a batch of charges is put
-down as one row of `unfiled`, five pages, which is all that their clients wait for; and some hundred
-of them are filed into their tables together, in one transaction with the end of their `unfiled`
-rows (`Unfiled`). Measured in batches of 32: with 64 accounts 36 us a charge instead of 49, with one
-account the same (29 and 30). More at once would be no cheaper, and others would wait for it.
+A charge is three rows (the usage, with how its hold ended; the entry; the account's balance) in
+trees that each have a place of their own for it. Writing 32 charges so touches some 20 pages, and
+more with many accounts, and costs twice what the fsync behind it does. So under load a batch of
+charges is put down as one row of `unfiled`, five pages, which is all that their clients wait for;
+and some hundred of them are filed into their tables together, in one transaction with the end of
+their `unfiled` rows (`Unfiled`; docs/decisions/0007). More at once would be no cheaper, and others
+would wait for it.
 
 The rows are made once (`Rows`), put down as they are and bound as they are. Their structs have the
 columns of their tables in order, and no names where they are written: half the bytes to put down.
@@ -58,21 +58,21 @@ class Chains:
 
     def append_charge(self, connection: sqlite3.Connection, rows: "Rows") -> tuple[Any, ...]:
         """The row of its entry, as `append` would place it: this is on every request's path."""
-        hold, usage = rows.hold, rows.usage
-        account_id, charged = hold.account_id, hold.charged
+        usage = rows.usage
+        account_id, charged = usage.account_id, usage.charged
         balance, seq, head = self._tips.get(account_id) or self._tip(connection, account_id)
         balance -= charged
         seq += 1
-        assert balance >= 0, f"the charge of {hold.id} was never held"
+        assert balance >= 0, f"the charge of {usage.request_id} was never held"
         columns = (
             account_id,
             seq,
             "charge",
             -charged,
             balance,
-            hold.id,
+            usage.request_id,
             f"{usage.model}: {usage.prompt_tokens} + {usage.completion_tokens} tokens",
-            hold.closed_at,
+            usage.closed_at,
         )
         hash_ = _sha256(head + _encode(columns)).digest()
         self._tips[account_id] = (balance, seq, hash_)
@@ -121,50 +121,40 @@ class Charge(Struct, gc=False):
 decode_charge = msgspec.json.Decoder(Charge).decode
 
 
-class HoldRow(Struct, array_like=True, gc=False):
-    """Of the table `holds`, its columns in order; times are milliseconds."""
-
-    id: str
-    account_id: str
-    token_id: str
-    price_id: str
-    amount: int
-    charged: int
-    late: int
-    shortfall: int
-    state: str
-    created_at: int
-    closed_at: int
-
-
 class UsageRow(Struct, array_like=True, gc=False):
-    """Of the table `usage`, its columns in order."""
+    """Of the table `usage`, its columns in order: how a hold ended, and what it was used for. Times
+    are milliseconds."""
 
     request_id: str
     account_id: str
     token_id: str
+    price_id: str
     model: str
     status: str
     source: str
+    state: str
+    amount: int
+    charged: int
+    shortfall: int
+    remaining: int
     prompt_tokens: int
     completion_tokens: int
-    remaining: int
+    cached_tokens: int
+    reasoning_tokens: int
     upstream: str | None
     upstream_id: str | None
     attempts: str
     client_request_id: str | None
     created_at: int
+    closed_at: int
     first_token_ms: int | None
     total_ms: int
-    cached_tokens: int
-    reasoning_tokens: int
 
 
 class Rows(Struct, array_like=True, gc=False):
     """What becomes of a charge, but for its place in the account's chain: that is known when it is
     filed."""
 
-    hold: HoldRow
     usage: UsageRow
     capped: bool
     checkpointed: bool
@@ -184,41 +174,32 @@ def rows_of(charge: Charge) -> Rows:
     hold, outcome, settlement = charge.hold, charge.outcome, charge.settlement
     charged = settlement.charged
     first = outcome.first_token_seconds
-    held_at_ms = milliseconds(hold.held_at)
-    state = "expired" if charge.expired else "settled" if charged else "released"
     return Rows(
-        HoldRow(
-            hold.request_id,
-            hold.account_id,
-            hold.token_id,
-            hold.price_id,
-            hold.amount,
-            charged,
-            0,
-            settlement.shortfall,
-            state,
-            held_at_ms,
-            milliseconds(charge.closed_at),
-        ),
         UsageRow(
             hold.request_id,
             hold.account_id,
             hold.token_id,
+            hold.price_id,
             outcome.model,
             outcome.status,
             outcome.source,
+            "expired" if charge.expired else "settled" if charged else "released",
+            hold.amount,
+            charged,
+            settlement.shortfall,
+            settlement.available,
             outcome.input_tokens,
             outcome.output_tokens,
-            settlement.available,
+            outcome.cached_tokens,
+            outcome.reasoning_tokens,
             outcome.upstream,
             outcome.upstream_id,
             _attempts_json(outcome.attempts),
             outcome.client_request_id,
-            held_at_ms,
+            milliseconds(hold.held_at),
+            milliseconds(charge.closed_at),
             None if first is None else milliseconds(first),
             milliseconds(outcome.total_seconds),
-            outcome.cached_tokens,
-            outcome.reasoning_tokens,
         ),
         charge.capped,
         charge.checkpointed,
@@ -296,8 +277,7 @@ def read_unfiled(connection: sqlite3.Connection) -> list[Rows]:
 
 def write_rows(connection: sqlite3.Connection, chains: Chains, rows: Sequence[Rows]) -> None:
     append = chains.append_charge
-    entries = [append(connection, one) for one in rows if one.hold.charged]
-    insert_rows(connection, "holds", [astuple(one.hold) for one in rows])
+    entries = [append(connection, one) for one in rows if one.usage.charged]
     insert_rows(connection, "usage", [astuple(one.usage) for one in rows])
     insert_rows(connection, "ledger", entries)
     chains.store(connection)
@@ -305,10 +285,10 @@ def write_rows(connection: sqlite3.Connection, chains: Chains, rows: Sequence[Ro
         if one.capped:
             connection.execute(
                 "UPDATE tokens SET spent = spent + ? WHERE id = ? AND spend_cap IS NOT NULL",
-                (one.hold.charged, one.hold.token_id),
+                (one.usage.charged, one.usage.token_id),
             )
         if one.checkpointed:
-            connection.execute("DELETE FROM checkpoints WHERE hold_id = ?", (one.hold.id,))
+            connection.execute("DELETE FROM checkpoints WHERE hold_id = ?", (one.usage.request_id,))
         if one.claim is not None:
             one.claim.write(connection)
 
@@ -316,11 +296,11 @@ def write_rows(connection: sqlite3.Connection, chains: Chains, rows: Sequence[Ro
 def not_written(connection: sqlite3.Connection, rows: Sequence[Rows]) -> list[Rows]:
     """Each hold once, and not those that the file has: a failed COMMIT may have reached the
     disk."""
-    by_id = {one.hold.id: one for one in rows}
+    by_id = {one.usage.request_id: one for one in rows}
     return [
         one
         for id_, one in by_id.items()
-        if connection.execute("SELECT 1 FROM holds WHERE id = ?", (id_,)).fetchone() is None
+        if connection.execute("SELECT 1 FROM usage WHERE request_id = ?", (id_,)).fetchone() is None
     ]
 
 
@@ -339,10 +319,10 @@ def recover(
     for row in connection.execute(_CHECKPOINTS).fetchall():
         rows = rows_of(_charge_of_checkpoint(row, chains.balance(connection, row[1]), now))
         write_rows(connection, chains, [rows])
-        if rows.hold.charged:
+        if rows.usage.charged:
             connection.execute(
                 "UPDATE idempotency SET completed = 1 WHERE request_id = ? AND completed = 0",
-                (rows.hold.id,),
+                (rows.usage.request_id,),
             )
         expired.append(rows)
     connection.execute(_DELETE_SETTLED_CHECKPOINTS)
@@ -385,20 +365,20 @@ def _charge_of_checkpoint(row: tuple[Any, ...], balance: int, now: float) -> Cha
 
 def _recovered(rows: Rows, origin: Literal["journal", "checkpoint"]) -> Recovered:
     return Recovered(
-        rows.hold.id,
-        rows.hold.account_id,
+        rows.usage.request_id,
+        rows.usage.account_id,
         origin,
         rows.usage.prompt_tokens,
         rows.usage.completion_tokens,
-        rows.hold.charged,
-        rows.hold.shortfall,
+        rows.usage.charged,
+        rows.usage.shortfall,
     )
 
 
-# `hold_id IN (SELECT id FROM holds)` would go through every hold there ever was.
+# `hold_id IN (SELECT request_id FROM usage)` would go through every hold there ever was.
 _DELETE_SETTLED_CHECKPOINTS = """
 DELETE FROM checkpoints
- WHERE EXISTS (SELECT 1 FROM holds WHERE holds.id = checkpoints.hold_id)"""
+ WHERE EXISTS (SELECT 1 FROM usage WHERE request_id = checkpoints.hold_id)"""
 
 _CHECKPOINTS = """
 SELECT checkpoints.hold_id, checkpoints.account_id, checkpoints.token_id, checkpoints.price_id,
@@ -409,7 +389,7 @@ SELECT checkpoints.hold_id, checkpoints.account_id, checkpoints.token_id, checkp
        COALESCE(prices.cached_prompt_rate, prices.prompt_rate),
        COALESCE(prices.reasoning_rate, prices.completion_rate)
   FROM checkpoints JOIN prices ON prices.id = checkpoints.price_id
- WHERE NOT EXISTS (SELECT 1 FROM holds WHERE holds.id = checkpoints.hold_id)
+ WHERE NOT EXISTS (SELECT 1 FROM usage WHERE request_id = checkpoints.hold_id)
  ORDER BY checkpoints.hold_id"""
 
 
@@ -423,7 +403,7 @@ def insert_rows(
         values: list[Any] = []
         for row in some:  # half of what list(chain.from_iterable()) takes
             values += row
-        connection.execute(_insert_sql(table, len(some[0]), len(some)), values)
+        connection.execute(insert_sql(table, len(some[0]), len(some)), values)
 
 
 def _in_statements(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
@@ -452,6 +432,6 @@ def _store_sql(rows: int) -> str:
 # SQLite keeps a journal of each statement, a copy of every page that it touches, in a file: with 64
 # accounts more than half of all that the writer wrote.
 @cache
-def _insert_sql(table: str, columns: int, rows: int) -> str:
+def insert_sql(table: str, columns: int, rows: int) -> str:
     one = "(" + ", ".join("?" * columns) + ")"
     return f"INSERT OR FAIL INTO {table} VALUES " + ", ".join([one] * rows)  # noqa: S608 (the table's name is ours)

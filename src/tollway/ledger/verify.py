@@ -211,23 +211,6 @@ QUERIES: tuple[tuple[str, str], ...] = (
             OR (state = 'released' AND charged + late > 0)""",
     ),
     (
-        "hold has its usage",
-        """
-        SELECT 'hold ' || h.id,
-               CASE WHEN u.request_id IS NULL THEN 'there is no usage of it'
-               ELSE 'its usage is of account ' || u.account_id || ', token ' || u.token_id
-                    || ', made at ' || u.created_at END
-          FROM holds h LEFT JOIN usage u ON u.request_id = h.id
-         WHERE u.request_id IS NULL OR u.account_id IS NOT h.account_id
-            OR u.token_id IS NOT h.token_id OR u.created_at IS NOT h.created_at""",
-    ),
-    (
-        "usage has its hold",
-        """
-        SELECT 'usage ' || request_id, 'there is no hold of it' FROM usage
-         WHERE NOT EXISTS (SELECT 1 FROM holds WHERE holds.id = usage.request_id)""",
-    ),
-    (
         "usage at its price",
         f"""
         SELECT 'usage ' || u.request_id,

@@ -18,7 +18,7 @@ from tollway.database import sqlite
 from tollway.settings import load_settings
 from tollway.store import open_operations
 
-HISTORY = ("ledger", "holds", "usage", "idempotency", "audit")
+HISTORY = ("ledger", "usage", "idempotency", "audit")
 OWNERS = ("accounts", "tokens")
 SHORT_INDEXES = ("idempotency_running",)
 """They have only the rows of what runs, so reading all of one is not reading the table."""
@@ -68,7 +68,7 @@ class Traced:
 
 
 def _scans(step: str, tables: tuple[str, ...]) -> bool:
-    """Also by way of an index: `x IN (SELECT id FROM holds)` goes through all of its index."""
+    """Also by way of an index: `x IN (SELECT id FROM t)` goes through all of its index."""
     if step.startswith("SCAN "):
         return step.split(" ")[1] in tables and not step.endswith(SHORT_INDEXES)
     return step.endswith("FOR IN-OPERATOR") and any(f"_{table}_" in step for table in tables)

@@ -141,10 +141,11 @@ async def test_a_disk_that_fails_with_some_unfiled_loses_none_and_charges_once(
 async def test_a_charge_that_cannot_be_filed_takes_none_along(
     books: Books, caplog: pytest.LogCaptureFixture
 ) -> None:
-    taken = ("req_0002", "acc_1", TOKEN, "price_1", 10, 0, 0, 0, "released", 0, 0)
-    await books.database.execute(
-        ("INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", taken)
-    )
+    taken = (
+        "req_0002", "acc_1", TOKEN, "price_1", "m1", "completed", "upstream", "released", 10, 0, 0,
+        0, 0, 0, 0, 0, None, None, "[]", None, 0, 0, None, 0,
+    )  # fmt: skip
+    await books.database.execute((charges.insert_sql("usage", len(taken), 1), taken))
     await charge_together(books, 3)
 
     with caplog.at_level(logging.CRITICAL):

@@ -64,7 +64,13 @@ async def move_from_sqlite(
 
 
 async def _copy(connection: sqlite3.Connection, target: Connection, table: str) -> int:
+    theirs = await target.fetch(
+        "SELECT column_name FROM information_schema.columns WHERE table_name = $1", table
+    )
+    there = {column for (column,) in theirs}
+    # Of a hold that has ended the file keeps all in its usage: `holds` is a view there.
     columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+    columns = [column for column in columns if column in there]
     names = ", ".join(columns)
     cursor = connection.execute(f"SELECT {names} FROM {table}")  # noqa: S608 (ours)
     count = 0

@@ -58,18 +58,6 @@ _OWN: Mapping[str, str] = {
             OR (state = 'settled' AND charged + late = 0)
             OR (state = 'released' AND charged + late > 0)
             OR (state = 'open') <> (closed_at IS NULL)""",
-    # One that expired before anything was written down has none: nothing is known of it.
-    "hold has its usage": """
-        SELECT 'hold ' || h.id,
-               CASE WHEN u.request_id IS NULL THEN 'there is no usage of it'
-               ELSE 'its usage is of account ' || u.account_id || ', token ' || u.token_id
-                    || ', made at ' || u.created_at END
-          FROM holds h LEFT JOIN usage u ON u.request_id = h.id
-         WHERE h.state <> 'open'
-           AND NOT (h.state = 'expired' AND h.charged + h.late + h.shortfall = 0
-                    AND u.request_id IS NULL)
-           AND (u.request_id IS NULL OR u.account_id <> h.account_id OR u.token_id <> h.token_id
-                OR u.created_at <> h.created_at)""",
     # After a late charge the usage is the later entry's.
     "charge says its usage": """
         SELECT 'usage ' || u.request_id, u.model || ': ' || u.prompt_tokens || ' + '
@@ -103,6 +91,28 @@ _OWN: Mapping[str, str] = {
 }
 
 _MORE: tuple[tuple[str, str], ...] = (
+    # These two are one row of a file. A hold that expired before anything was written down has no
+    # usage: nothing is known of it.
+    (
+        "hold has its usage",
+        """
+        SELECT 'hold ' || h.id,
+               CASE WHEN u.request_id IS NULL THEN 'there is no usage of it'
+               ELSE 'its usage is of account ' || u.account_id || ', token ' || u.token_id
+                    || ', made at ' || u.created_at END
+          FROM holds h LEFT JOIN usage u ON u.request_id = h.id
+         WHERE h.state <> 'open'
+           AND NOT (h.state = 'expired' AND h.charged + h.late + h.shortfall = 0
+                    AND u.request_id IS NULL)
+           AND (u.request_id IS NULL OR u.account_id <> h.account_id OR u.token_id <> h.token_id
+                OR u.created_at <> h.created_at)""",
+    ),
+    (
+        "usage has its hold",
+        """
+        SELECT 'usage ' || request_id, 'there is no hold of it' FROM usage
+         WHERE NOT EXISTS (SELECT 1 FROM holds WHERE holds.id = usage.request_id)""",
+    ),
     (
         "foreign keys",
         """

@@ -1,8 +1,8 @@
 -- Times are milliseconds since the Unix epoch, UTC. Credits are whole numbers. Holds in flight live in the server's
 -- memory (one process owns this file): a row in `holds` is already closed, and `accounts.held` stays 0.
 --
--- A CHECK of three values and more is written out: for `IN` SQLite fills a temporary index, at each row. With four of
--- them that was a tenth of what a charge costs the writer.
+-- The ledger's CHECK of five kinds is written out: for an `IN` of three and more SQLite fills a temporary index, at each
+-- row.
 
 CREATE TABLE accounts (
   id                  TEXT   NOT NULL PRIMARY KEY,
@@ -53,7 +53,7 @@ CREATE TABLE holds (
   charged    BIGINT NOT NULL CHECK (charged >= 0),
   late       BIGINT NOT NULL DEFAULT 0 CHECK (late >= 0),
   shortfall  BIGINT NOT NULL DEFAULT 0 CHECK (shortfall >= 0),
-  state      TEXT   NOT NULL CHECK (state = 'settled' OR state = 'released' OR state = 'expired'),
+  state      TEXT   NOT NULL CHECK (state IN ('settled', 'released', 'expired')),
   created_at BIGINT NOT NULL,
   closed_at  BIGINT NOT NULL,
   CHECK (charged + late <= amount)
@@ -78,8 +78,8 @@ CREATE TABLE usage (
   account_id        TEXT   NOT NULL,
   token_id          TEXT   NOT NULL,
   model             TEXT   NOT NULL,
-  status            TEXT   NOT NULL CHECK (status = 'completed' OR status = 'interrupted' OR status = 'failed'),
-  source            TEXT   NOT NULL CHECK (source = 'upstream' OR source = 'counted' OR source = 'checkpoint'),
+  status            TEXT   NOT NULL CHECK (status IN ('completed', 'interrupted', 'failed')),
+  source            TEXT   NOT NULL CHECK (source IN ('upstream', 'counted', 'checkpoint')),
   prompt_tokens     BIGINT NOT NULL CHECK (prompt_tokens >= 0),
   completion_tokens BIGINT NOT NULL CHECK (completion_tokens >= 0),
   remaining         BIGINT NOT NULL,
