@@ -133,10 +133,6 @@ class Exchange:
     unsent_head: bytes = b""
     listener: Callable[[bool], None] | None = None
 
-    @property
-    def gone(self) -> bool:
-        return self.disconnected
-
     # --- the reply --------------------------------------------------------------------------------
 
     def answer(self, status: int, lines: bytes, body: bytes) -> None:
@@ -145,14 +141,14 @@ class Exchange:
         self.status = status
         if not self.disconnected:
             protocol = self.protocol
-            data = _head(protocol, status, lines, self.keep_alive) + body
+            data = _reply(protocol, status, lines, self.keep_alive, body)
             protocol.outbox.write(protocol.loop, protocol.transport, data)
         self.end()
 
     def send_head(self, status: int, lines: bytes) -> None:
         """Goes out together with the first `write_now`. `lines` end in CRLF, each of them."""
         self.status = status
-        self.unsent_head = _head(self.protocol, status, lines, self.keep_alive)
+        self.unsent_head = _reply(self.protocol, status, lines, self.keep_alive)
 
     def write_now(self, data: bytes) -> None:
         """For a stream: what is counted as delivered must not wait while its client leaves."""
@@ -224,13 +220,15 @@ class Exchange:
             self.listener(slow)
 
 
-def _head(protocol: "EdgeProtocol", status: int, lines: bytes, keep_alive: bool) -> bytes:
+def _reply(
+    protocol: "EdgeProtocol", status: int, lines: bytes, keep_alive: bool, body: bytes = b""
+) -> bytes:
+    end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
     # uvicorn renews the date once a second; it is not there before the server has started.
     default = protocol.server_state.default_headers
-    head = _STATUS_LINES[status] + lines
-    if default:
-        head += b"date: " + default[0][1] + b"\r\n"
-    return head + b"\r\n" if keep_alive else head + b"connection: close\r\n\r\n"
+    if not default:
+        return b"".join((_STATUS_LINES[status], lines, end, body))
+    return b"".join((_STATUS_LINES[status], lines, b"date: ", default[0][1], b"\r\n", end, body))
 
 
 class _Flow(FlowControl):
