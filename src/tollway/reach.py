@@ -45,7 +45,7 @@ def refusal_of_host(host: str, *, allow_link_local: bool) -> str | None:
     name must be looked up first."""
     if host.rstrip(".").lower() in _METADATA_NAMES:
         return "it is a cloud's metadata service, which gives out credentials"
-    address = _written_out(host)
+    address = written_out(host)
     return None if address is None else refusal(address, allow_link_local=allow_link_local)
 
 
@@ -59,7 +59,7 @@ def refusal(address: str, *, allow_link_local: bool) -> str | None:
     return None
 
 
-def _written_out(host: str) -> str | None:
+def written_out(host: str) -> str | None:
     """The address that a resolver reads in it without asking anybody: also `0xa9fea9fe`, `0251.254`
     and `2852039166`; None for a name."""
     try:

@@ -31,6 +31,7 @@ from tollway.api.edge import (
     Exchange,
 )
 from tollway.api.replies import error_reply, send
+from tollway.api.server import ACCEPTED_A_TURN, HttpServer
 from tollway.errors import RequestError
 from tollway.gateway.types import Call
 
@@ -180,18 +181,7 @@ class EdgeServer:
         self.door, self.app = Door(), App()
         self._loop = asyncio.get_running_loop()
 
-        protocol = functools.partial(self._edge, door=self.door)
-        config = uvicorn.Config(
-            self.app,
-            http=protocol,  # pyright: ignore[reportArgumentType] -- a factory is all it needs
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=5,
-        )
-        self.server = uvicorn.Server(config)
+        self.server = uvicorn.Server(_config(self.app, self._edge, self.door))
         self.door.connections = self.server.server_state.connections
         self._loop.call_soon(self._started.set)
         await self.server.serve(sockets=[self._listener])
@@ -209,6 +199,20 @@ class EdgeServer:
     @property
     def connections(self) -> int:
         return len(self.server.server_state.connections)
+
+
+def _config(app: App, edge: type[EdgeProtocol], door: Door) -> uvicorn.Config:
+    protocol = functools.partial(edge, door=door)
+    return uvicorn.Config(
+        app,
+        http=protocol,  # pyright: ignore[reportArgumentType] -- a factory is all it needs
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
 
 
 def until(true: Callable[[], object], seconds: float = 5.0) -> None:
@@ -1079,6 +1083,37 @@ def test_a_graceful_stop_lets_a_request_be_received(edge: EdgeServer) -> None:
         reply = client.read_reply()
         assert reply.status == 200
         assert reply.header("connection") == "close"
+
+
+# --- many at once -------------------------------------------------------------------------------
+
+
+def test_a_turn_of_the_event_loop_takes_several_new_connections() -> None:
+    """A turn may last 0.1 s, and a crowd that was let in one by one would queue for seconds."""
+    clients = 4 * ACCEPTED_A_TURN
+
+    async def connect_many() -> int:
+        door: Any = Door()
+        with socket.create_server(("127.0.0.1", 0), backlog=clients) as listener:
+            server = HttpServer(_config(App(), PatientEdge, door), door)
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            while not server.started:  # noqa: ASYNC110 (uvicorn has no event for it)
+                await asyncio.sleep(0.001)
+            with contextlib.ExitStack() as stack:
+                for _ in range(clients):  # the loop does not turn meanwhile
+                    client = socket.create_connection(listener.getsockname())
+                    stack.callback(client.close)
+                turns = 0
+                while len(server.server_state.connections) < clients:
+                    await asyncio.sleep(0)
+                    turns += 1
+            address = listener.getsockname()
+            await server.stop(serving)
+        with pytest.raises(ConnectionRefusedError):  # none of them listens any more
+            socket.create_connection(address)
+        return turns
+
+    assert uvloop.run(connect_many()) < clients / 2
 
 
 # --- what the edge relies on --------------------------------------------------------------------

@@ -17,6 +17,7 @@ from tollway.api.completions import ChatDoor
 from tollway.api.edge import EdgeProtocol
 
 SETTLE_SECONDS_MAX = 10.0
+ACCEPTED_A_TURN = 16
 
 
 class HttpServer(uvicorn.Server):
@@ -29,6 +30,15 @@ class HttpServer(uvicorn.Server):
         """uvicorn raises the signals that it caught again when it has stopped; the app has more to
         close."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """libuv takes one connection from a listener in each turn of the event loop
+        (https://github.com/libuv/libuv/pull/3696). A turn with hundreds of streams lasts up to
+        0.1 s, so that new clients would queue for seconds: each listener is listened to by several
+        descriptors, and each of them takes one."""
+        listeners = sockets or []
+        more = [one.dup() for one in listeners for _ in range(ACCEPTED_A_TURN - 1)]
+        await super().startup(listeners + more)
 
     def wind_down(self) -> None:
         self._door.winding_down = True

@@ -32,7 +32,7 @@ from tollway.errors import (
 )
 from tollway.heads import LearnedHead
 from tollway.outbox import Outbox
-from tollway.reach import refusal, refusal_of_host
+from tollway.reach import refusal, refusal_of_host, written_out
 
 HEAD_BYTES_MAX = 64 * 1024
 # What has arrived is read at once, and all of it written on: so much, and what waits already for a
@@ -97,6 +97,8 @@ class ConnectionPool:
         self._allow_link_local = allow_link_local
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self.host = parts.hostname
+        self._address = written_out(parts.hostname)
+        self._looking_up: asyncio.Task[list[str]] | None = None
         self.port = parts.port or (443 if self._tls else 80)
         self.path = parts.path.rstrip("/")
         self.deadlines = deadlines
@@ -198,10 +200,17 @@ class ConnectionPool:
 
     async def _addresses(self) -> list[str]:
         """What the host's name means now. Each is judged before anything is connected to, and one
-        that is refused spoils them all: a name for a model's server has no business there."""
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
+        that is refused spoils them all: a name for a model's server has no business there.
+
+        A resolver's thread is asked for names alone, and once for all who want to know at the same
+        time: under load it waits 5 ms each time that it needs Python's lock, and a crowd of them
+        for seconds (docs/decisions/0004)."""
+        if self._address is not None:  # the configuration's own, which was judged
+            return [self._address]
+        if self._looking_up is None:
+            self._looking_up = asyncio.create_task(self._look_up())
+            self._looking_up.add_done_callback(self._looked_up)
+        addresses = await asyncio.shield(self._looking_up)
         for address in addresses:
             why = refusal(address, allow_link_local=self._allow_link_local)
             if why is not None:
@@ -215,6 +224,16 @@ class ConnectionPool:
                     Unavailable("The model is not available: its operator has been told.")
                 )
         return addresses
+
+    async def _look_up(self) -> list[str]:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        return list(dict.fromkeys(str(info[4][0]) for info in found))
+
+    def _looked_up(self, looking_up: asyncio.Task[list[str]]) -> None:
+        self._looking_up = None
+        if not looking_up.cancelled():
+            looking_up.exception()  # those who asked may have left, and nobody else is to be told
 
     async def _connect_to_any(self, addresses: list[str]) -> "Connection":
         """By address and not by name, which might be another's by now."""

@@ -457,6 +457,30 @@ async def test_a_name_is_looked_up_once_for_a_connection_and_that_address_connec
     await pool.close()
 
 
+async def test_those_who_connect_at_the_same_time_share_a_look_up(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = Names(monkeypatch, "127.0.0.1", "127.0.0.9")
+    pool = ConnectionPool(f"http://gpu.example:{server.port}/v1")
+    asking = [asyncio.create_task(ask(pool)) for _ in range(5)]
+    await asyncio.sleep(0)
+    asking[0].cancel()  # it began the look-up, and the others still wait for it
+    said = await asyncio.gather(*asking, return_exceptions=True)
+    assert isinstance(said[0], asyncio.CancelledError)
+    assert [isinstance(one, Kept) and one.data for one in said[1:]] == [b"hello"] * 4
+    assert (server.connections, names.looked_up) == (4, 1)
+    await pool.close()
+
+
+async def test_an_address_is_not_looked_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Names(monkeypatch, "127.0.0.9")
+    for host in ("127.0.0.1", "2130706433", "0x7f.1"):
+        pool = ConnectionPool(f"http://{host}:{server.port}/v1")
+        assert (await ask(pool)).data == b"hello"
+        await pool.close()
+    assert names.looked_up == 0
+
+
 async def test_a_name_that_turns_to_a_metadata_service_is_not_connected_to(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
