@@ -204,7 +204,7 @@ class ConnectionPool:
 
         A resolver's thread is asked for names alone, and once for all who want to know at the same
         time: under load it waits 5 ms each time that it needs Python's lock, and a crowd of them
-        for seconds (docs/decisions/0004)."""
+        for seconds (docs/decisions/0009)."""
         if self._address is not None:  # the configuration's own, which was judged
             return [self._address]
         if self._looking_up is None:
