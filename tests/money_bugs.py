@@ -127,8 +127,8 @@ BUGS = (
     Bug(
         "a request's cap is not sent to the upstream",
         "upstreams/openai.py",
-        "tail %= (_encode(ask.model), ask.output_tokens_max)",
-        "tail %= (_encode(ask.model), 9999)",
+        "tail %= (model, ask.output_tokens_max)",
+        "tail %= (model, 9999)",
     ),
     Bug(
         "asked again although it had answered",
@@ -215,7 +215,7 @@ BUGS = (
     Bug(
         "a charge is not held to its hold",
         "ledger/sqlite.py",
-        "charged = min(outcome.cost, hold.amount)",
+        "charged = outcome.cost if outcome.cost < hold.amount else hold.amount",
         "charged = outcome.cost",
     ),
     Bug(

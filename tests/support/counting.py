@@ -61,7 +61,7 @@ BODY = {
     "max_tokens": 64,
     "user": "u-1029",
 }
-REPLY = {
+REPLY: dict[str, Any] = {
     "id": "chatcmpl-7f3d9a2b8c1e4f60",
     "object": "chat.completion",
     "created": 1763800000,
@@ -69,11 +69,22 @@ REPLY = {
     "choices": [
         {
             "index": 0,
-            "message": {"role": "assistant", "content": "It fell in a storm. " * 10},
+            "message": {
+                "role": "assistant",
+                "content": "It fell in a storm. " * 10,
+                "refusal": None,
+                "tool_calls": [],
+            },
+            "logprobs": None,
             "finish_reason": "stop",
         }
     ],
-    "usage": {"prompt_tokens": 212, "completion_tokens": 64, "total_tokens": 276},
+    "usage": {
+        "prompt_tokens": 212,
+        "completion_tokens": 64,
+        "total_tokens": 276,
+        "prompt_tokens_details": None,
+    },
 }
 _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n%b\r\n"
 STREAM_HEAD = _HEAD % (b"text/event-stream", b"transfer-encoding: chunked\r\n")
@@ -223,7 +234,7 @@ class Model:
                 self.go_on.acquire()
                 connection.sendall(chunk_of_a_stream({"content": " bridge"}))
             self.go_on.acquire()
-            usage = {**_event({}), "choices": [], "usage": REPLY["usage"]}
+            usage: dict[str, Any] = {**_event({}), "choices": [], "usage": REPLY["usage"]}
             last = _framed(b"data: " + compact(usage) + b"\n\ndata: [DONE]\n\n")
             connection.sendall(chunk_of_a_stream({}, "stop") + last + b"0\r\n\r\n")
 

@@ -526,19 +526,21 @@ def _usage_object(
 
 
 def _plain_text(choice: Choice) -> str | None:
-    """Of one that is text alone, already as our API has it: by far the most are. Its bytes are its
-    characters."""
+    """Of one that is text alone: by far the most are. It is then as our API has it, and its bytes
+    are its characters."""
     message = choice.message
     content = message.content
     if (
         (choice.finish_reason == "stop" or choice.finish_reason == "length")
-        and message.tool_calls is UNSET
-        and message.reasoning_content is UNSET
+        and not message.tool_calls
+        and not message.reasoning_content
         and message.reasoning is UNSET
         and message.refusal is None
         and content is not None
         and content.isascii()
     ):
+        if message.tool_calls is not UNSET:  # vLLM sends an empty list
+            message.tool_calls = UNSET
         return content
     return None
 

@@ -147,7 +147,9 @@ class SqliteLedger:
         available = purse.balance - purse.held
         if available < ask.amount_min:
             raise NotEnough(CreditsWhy("balance", purse.balance, purse.held, available))
-        amount = min(ask.amount_max, available)
+        amount = ask.amount_max
+        if amount > available:
+            amount = available
         if ask.token_spend_cap is not None:
             amount = self._hold_under_cap(ask, amount)
         purse.held += amount
@@ -182,7 +184,7 @@ class SqliteLedger:
         request_id = hold.request_id
         if self._open.pop(request_id, None) is None:
             raise AssertionError(f"the hold {request_id} was settled before")
-        charged = min(outcome.cost, hold.amount)
+        charged = outcome.cost if outcome.cost < hold.amount else hold.amount
         purse = self._purses[hold.account_id]
         purse.held -= hold.amount
         purse.take(charged)

@@ -33,14 +33,15 @@ class Frames:
 
     def feed(self, data: bytes) -> None:
         """Raises `EventTooLarge` where an event does not end within `EVENT_BYTES_MAX`."""
-        # What nearly every server sends nearly every time: one whole event. 0.7 us instead of 1.3.
+        # What nearly every server sends nearly every time: one whole event. 0.5 us instead of 1.3.
+        # find() and not `in`, which for bytes first raises and drops an error: 2,300 instructions.
         if (
             not self._rest
             and not self._data
             and data.startswith(b"data: ")
             and data.endswith(b"\n\n")
             and data.find(b"\n") == len(data) - 2
-            and b"\r" not in data
+            and data.find(b"\r") < 0
         ):
             payload = data[6:-2]
             if payload != DONE:

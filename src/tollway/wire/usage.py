@@ -32,7 +32,8 @@ def read_usage(value: Any) -> UsageReport | None:
     input_tokens: object = usage.get("prompt_tokens")
     output_tokens: object = usage.get("completion_tokens")
     if (
-        len(usage) == 3  # nothing more than the three usual ones
+        # Nothing more than the three usual ones; vLLM adds one that says nothing.
+        (len(usage) == 3 or (len(usage) == 4 and usage.get("prompt_tokens_details", 0) is None))
         and "total_tokens" in usage
         and type(input_tokens) is int
         and type(output_tokens) is int

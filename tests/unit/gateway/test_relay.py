@@ -17,7 +17,7 @@ from tollway.gateway.types import Admission, Meter, Route
 from tollway.ledger.base import Attempt, Settlement
 from tollway.upstreams.base import Ask, EventSink
 from tollway.upstreams.normalise import finish_reason
-from tollway.wire.chat import ChatCompletion
+from tollway.wire.chat import ChatCompletion, Choice
 
 SETTLEMENT = Settlement(17, 0, 83)
 COMPLETION_ID = "chatcmpl-" + "1" * 32
@@ -680,6 +680,31 @@ async def test_no_calls_are_no_field() -> None:
     body, _ = await whole(completion({"tool_calls": []}, finish=None))
     assert "tool_calls" not in body["choices"][0]["message"]
     assert body["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"refusal": None, "tool_calls": []},
+        {"tool_calls": None},
+        {"reasoning_content": None},
+        {"reasoning_content": ""},
+        {"content": ""},
+        {"content": None},
+        {"content": "é"},
+    ],
+)
+async def test_a_plain_choice_is_given_as_the_full_way_gives_it(
+    monkeypatch: pytest.MonkeyPatch, message: dict[str, Any]
+) -> None:
+    def no_short_way(choice: Choice) -> None:
+        pass
+
+    shortly, of_short = await whole(completion({"content": "Five.", **message}))
+    monkeypatch.setattr(relay_module, "_plain_text", no_short_way)
+    fully, of_full = await whole(completion({"content": "Five.", **message}))
+    assert shortly == fully
+    assert (of_short.text_bytes, of_short.finished) == (of_full.text_bytes, of_full.finished)
 
 
 @pytest.mark.parametrize("reply_", [completion(finish="abort"), completion(choices=[])])

@@ -9,6 +9,8 @@ def usage(input_tokens: object, output_tokens: object, **more: object) -> dict[s
 
 def test_a_sound_usage_is_read() -> None:
     assert read_usage(usage(7, 3, total_tokens=10)) == UsageReport(7, 3)
+    vllms = usage(7, 3, total_tokens=10, prompt_tokens_details=None)
+    assert read_usage(vllms) == UsageReport(7, 3)
 
 
 def test_zero_is_a_number() -> None:
