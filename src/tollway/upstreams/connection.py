@@ -15,8 +15,8 @@ import logging
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable
-from typing import Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -46,6 +46,12 @@ MISSES_MAX = 32
 SWEEP_SECONDS_MIN = 0.02
 
 log = logging.getLogger("tollway.upstreams")
+
+
+Request: TypeAlias = bytes | Sequence[bytes | memoryview]
+"""In pieces it is not put together before it is sent, which takes 0.1 to 0.3 ms a MiB."""
+
+SENT_IN_PIECES_BYTES = 64 * 1024
 
 
 class ResponseHead(Struct, frozen=True, gc=False):
@@ -114,7 +120,7 @@ class ConnectionPool:
 
     async def request(
         self,
-        request: Callable[[], bytes],
+        request: Callable[[], Request],
         receiver: Receiver,
         deadlines: Deadlines | None = None,
     ) -> None:
@@ -401,7 +407,7 @@ class Connection(asyncio.Protocol):
         self._retry_after: bytes | None = None
 
     def exchange(
-        self, request: bytes, receiver: Receiver, deadlines: Deadlines
+        self, request: Request, receiver: Receiver, deadlines: Deadlines
     ) -> asyncio.Future[None]:
         """The future ends with the reply: its result says nothing, its exception is a
         `RequestError`."""
@@ -414,7 +420,10 @@ class Connection(asyncio.Protocol):
             done.set_exception(_StaleConnection())
             return done
         self._sent_at = self.heard_at = loop.time()
-        self._outbox.write(loop, self._transport, request)
+        if isinstance(request, bytes):
+            self._outbox.write(loop, self._transport, request)
+        elif not self._transport.is_closing():
+            self._transport.writelines(request)
         return done
 
     def abort(self) -> None:

@@ -13,7 +13,13 @@ import msgspec
 from tollway.deadlines import Deadlines
 from tollway.errors import ConfigurationError, InvalidRequest, RequestError, UpstreamFailed
 from tollway.upstreams.base import Ask, EventSink
-from tollway.upstreams.connection import Connection, ConnectionPool, ResponseHead
+from tollway.upstreams.connection import (
+    SENT_IN_PIECES_BYTES,
+    Connection,
+    ConnectionPool,
+    Request,
+    ResponseHead,
+)
 from tollway.upstreams.dialects import GENERIC, Dialect, fields_for
 from tollway.upstreams.normalise import mended_completion
 from tollway.upstreams.refusals import ERROR_BYTES_READ, refusal
@@ -158,7 +164,7 @@ class OpenAICompatible:
         log.error("upstream %s: no chat completion, wrong at %s", self.name, place)
         raise _failed("The model's server answered with what is no chat completion.", 200)
 
-    def _request(self, ask: Ask, tail: bytes) -> bytes:
+    def _request(self, ask: Ask, tail: bytes) -> Request:
         path = _PATH if self._api_version is None else self._deployment_path(ask)
         model = self._models_json.get(ask.model)
         if model is None:
@@ -168,7 +174,8 @@ class OpenAICompatible:
         size = 1 + len(tail)
         for piece in pieces:
             size += len(piece)
-        return b"".join((self._head(path, size, ask.request_id), b"{", *pieces, tail))
+        request = (self._head(path, size, ask.request_id), b"{", *pieces, tail)
+        return b"".join(request) if size < SENT_IN_PIECES_BYTES else request
 
     def _head(self, path: str, size: int, request_id: str) -> bytes:
         before, between = self._head_parts

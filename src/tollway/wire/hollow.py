@@ -11,6 +11,8 @@ Why it gives the same request:
 - A text begins after a key and a colon, and ends at the first quote that no backslash escapes.
   Where that is not so, the shell is no JSON.
 - Each text is checked to be a JSON string by itself, with what it has to say of UTF-8 and escapes.
+- Or it is known of a whole conversation: in ASCII without escapes and control characters no string
+  is wrong. Its messages are made if somebody asks for them.
 - A mark is random, so no request has one of its own. Wherever it turns up, there the text was,
   whatever was left out or came twice; that is found in the shell as in any request.
 - No rule asks for what is in these texts, nor how long they are, but by what was put back. If a
@@ -24,18 +26,17 @@ import platform
 import re
 import secrets
 from collections.abc import Callable, Sequence
+from typing import cast, overload
 
 import msgspec
 
 from tollway.wire.chat import (
     AssistantMessage,
-    DeveloperMessage,
+    ChatRequest,
     ImagePart,
     Message,
     Messages,
-    SystemMessage,
     TextPart,
-    UserMessage,
 )
 
 LONG_TEXT_BYTES = 1024
@@ -46,6 +47,10 @@ SHORT_TEXTS_MAX = 256
 
 _ESCAPED_QUOTES_APART = 256
 """On an average: each is a step of 0.15 us, and more of them would cost what is saved."""
+
+_SAMPLE_BYTES = 64 * 1024
+_QUOTES_APART = 64
+"""Where they are closer, in a sample, many are escaped, as in code."""
 
 MESSAGES_MAX = 1024
 
@@ -58,12 +63,6 @@ def _pattern(json: bytes) -> re.Pattern[bytes]:
     return re.compile(json.replace(b"~", rb"[ \t\r\n]*"))
 
 
-_TYPES: dict[bytes, type[SystemMessage | DeveloperMessage | UserMessage | AssistantMessage]] = {
-    b"system": SystemMessage,
-    b"developer": DeveloperMessage,
-    b"user": UserMessage,
-    b"assistant": AssistantMessage,
-}
 _OPENING = rb'\{~"role"~:~"(system|developer|user|assistant)"~,~"content"~:~"'
 _match_conversation = _pattern(rb'"messages"~:~(\[)~' + _OPENING).match
 _match_next = _pattern(rb'"~\}~(?:,~' + _OPENING + rb"|\])").match
@@ -74,31 +73,59 @@ _split_at_marks = re.compile(rb"(" + _MARK.encode() + rb"[0-9]+)").split
 _decode_text: Callable[[memoryview], str] = msgspec.json.Decoder(str).decode
 
 
-class Hollow:
-    """A body without its long texts: `texts` are those by their marks."""
+class LaterMessages(Sequence[Message]):
+    """Sound messages that are not read before somebody looks at one: most upstreams get them as
+    they came."""
 
-    __slots__ = ("_conversation", "_written", "shell", "texts")
+    __slots__ = ("_array", "_count", "_read")
+
+    def __init__(self, array: memoryview, count: int) -> None:
+        self._array = array
+        self._count = count
+        self._read: list[Message] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, at: int) -> Message: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Message]: ...
+    def __getitem__(self, at: int | slice) -> Message | list[Message]:
+        if self._read is None:
+            self._read = _decode_messages(self._array)
+        return self._read[at]
+
+
+class Hollow:
+    """A body without its long texts: `texts` are those by their marks. `text_bytes` is how many
+    there are in a conversation that is not read."""
+
+    __slots__ = ("_conversation", "_written", "shell", "text_bytes", "texts")
 
     def __init__(
         self,
         shell: bytes,
         texts: dict[str, str],
         written: dict[bytes, memoryview],
-        conversation: list[Message] | None = None,
+        conversation: Sequence[Message] | None = None,
+        text_bytes: int | None = None,
     ) -> None:
         self.shell = shell
         self.texts = texts
         self._written = written
         self._conversation = conversation
+        self.text_bytes = text_bytes
 
-    def fill(self, messages: list[Message], json: bytes) -> list[bytes | memoryview] | None:
-        """Puts the texts back into the messages, and into the JSON that these are in: its pieces
-        are returned. None where there are marks elsewhere."""
+    def fill(self, request: ChatRequest, json: bytes) -> list[bytes | memoryview] | None:
+        """Puts the texts back into the request, and into the JSON that it was written as: its
+        pieces are returned. None where there are marks elsewhere."""
         pieces: list[bytes | memoryview] = list(_split_at_marks(json))
+        messages = request.messages
         if self._conversation is not None:
             if len(pieces) != 3 or [message.content for message in messages] != [_mark(0)[0]]:
                 return None
-            messages[:] = self._conversation
+            request.messages = cast("list[Message]", self._conversation)
         elif _put_back(messages, self.texts) != len(pieces) // 2:
             return None
         written = self._written
@@ -110,53 +137,64 @@ def hollow(body: bytes) -> Hollow | None:
     """None where the body has few long texts, or one that may be wrong."""
     view = memoryview(body)
     has_escapes = b"\\" in body
-    is_clean = not has_escapes and _has_no_control_characters(body)
-    return _without_conversation(body, view, has_escapes=has_escapes, is_clean=is_clean) or (
-        _without_texts(body, view, has_escapes=has_escapes, is_clean=is_clean)
+    if has_escapes and _has_many_quotes(body):
+        return None
+    return _without_conversation(body, view, has_escapes=has_escapes) or (
+        _without_texts(body, view, has_escapes=has_escapes)
     )
 
 
-def _without_conversation(
-    body: bytes, view: memoryview, *, has_escapes: bool, is_clean: bool
-) -> Hollow | None:
+def _has_many_quotes(body: bytes) -> bool:
+    """In its middle: tools may come before the messages or after them."""
+    middle = len(body) // 2
+    quotes = body.count(b'"', middle, middle + _SAMPLE_BYTES)
+    return quotes > min(middle, _SAMPLE_BYTES) // _QUOTES_APART
+
+
+def _without_conversation(body: bytes, view: memoryview, *, has_escapes: bool) -> Hollow | None:
     """Where messages have a role and a text and nothing else, all of it from within the first text
     to within the last is one that is cut out: 1 us a message is saved."""
     found = _match_conversation(body, max(0, body.find(b'"messages"')))
     if found is None:
         return None
-    array_begin, first, role = found.start(1), found.end(), found[2]
-    begin, messages = first, list[Message]()
+    array_begin, first = found.start(1), found.end()
+    begin, count = first, 0
+    text_bytes: int | None = 0
     steps_left = len(body) // _ESCAPED_QUOTES_APART
-    try:
-        for _ in range(MESSAGES_MAX):
-            end = body.find(b'"', begin)
-            while has_escapes and _is_escaped(body, begin, end):
-                end = body.find(b'"', end + 1)
-                steps_left -= 1
-                if steps_left < 0:
-                    return None
-            if is_clean and end > 0:
-                messages.append(_TYPES[role](str(view[begin:end], "utf-8")))
-            following = _match_next(body, end) if end > 0 else None
-            if following is None:
+    while True:
+        end = body.find(b'"', begin)
+        while has_escapes and _is_escaped(body, begin, end):
+            end = body.find(b'"', end + 1)
+            steps_left -= 1
+            if steps_left < 0:
                 return None
-            role, begin = following[1], following.end()
-            if role is None:
-                break
-        else:
+        following = _match_next(body, end) if end > 0 else None
+        if following is None:
             return None
-        if not is_clean:
-            messages = _decode_messages(view[array_begin:begin])
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
+        count += 1
+        text_bytes += end - begin
+        begin = following.end()
+        if following[1] is None:
+            break
+        if count == MESSAGES_MAX:
+            return None
+    array = view[array_begin:begin]
+    messages: Sequence[Message]
+    if not has_escapes and body.isascii() and _has_no_control_characters(body):
+        messages = LaterMessages(array, count)
+    else:
+        text_bytes = None
+        try:
+            messages = _decode_messages(array)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None
     mark = _mark(0)[1]
     shell = b"".join((view[:first], mark, view[end:]))
-    return Hollow(shell, {}, {mark: view[first:end]}, messages)
+    return Hollow(shell, {}, {mark: view[first:end]}, messages, text_bytes)
 
 
-def _without_texts(
-    body: bytes, view: memoryview, *, has_escapes: bool, is_clean: bool
-) -> Hollow | None:
+def _without_texts(body: bytes, view: memoryview, *, has_escapes: bool) -> Hollow | None:
+    is_clean = not has_escapes and _has_no_control_characters(body)
     shell: list[bytes] = []
     texts: dict[str, str] = {}
     written: dict[bytes, memoryview] = {}

@@ -32,7 +32,7 @@ from tollway.wire.chat import (
     UserMessage,
 )
 from tollway.wire.hollow import hollow
-from tollway.wire.strict_json import FEW_VALUES, count_values, parse_object
+from tollway.wire.strict_json import count_values, parse_object
 from tollway.wire.text import text_bytes
 
 KNOWN_FIELDS = frozenset(ChatRequest.__struct_fields__)
@@ -46,6 +46,8 @@ _encode = msgspec.json.Encoder().encode
 
 LONG_BYTES = 16 * 1024
 """A request that is shorter is read faster as it is."""
+
+FEW_VALUES = 5_000
 
 _NO_PRICE = {
     "audio": "audio output has no price here. Leave out `audio`.",
@@ -88,6 +90,7 @@ class Fields(Mapping[str, object]):
                 for name in ForwardedFields.__struct_fields__
                 if (value := getattr(request, name)) is not None
             }
+            self._by_name["messages"] = list(request.messages)  # they may be `LaterMessages`
         return self._by_name
 
 
@@ -137,10 +140,24 @@ def parse_chat_request(body: bytes) -> ParsedRequest:
 
 
 def _read_whole(body: bytes) -> ParsedRequest:
-    # The types of a plain request allow few values, but for a `logit_bias`: what there may be of
-    # that only the full way bounds.
-    plain = _read_plain(body) if count_values(body) <= FEW_VALUES else None
+    has_few_values = count_values(body) <= FEW_VALUES
+    plain = _read_plain(body) if has_few_values or not _may_have_numbers(body) else None
     return plain or _read_fully(body)
+
+
+_HAVE_NUMBERS = (
+    b'"logit_bias"',
+    b'"tools"',
+    b'"response_format"',
+    b'"input_audio"',
+    b'"file"',
+    b"\\u00",  # any of these, with a letter as an escape
+)
+
+
+def _may_have_numbers(body: bytes) -> bool:
+    """More than a few: only the full way bounds how long each of them takes."""
+    return any(name in body for name in _HAVE_NUMBERS)
 
 
 def _read_long(body: bytes) -> ParsedRequest | None:
@@ -153,11 +170,12 @@ def _read_long(body: bytes) -> ParsedRequest | None:
     except InvalidRequest:
         return None
     request = parsed.request
-    pieces = cut.fill(request.messages, parsed.fields.json)
+    pieces = cut.fill(request, parsed.fields.json)
     if pieces is None:
         return None
     images = tuple(ImageIn(i.path, cut.texts.get(i.url, i.url)) for i in parsed.images)
-    return ParsedRequest(request, Fields(request, pieces), parsed.unknown, images)
+    size = None if parsed.text_bytes is None else cut.text_bytes
+    return ParsedRequest(request, Fields(request, pieces), parsed.unknown, images, size)
 
 
 def _read_plain(body: bytes) -> ParsedRequest | None:

@@ -22,7 +22,6 @@ from tollway.errors import InvalidRequest
 
 DEPTH_MAX = 32
 VALUES_MAX = 65_536
-FEW_VALUES = 5_000
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 
@@ -58,12 +57,12 @@ def parse_object(body: bytes) -> dict[str, Json]:
 
 
 def count_values(body: bytes) -> int:
-    """How many values its objects and arrays have. Up to `FEW_VALUES` it may be too many, beyond
-    those only empty objects and arrays count twice; what is in a text is no value. Raises
-    `InvalidRequest` where there are too many."""
-    # The first value in an object or array comes with its opening, each other with a comma.
+    """At least as many as its objects and arrays have. Raises `InvalidRequest` where they are too
+    many; what is in a text is no value, and then does not count."""
+    # The first value in an object or array comes with its opening, each other with a comma. An
+    # empty one counts twice.
     count = body.count(b",") + body.count(b"[") + body.count(b"{")
-    if count <= FEW_VALUES:
+    if count <= VALUES_MAX:
         return count
     if b"\\" in body:
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")

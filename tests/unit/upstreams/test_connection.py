@@ -46,7 +46,9 @@ class Server:
         self._writers: set[asyncio.StreamWriter] = set()
 
     async def start(self, tls: ssl.SSLContext | None = None) -> None:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, ssl=tls)
+        self._server = await asyncio.start_server(
+            self._connected, "127.0.0.1", 0, ssl=tls, limit=16 * 1024 * 1024
+        )
         self.port: int = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -151,6 +153,20 @@ async def ask(pool: ConnectionPool, kept: Kept | None = None) -> Kept:
     kept = kept or Kept()
     await pool.request(lambda: REQUEST, kept)
     return kept
+
+
+async def test_a_long_request_is_sent_in_its_pieces(server: Server, pool: ConnectionPool) -> None:
+    server.answers(OK)
+    server.answers(OK)
+    text = memoryview(b"x" * 3_000_000)
+    head = b"POST /v1/x HTTP/1.1\r\nhost: x\r\ncontent-length: 6000006\r\n\r\n"
+
+    for _ in range(2):
+        kept = Kept()
+        await pool.request(lambda: (head, b"{", text, b"", text, b"}\r\n\r\nhi"), kept)
+        assert kept.data == b"hello"
+
+    assert server.requests == [1, 1]
 
 
 # --- addresses --------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from tests.support.builders import a_tool, chat_bytes, data_url, image_part, message
 
 from tollway.errors import InvalidRequest
+from tollway.pricing import input_tokens_bound, text_tokens_bound
 from tollway.wire import hollow as hollow_module
 from tollway.wire import requests
-from tollway.wire.chat import Message, UserMessage
+from tollway.wire.chat import ChatRequest, Message, UserMessage
 from tollway.wire.hollow import LONG_TEXT_BYTES, MESSAGES_MAX, SHORT_TEXTS_MAX, hollow
 from tollway.wire.requests import LONG_BYTES, ParsedRequest, parse_chat_request
 
@@ -82,6 +83,7 @@ def outcome(body: bytes, *, long: bool) -> object:
 def comparable(parsed: ParsedRequest) -> object:
     sent = json.loads(b"{" + parsed.fields.json + b"}")
     by_name = msgspec.to_builtins(dict(parsed.fields))
+    parsed.request.messages = list(parsed.request.messages)
     return parsed.request, parsed.unknown, parsed.images, sent, by_name
 
 
@@ -181,11 +183,11 @@ def test_a_mark_is_unlike_that_of_any_other_process() -> None:
 def test_marks_beyond_those_put_back_spoil_the_whole() -> None:
     cut = hollow(chat_bytes(messages=[message(LONG, name="n")]))
     assert cut is not None
-    sound: list[Message] = [UserMessage(f"{MARK}0")]
+    sound = ChatRequest(messages=[UserMessage(f"{MARK}0")], model="m")
     json_of_it = f'"content":"{MARK}0"'.encode()
 
     assert cut.fill(sound, json_of_it) is not None
-    assert sound == [UserMessage(LONG)]
+    assert sound.messages == [UserMessage(LONG)]
     assert cut.fill(sound, json_of_it) is None
 
 
@@ -194,7 +196,7 @@ def test_marks_beyond_those_put_back_spoil_the_whole() -> None:
 def test_backslashes_escape_a_quote_by_their_number(count: int, after: str) -> None:
     text = "\\" * count + after
     for end in ("", LONG):
-        body = chat_bytes(messages=[message(text + end), message(LONG)])
+        body = chat_bytes(messages=[message(text + end), message(LONG * 3)])
         parsed = read_long(body)
         assert parsed is not None
         assert comparable(parsed) == comparable(read_fully(body))
@@ -219,6 +221,38 @@ def test_many_short_texts_are_not_stepped_over() -> None:
     many = [message("short", name="n")] * (SHORT_TEXTS_MAX + 2)
     assert hollow(chat_bytes(messages=[*many, message(LONG)])) is None
     assert hollow(chat_bytes(messages=[message(LONG + '"' * len(LONG))])) is None
+
+
+def test_a_text_with_many_quotes_is_not_stepped_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(hollow_module, "_is_escaped")
+
+    assert hollow(chat_bytes(messages=[message('x = f("y", 1)\n' * 10_000)])) is None
+
+
+@pytest.mark.parametrize("count", [1, 3, 1024])
+def test_a_conversation_without_escapes_is_only_read_if_somebody_looks(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    messages = [message(LONG * 20), *[message("Why?", role="assistant")] * (count - 1)]
+    body = chat_bytes(messages=messages)
+    whole = read_fully(body).request.messages
+    decoded: list[memoryview] = []
+    decode = hollow_module._decode_messages  # pyright: ignore[reportPrivateUsage]
+
+    def counted(array: memoryview) -> list[Message]:
+        decoded.append(array)
+        return decode(array)
+
+    monkeypatch.setattr(hollow_module, "_decode_messages", counted)
+    parsed = parse_chat_request(body)
+
+    assert parsed.text_bytes is not None
+    assert text_tokens_bound(len(whole), parsed.text_bytes) == input_tokens_bound(whole)
+    assert len(parsed.request.messages) == count
+    assert decoded == []
+    assert list(parsed.request.messages) == whole
+    assert parsed.request.messages[-1:] == whole[-1:]
+    assert len(decoded) == 1
 
 
 @pytest.mark.parametrize("role", ["user", "assistant"])

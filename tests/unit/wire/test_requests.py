@@ -18,8 +18,12 @@ from tests.support.builders import (
 from tollway.errors import InvalidRequest
 from tollway.wire import requests, strict_json
 from tollway.wire.chat import ChatRequest
-from tollway.wire.requests import KNOWN_FIELDS, OPTIONAL_FIELDS, parse_chat_request
-from tollway.wire.strict_json import FEW_VALUES
+from tollway.wire.requests import (
+    FEW_VALUES,
+    KNOWN_FIELDS,
+    OPTIONAL_FIELDS,
+    parse_chat_request,
+)
 
 
 def parsed(**fields: object) -> ChatRequest:
@@ -511,10 +515,40 @@ def test_commas_in_a_text_are_no_values() -> None:
     assert parsed(messages=[message(text, name="n")]).messages[0].content == text
 
 
-def test_a_long_logit_bias_is_read_by_what_bounds_the_time_of_a_number(
-    monkeypatch: pytest.MonkeyPatch,
+NUMBERS = {str(number): 5e-324 for number in range(FEW_VALUES)}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"logit_bias": NUMBERS},
+        {"tools": [a_tool("add", parameters=NUMBERS)]},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "s", "schema": NUMBERS},
+            }
+        },
+    ],
+)
+@pytest.mark.parametrize("escaped", [False, True])
+def test_many_numbers_are_read_by_what_bounds_the_time_of_each(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, object], escaped: bool
 ) -> None:
-    bias = {str(number): 5e-324 for number in range(FEW_VALUES)}
+    body = chat_bytes(**fields)
+    if escaped:
+        for name in fields:
+            body = body.replace(name.encode(), b"\\u00%02x" % ord(name[0]) + name[1:].encode())
     monkeypatch.delattr(requests, "_read_plain")
 
-    assert parsed(logit_bias=bias).logit_bias == bias
+    assert set(parse_chat_request(body).fields) == {"messages", *fields}
+
+
+def test_many_numbers_in_a_part_are_read_by_what_bounds_the_time_of_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(requests, "_read_plain")
+    for kind in ("input_audio", "file"):
+        body = chat_bytes(messages=[message([{"type": kind, kind: NUMBERS}])])
+
+        assert refusal(body).code == "unsupported_parameter"
