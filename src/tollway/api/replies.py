@@ -127,6 +127,18 @@ def _retry_headers(seconds: float) -> Headers:
     ]
 
 
+_WHOLE_HEAD = (
+    b"content-type: application/json\r\n"
+    b"content-length: %d\r\n"
+    b"x-request-id: %b\r\n"
+    b"x-credits-consumed: %d\r\n"
+    b"x-credits-remaining: %d\r\n"
+    b"x-ratelimit-limit-requests: %d\r\n"
+    b"x-ratelimit-remaining-requests: %d\r\n"
+    b"x-ratelimit-reset-requests: %b\r\n"
+)
+
+
 class ChatReply(Struct):
     """Implements the gateway's `Reply` on one exchange of the edge."""
 
@@ -147,20 +159,18 @@ class ChatReply(Struct):
 
     def complete(self, admission: Admission, settlement: Settlement, body: bytes) -> None:
         rate = admission.rate
-        reset = duration(rate.reset_seconds) if rate.reset_seconds else "0s"
-        head = (
-            "content-type: application/json\r\n"
-            f"content-length: {len(body)}\r\n"
-            f"x-request-id: {admission.call.request_id}\r\n"
-            f"x-credits-consumed: {settlement.charged}\r\n"
-            f"x-credits-remaining: {settlement.available}\r\n"
-            f"x-ratelimit-limit-requests: {rate.limit}\r\n"
-            f"x-ratelimit-remaining-requests: {rate.remaining}\r\n"
-            f"x-ratelimit-reset-requests: {reset}\r\n"
+        head = _WHOLE_HEAD % (
+            len(body),
+            admission.call.request_id.encode(),
+            settlement.charged,
+            settlement.available,
+            rate.limit,
+            rate.remaining,
+            duration(rate.reset_seconds).encode() if rate.reset_seconds else b"0s",
         )
         if admission.ignored:
-            head += _ignored_line(admission)
-        self._exchange.answer(200, head.encode(), body)
+            head += _ignored_line(admission).encode()
+        self._exchange.answer(200, head, body)
 
     def repeat(self, request_id: str, reply: StoredReply, standing: Standing) -> None:
         body = reply.body.encode()

@@ -30,7 +30,7 @@ from tollway.wire.usage import with_reasoning_apart
 
 REPLY_BYTES_MAX = 32 * 1024 * 1024
 CHECK_SECONDS_MAX = 5.0
-_PATH = "/chat/completions"
+_PATH = b"/chat/completions"
 
 log = logging.getLogger("tollway.upstreams")
 
@@ -60,7 +60,7 @@ class OpenAICompatible:
         self._rewrites = dialect.rewrites
         self._api_version = api_version
         self._pool = ConnectionPool(base_url, deadlines, allow_link_local=allow_link_local)
-        self._head_parts, self._check_head = self._request_heads(api_key)
+        self._head, self._check_head = self._request_heads(api_key)
         self._models_json: dict[str, bytes] = {}  # as many as the configuration has
         cap = dialect.cap.encode()
         self._whole_tail = b',"model":%b,"' + cap + b'":%d,"stream":false}'
@@ -110,7 +110,7 @@ class OpenAICompatible:
     async def post_json(self, path: str, body: bytes) -> tuple[int, bytes]:
         """For a server's own routes, `path` relative to the base URL: status and body."""
         reply = _WholeReply()
-        head = self._head(path, len(body), "")
+        head = self._head % (path.encode(), len(body), b"")
         await self._pool.request(lambda: head + body, reply)
         if reply.excess is not None:
             raise reply.excess
@@ -126,10 +126,10 @@ class OpenAICompatible:
             return False
         return 200 <= reply.status < 300
 
-    def _deployment_path(self, ask: Ask) -> str:
+    def _deployment_path(self, ask: Ask) -> bytes:
         assert self._api_version is not None
         deployment, version = quote(ask.model, safe=""), quote(self._api_version, safe="")
-        return f"/deployments/{deployment}/chat/completions?api-version={version}"
+        return f"/deployments/{deployment}/chat/completions?api-version={version}".encode()
 
     def _fields_json(self, ask: Ask) -> Sequence[bytes | memoryview]:
         """The inside of a JSON object, in pieces. A client's own fields were written when they were
@@ -174,16 +174,12 @@ class OpenAICompatible:
         size = 1 + len(tail)
         for piece in pieces:
             size += len(piece)
-        request = (self._head(path, size, ask.request_id), b"{", *pieces, tail)
+        head = self._head % (path, size, ask.request_id.encode())
+        request = (head, b"{", *pieces, tail)
         return b"".join(request) if size < SENT_IN_PIECES_BYTES else request
 
-    def _head(self, path: str, size: int, request_id: str) -> bytes:
-        before, between = self._head_parts
-        return f"{before}{path}{between}{size}\r\nx-request-id: {request_id}\r\n\r\n".encode()
-
-    def _request_heads(self, api_key: str | None) -> tuple[tuple[str, str], bytes]:
-        """Of a POST, what comes before its path and from there to its length; and of a GET without
-        its path."""
+    def _request_heads(self, api_key: str | None) -> tuple[bytes, bytes]:
+        """Of a POST, without its path, length and request id; and of a GET without its path."""
         pool = self._pool
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise ConfigurationError(
@@ -200,10 +196,10 @@ class OpenAICompatible:
             lines.append(f"api-key: {api_key}")
         elif api_key is not None:
             lines.append(f"authorization: Bearer {api_key}")
-        common = "\r\n".join(lines)
-        post = f" HTTP/1.1\r\n{common}\r\ncontent-type: application/json\r\ncontent-length: "
-        get = b"GET %b HTTP/1.1\r\n" + common.replace("%", "%%").encode() + b"\r\n\r\n"
-        return (f"POST {pool.path}", post), get
+        common = "\r\n".join(lines).replace("%", "%%").encode()
+        post = f"POST {pool.path}".replace("%", "%%").encode() + b"%b HTTP/1.1\r\n" + common
+        post += b"\r\ncontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b"
+        return post + b"\r\n\r\n", b"GET %b HTTP/1.1\r\n" + common + b"\r\n\r\n"
 
     def _refusal(self, reply: "_WholeReply | _EventStream") -> RequestError:
         return refusal(self.name, reply.status, reply.content(), reply.retry_after)
