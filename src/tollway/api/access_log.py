@@ -72,7 +72,7 @@ class AccessLog:
         self._metrics = metrics
         self.before_writing: list[Callable[[], None]] = []
         """Called before what has come is written: whoever has lines yet to append does it."""
-        self._data = bytearray()
+        self._data: list[bytes] = []
         self._waiting = 0  # lines, in `_data`
         self._many = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -95,7 +95,7 @@ class AccessLog:
         self.extend((line,))
 
     def extend(self, lines: Sequence[AccessLine]) -> None:
-        self._data += _encode_lines(lines)
+        self._data.append(_encode_lines(lines))
         self._waiting += len(lines)
         if self._waiting > LINES_WAITING_MAX:
             self._metrics.access_lines_lost += self._waiting
@@ -103,9 +103,9 @@ class AccessLog:
         elif self._waiting >= LINES_AT_ONCE:
             self._many.set()
 
-    def _take_all(self) -> tuple[bytearray, int]:
-        taken = self._data, self._waiting
-        self._data, self._waiting = bytearray(), 0
+    def _take_all(self) -> tuple[bytes, int]:
+        taken = b"".join(self._data), self._waiting
+        self._data, self._waiting = [], 0
         return taken
 
     async def _run(self) -> None:
@@ -133,7 +133,7 @@ class AccessLog:
             else:
                 self._refusing = False
 
-    def _write(self, data: bytearray) -> None:
+    def _write(self, data: bytes) -> None:
         if self._to_stdout:
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
@@ -164,7 +164,7 @@ class AccessLog:
         return bool(present) and present + size > FILE_BYTES_MAX
 
 
-def _write_all(descriptor: int, data: bytearray) -> None:
+def _write_all(descriptor: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]

@@ -41,7 +41,7 @@ from typing import Any, ClassVar, Protocol, TypeGuard, TypeVar
 from tollway.database.journal import Ballast, Journal, is_disk_full
 from tollway.errors import Refused, TollwayError, Unavailable
 
-GATHER_SECONDS_EACH = 0.00025
+GATHER_SECONDS_EACH = 0.0005
 """For each piece of the last batch."""
 GATHER_SECONDS_MAX = 0.004
 RETRY_SECONDS = 0.5
