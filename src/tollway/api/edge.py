@@ -554,7 +554,9 @@ class EdgeProtocol(HttpToolsProtocol):
             head.session,
         )
         self._serving = exchange
-        exchange.task = task = self.loop.create_task(self._door.serve(call, exchange))
+        # Not by loop.create_task(), which has Python make up a name each time.
+        serving = self._door.serve(call, exchange)
+        exchange.task = task = asyncio.Task(serving, loop=self.loop, name=call.request_id)
         self.tasks.add(task)
 
     def last_exchange_ended(self, exchange: Exchange) -> None:
