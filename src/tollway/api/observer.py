@@ -54,7 +54,11 @@ class RequestObserver:
             status = 200 if error is None else status_of(error)
         untold = self._untold
         untold.append((kind, status, admission, outcome, settlement, error))
-        if len(untold) == UNTOLD_MAX or admission.cost.input_tokens_max > INPUT_TOKENS_KEPT_MAX:
+        if (
+            len(untold) == UNTOLD_MAX
+            or admission.cost.input_tokens_max > INPUT_TOKENS_KEPT_MAX
+            or admission.parsed.images
+        ):
             self.tell()
 
     def tell(self) -> None:

@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import msgspec
+
 from tollway.database.base import Row, Statement
 from tollway.database.journal import Ballast, Journal
 from tollway.database.migrate import migrate_sqlite
@@ -135,7 +137,9 @@ class SqliteDatabase:
                     raise
                 migrate_sqlite(self.path)
         except (OSError, sqlite3.DatabaseError) as error:
-            raise StartError(f"The database {self.path} cannot be opened: {error}.") from error
+            raise StartError(
+                f"The database {self.path} cannot be opened: {_first(error)}."
+            ) from error
         self._writer.start(asyncio.get_running_loop())
 
     async def close(self) -> None:
@@ -177,6 +181,12 @@ class SqliteDatabase:
             raise StartError(
                 f"The database {self.path} cannot be written: {error}. What was charged and waits "
                 "in the journal beside it is kept. Make it writable and start again."
+            ) from error
+        except msgspec.DecodeError as error:
+            raise StartError(
+                f"What a crash left in {self.path} or in the journal beside it cannot be read: "
+                f"{error}. It is kept. Start the version of Tollway that wrote it, and stop that "
+                "before an upgrade."
             ) from error
         self._writer.make_ballast()
         return result
@@ -231,6 +241,14 @@ class SqliteDatabase:
                 raise
             log.error("The database cannot be read: %s", error)
             raise Unavailable("The database cannot be read now. Try again later.") from error
+
+
+def _first(error: BaseException) -> BaseException:
+    """Of a migration that failed: SQLite may have rolled back by itself, and then whoever does it
+    after that says that there is nothing to roll back."""
+    while isinstance(error.__context__, sqlite3.DatabaseError):
+        error = error.__context__
+    return error
 
 
 def connect(

@@ -3,19 +3,23 @@
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import asyncio
+import json
 import os
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec.structs import astuple
 from yoyo import get_backend, read_migrations
 
 from tollway.database.migrate import sqlite_schema
 from tollway.database.sqlite import DataDirectoryLock, SqliteDatabase
 from tollway.errors import Refused, StartError, Unavailable
+from tollway.ledger.charges import read_unfiled
 
 INSERT = "INSERT INTO prices VALUES (?, 'm1', 1, 1, 0, NULL, NULL)"
 
@@ -169,6 +173,12 @@ def a_file_of_before(path: Path) -> None:
             "INSERT INTO usage VALUES ('req_1', 'acc_1', 'tok_1', 'm1', 'completed', 'upstream',"
             " 10, 20, 70, 'gpu-1', 'theirs', '[]', 'mine', 1000, 300, 900, 4, 5)"
         )
+        # And with what waited to be filed when it was killed.
+        hold = ["req_2", "acc_1", "tok_1", "price_1", 50, 30, 0, 2, "settled", 1000, 2000]
+        usage = ["req_2", "acc_1", "tok_1", "m1", "completed", "upstream", 10, 20, 70, "gpu-1"]
+        usage += ["theirs", "[]", "mine", 1000, 300, 900, 4, 5]
+        waited = json.dumps([[hold, usage, True, False, None]]).encode()
+        connection.execute("INSERT INTO unfiled (charges) VALUES (?)", (waited,))
 
 
 async def test_a_file_of_before_becomes_as_a_new_one_is(tmp_path: Path) -> None:
@@ -190,10 +200,57 @@ async def test_a_file_of_before_becomes_as_a_new_one_is(tmp_path: Path) -> None:
         assert connection.execute("SELECT * FROM holds").fetchall() == [
             ("req_1", "acc_1", "tok_1", "price_1", 50, 35, 0, 2, "settled", 1000, 2000)
         ]
+        (waited,) = read_unfiled(connection)
+        assert (waited.capped, waited.checkpointed, waited.claim) == (True, False, None)
+        assert astuple(waited.usage) == (
+            "req_2", "acc_1", "tok_1", "price_1", "m1", "completed", "upstream", "settled", 50, 30,
+            2, 70, 10, 20, 4, 5, "gpu-1", "theirs", "[]", "mine", 1000, 2000, 300, 900,
+        )  # fmt: skip
         with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
             connection.execute(
                 "INSERT INTO ledger VALUES ('acc_1', 1, 'gift', 5, 5, 'ref', '', 0, x'')"
             )
+
+
+@pytest.mark.parametrize("table", ["holds", "usage"])
+async def test_a_file_of_before_that_is_not_whole_stays_as_it_was(
+    tmp_path: Path, table: str
+) -> None:
+    path = tmp_path / "tollway.db"
+    a_file_of_before(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(f"DELETE FROM {table}")  # noqa: S608
+        before = connection.execute("SELECT name, sql FROM sqlite_master").fetchall()
+
+    with pytest.raises(StartError, match="a hold has no usage, or a usage no hold"):
+        SqliteDatabase(path).open()
+
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT name, sql FROM sqlite_master").fetchall() == before
+        applied = connection.execute("SELECT COUNT(*) FROM _yoyo_migration").fetchone()
+        assert applied == (3,)
+
+
+def test_where_no_schema_may_be_written_the_ledger_is_built_anew(tmp_path: Path) -> None:
+    path = tmp_path / "tollway.db"
+    a_file_of_before(path)
+    with as_file(files("tollway.database") / "migrations" / "sqlite") as folder:
+        migration: Any = list(read_migrations(str(folder)))[5]
+        migration.load()
+    row = ("acc_1", 1, "grant", 5, 5, "ref", "", 0, b"hash")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        migration.module.rebuild(connection.cursor(), sqlite_schema()["table", "ledger"])
+        connection.commit()
+
+        assert connection.execute("SELECT * FROM ledger").fetchall() == [row]
+        of_ledger = (
+            "SELECT type, name, sql FROM sqlite_master WHERE tbl_name = 'ledger' AND sql != ''"
+        )
+        rows = connection.execute(of_ledger).fetchall()
+        assert len(rows) == 3
+        for kind, name, sql in rows:
+            assert sqlite_schema()[kind, name] == sql
 
 
 def test_a_second_process_is_refused_and_told_who_has_it(tmp_path: Path) -> None:

@@ -65,7 +65,9 @@ async def move_from_sqlite(
 
 async def _copy(connection: sqlite3.Connection, target: Connection, table: str) -> int:
     theirs = await target.fetch(
-        "SELECT column_name FROM information_schema.columns WHERE table_name = $1", table
+        "SELECT column_name FROM information_schema.columns"
+        " WHERE table_name = $1 AND table_schema = current_schema()",
+        table,
     )
     there = {column for (column,) in theirs}
     # Of a hold that has ended the file keeps all in its usage: `holds` is a view there.

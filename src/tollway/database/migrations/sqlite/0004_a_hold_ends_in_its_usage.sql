@@ -3,6 +3,15 @@
 -- its replica, and there is one process here.
 --
 -- Two values in an IN are compared; of three and more SQLite makes a temporary index, at each row.
+--
+-- What is one row had to be two: where one of them is not there, nothing is changed, and the version before can look.
+
+CREATE TEMP TABLE alone (
+  rows BIGINT CONSTRAINT "a hold has no usage, or a usage no hold: see tollway ledger verify of the version before" CHECK (rows = 0)
+);
+INSERT INTO alone SELECT COUNT(*) FROM holds WHERE NOT EXISTS (SELECT 1 FROM usage WHERE request_id = holds.id);
+INSERT INTO alone SELECT COUNT(*) FROM usage WHERE NOT EXISTS (SELECT 1 FROM holds WHERE holds.id = usage.request_id);
+DROP TABLE alone;
 
 ALTER TABLE usage RENAME TO usage_before;
 ALTER TABLE holds RENAME TO holds_before;

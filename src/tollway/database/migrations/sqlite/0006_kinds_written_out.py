@@ -2,7 +2,8 @@
 
 What is allowed does not change, so no row need be looked at, and with millions of them that counts.
 SQLite has no ALTER for a CHECK, and writing its schema is the way that its documentation names
-(lang_altertable, "Making Other Kinds Of Table Schema Changes").
+(lang_altertable, "Making Other Kinds Of Table Schema Changes"). Builds of it that let nobody do
+that get a new table.
 """
 # yoyo has no types:
 # pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false
@@ -20,18 +21,36 @@ _NOW = (
 def write_out_kinds(connection: sqlite3.Connection) -> None:
     cursor = connection.cursor()
     cursor.execute("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = 'ledger'")
-    (sql,) = cursor.fetchone()
-    if _BEFORE not in sql:  # a new file; some builds of SQLite would refuse what follows
+    (before,) = cursor.fetchone()
+    if _BEFORE not in before:  # a new file
         return
+    now = before.replace(_BEFORE, _NOW)
+    try:
+        change(cursor, now)
+    except sqlite3.OperationalError:
+        rebuild(cursor, now)
+
+
+def change(cursor: sqlite3.Cursor, sql: str) -> None:
     cursor.execute("PRAGMA schema_version")
     (version,) = cursor.fetchone()
     cursor.execute("PRAGMA writable_schema = ON")
     cursor.execute(
-        "UPDATE sqlite_master SET sql = ? WHERE type = 'table' AND name = 'ledger'",
-        (sql.replace(_BEFORE, _NOW),),
+        "UPDATE sqlite_master SET sql = ? WHERE type = 'table' AND name = 'ledger'", (sql,)
     )
     cursor.execute(f"PRAGMA schema_version = {version + 1}")
     cursor.execute("PRAGMA writable_schema = OFF")
+
+
+def rebuild(cursor: sqlite3.Cursor, sql: str) -> None:
+    cursor.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'ledger'")
+    triggers = [trigger for (trigger,) in cursor.fetchall()]
+    cursor.execute("ALTER TABLE ledger RENAME TO ledger_before")
+    cursor.execute(sql)
+    cursor.execute("INSERT INTO ledger SELECT * FROM ledger_before ORDER BY account_id, seq")
+    cursor.execute("DROP TABLE ledger_before")  # and its triggers
+    for trigger in triggers:
+        cursor.execute(trigger)
 
 
 steps = [step(write_out_kinds)]
