@@ -274,7 +274,7 @@ def _kill_backends(postgres: PostgresServer, url: str) -> None:
 
 
 def test_a_move_knows_every_table_of_the_file() -> None:
-    tables = {name for kind, name in sqlite_schema() if kind == "table"}
+    tables = {name for kind, name in sqlite_schema() if kind in ("table", "view")}
 
     assert tables == {*TABLES, *SETTLED_BEFORE}
 
@@ -284,11 +284,17 @@ async def test_tables_of_postgres_have_every_column_of_the_files(
 ) -> None:
     with closing(sqlite3.connect(":memory:")) as connection:
         for (kind, _), sql in sqlite_schema().items():
-            if kind == "table":
+            if kind in ("table", "view"):
                 connection.execute(sql)
         for table in TABLES:
             of_file = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
-            rows = await database.fetch(
-                "SELECT column_name FROM information_schema.columns WHERE table_name = ?", (table,)
-            )
-            assert of_file <= {name for (name,) in rows}, table
+            if table == "usage":  # how its hold ended is moved with `holds`, a view of the file's
+                of_file -= await _columns(database, "holds") - {"created_at", "account_id"}
+            assert of_file <= await _columns(database, table), table
+
+
+async def _columns(database: PostgresDatabase, table: str) -> set[str]:
+    rows = await database.fetch(
+        "SELECT column_name FROM information_schema.columns WHERE table_name = ?", (table,)
+    )
+    return {name for (name,) in rows}
