@@ -21,11 +21,11 @@ import pytest
 # its batch and filed with the others.
 RECORDED = {
     ("request", "calls"): 106,
-    ("request", "c_calls"): 85,
-    ("request", "instructions"): 3268,
+    ("request", "c_calls"): 83,
+    ("request", "instructions"): 3262,
     ("charge", "calls"): 34,
-    ("charge", "c_calls"): 27,
-    ("charge", "instructions"): 834,
+    ("charge", "c_calls"): 33,
+    ("charge", "instructions"): 829,
     ("chunk", "calls"): 10,
     ("chunk", "c_calls"): 16,
     ("chunk", "instructions"): 328,

@@ -31,7 +31,7 @@ def entry_hash(before: bytes, entry: Entry) -> bytes:
 
 
 def milliseconds(seconds: float) -> int:
-    return int(seconds * 1000 + 0.5)  # a third of round()
+    return round(seconds * 1000)
 
 
 def entry_row(entry: Entry, hash_: bytes) -> tuple[Any, ...]:
