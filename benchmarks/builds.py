@@ -2,16 +2,17 @@
 
     git worktree add ../before COMMIT
     python -m benchmarks.builds before=../before/src now=src [--test plain] [--rounds 9] [--secs 2]
+    python -m benchmarks.builds this=src debian=src,../debian/bin/python
 
 Times on a shared machine differ more from one minute to the next than one build from another. So
 all run at once on one core, each has its turn in every round, in one direction and then in the
-other, and a ratio is taken within each round. All run with this environment's libraries.
+other, and a ratio is taken within each round. All run with this environment's libraries, unless a
+build names the Python of another.
 """
 
 import argparse
 import contextlib
 import os
-import shlex
 import statistics
 import sys
 import tempfile
@@ -24,12 +25,11 @@ from benchmarks.processes import raise_file_limit, take_priority
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("builds", nargs="+", metavar="NAME=SRC")
+    parser.add_argument("builds", nargs="+", metavar="NAME=SRC[,PYTHON]")
     parser.add_argument("--test", choices=list(UNIT_OF), default="plain")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--secs", type=int, default=2, help="of each turn")
     parser.add_argument("--nice", type=int, default=0, help="-20: the neighbours wait (root)")
-    parser.add_argument("--tollway", default=f"{sys.executable} -m tollway")
     chosen = parser.parse_args()
     raise_file_limit()
     take_priority(chosen.nice)
@@ -39,10 +39,11 @@ def main() -> None:
         model = stack.enter_context(upstream(folder))
         gateways: dict[str, Gateway] = {"nginx": stack.enter_context(nginx(folder, model))}
         for build in chosen.builds:
-            name, _, source = build.partition("=")
+            name, _, place = build.partition("=")
+            source, _, python = place.partition(",")
             (folder / name).mkdir()
             os.environ["PYTHONPATH"] = str(Path(source).resolve())
-            program = shlex.split(chosen.tollway)
+            program = [python or sys.executable, "-m", "tollway"]
             gateways[name] = stack.enter_context(tollway(folder / name, model, program, name=name))
         for gateway in gateways.values():
             test(gateway, 1)

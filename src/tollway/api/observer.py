@@ -6,6 +6,7 @@ and costs 3 us a request, where once a request it cost 12.
 """
 
 import datetime
+from bisect import bisect_left
 
 from tollway.api.access_log import AccessLine, AccessLog
 from tollway.api.replies import status_of
@@ -13,7 +14,7 @@ from tollway.clock import Clock
 from tollway.errors import AuthenticationFailed, RateLimited, RequestError
 from tollway.gateway.types import Admission, Call, Caller, Reply
 from tollway.ledger.base import Outcome, Settlement
-from tollway.metrics.counters import Metrics
+from tollway.metrics.counters import Metrics, ModelCounts
 
 UNTOLD_MAX = 16
 INPUT_TOKENS_KEPT_MAX = 4 * 1024
@@ -24,6 +25,7 @@ CLIENT_LEFT = 499
 
 _from_timestamp = datetime.datetime.fromtimestamp
 _UTC = datetime.UTC
+_NO_COUNTS = ModelCounts()
 
 
 class RequestObserver:
@@ -66,22 +68,37 @@ class RequestObserver:
         untold, self._untold = self._untold, []
         metrics = self._metrics
         requests, upstreams = metrics.requests, metrics.upstream_attempts
+        is_logged = self._access_log.enabled
         lines: list[AccessLine] = []
+        model, counts = "", _NO_COUNTS
+        # Of charges in a row that are one account's, in one second.
+        account_id, second, spent = "", 0, 0
         for kind, status, admission, outcome, settlement, error in untold:
             call, caller = admission.call, admission.caller
-            model, charged = outcome.model, settlement.charged
+            account, charged = caller.account, settlement.charged
             seconds, first = outcome.total_seconds, outcome.first_token_seconds
             attempts = outcome.attempts
+            if outcome.model != model:
+                model = outcome.model
+                counts = metrics.of(model)
             key = (kind, model, status)
             requests[key] = requests.get(key, 0) + 1
-            counts = metrics.of(model)
             counts.ended[outcome.status] += 1
             if charged:
                 counts.credits += charged
-                metrics.velocity.charged(caller.account.id, charged, call.began + seconds)
-            counts.duration.observe(seconds)
+                moment = int(call.began + seconds)
+                if moment != second or account.id != account_id:
+                    if spent:
+                        metrics.velocity.charged(account_id, spent, second)
+                    account_id, second, spent = account.id, moment, 0
+                spent += charged
+            histogram = counts.duration
+            histogram.counts[bisect_left(histogram.bounds, seconds)] += 1
+            histogram.sum += seconds
             if first is not None:
-                counts.first_token.observe(first)
+                histogram = counts.first_token
+                histogram.counts[bisect_left(histogram.bounds, first)] += 1
+                histogram.sum += first
             if outcome.input_tokens or outcome.output_tokens:
                 counts.input_tokens += outcome.input_tokens
                 counts.output_tokens += outcome.output_tokens
@@ -97,7 +114,7 @@ class RequestObserver:
                     metrics.attempted(attempt.upstream, attempt.status, attempt.error)
             if len(attempts) > 1:
                 counts.tries_again += len(attempts) - 1
-            if self._access_log.enabled:
+            if is_logged:
                 lines.append(
                     AccessLine(
                         _from_timestamp(call.now, _UTC),
@@ -105,8 +122,8 @@ class RequestObserver:
                         kind,
                         status,
                         call.address,
-                        _milliseconds(seconds),
-                        caller.account.id,
+                        int(seconds * 1_000_000) / 1000,
+                        account.id,
                         caller.token.id,
                         model,
                         outcome.status,
@@ -116,12 +133,14 @@ class RequestObserver:
                         outcome.source,
                         charged,
                         settlement.shortfall,
-                        None if first is None else _milliseconds(first),
+                        None if first is None else int(first * 1_000_000) / 1000,
                         outcome.upstream,
                         len(attempts),
                         call.client_request_id,
                     )
                 )
+        if spent:
+            metrics.velocity.charged(account_id, spent, second)
         if lines:
             self._access_log.extend(lines)
 

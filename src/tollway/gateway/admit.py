@@ -87,24 +87,31 @@ class Gate:
         deadline = None if call.timeout_ms is None else call.began + _seconds(call.timeout_ms)
         self._enter(caller)
         taken: list[tuple[str, float]] = []
+        # Who was found in this very turn of the event loop may pay; later the ledger looks again.
+        waited = call.idempotency_key is not None
         try:
             limit = self._rate_limit(caller)
             take = self._limiter.take_at_once(caller.rate_key, limit)
             if take is None:
+                waited = True
                 take = await self._limiter.take(caller.rate_key, limit)
             if not take.admitted:
                 raise self._refused_by_rate(caller, take)
             taken.append((caller.rate_key, take.admitted_at))
             rate = take.state
             if caller.token.requests_per_minute is not None:
+                waited = True
                 rate = await self._take_rate_of_token(caller, rate, taken)
             output_tokens = _output_tokens(model, parsed.request)
             counting = self._count_input_tokens(model, parsed, output_tokens)
-            counted = None if counting is None else await counting
+            counted = None
+            if counting is not None:
+                waited = True
+                counted = await counting
             cost = _cost(model, parsed, output_tokens, counted)
             ask = _hold_ask(caller, call, model, cost, ceiling)
             try:
-                hold = self._ledger.hold_at_once(ask)
+                hold = None if waited else self._ledger.hold_at_once(ask)
                 if hold is None:
                     hold = await self._ledger.hold(ask)
             except NotEnough as short:

@@ -16,7 +16,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -49,22 +49,46 @@ _decode_chunk = msgspec.json.Decoder(Chunk).decode
 _is_plain_text = re.compile(rb'[^"\\\x00-\x1f\x7f-\xff]+').fullmatch
 
 
-def relay(
+async def relay(
     route: Route,
     admission: Admission,
     reply: Reply,
     meter: Meter,
     silences: "Silences | None" = None,
-) -> "Awaitable[Answer]":
-    """Ends when the upstream has ended in good order; `finish` then gives the client the end of
-    it, with its credits. Without `silences` a stream that is silent stays so.
+) -> "Answer":
+    """The answer of the first upstream that gives one; each that was tried is on the receipt. Ends
+    when that upstream has ended in good order; `finish` then gives the client the end of it, with
+    its credits. Without `silences` a stream that is silent stays so.
 
     Raises `RequestError`; where the reply has begun by then, the client can only be told within the
     stream.
     """
+    asker: Asker[Any]
     if admission.parsed.request.stream is True:
-        return _relay_stream(route, admission, reply, meter, silences or Silences())
-    return _relay_whole(route, admission, meter)
+        asker = StreamRelay(admission, reply, meter, route, silences or Silences())
+    else:
+        asker = _WHOLE
+    try:
+        while True:
+            upstream = route.enter() or await route.wait()
+            meter.upstream = upstream.name
+            try:
+                answer = await asker.ask(upstream, route.ask)
+                asker.check(answer)
+            except RequestError as error:
+                meter.attempts += (Attempt(upstream.name, error.upstream_status, error.code),)
+                route.failed(error)
+                if not (asker.may_start_over() and await route.may_try_again(error)):
+                    raise
+            except BaseException:
+                route.left()
+                raise
+            else:
+                meter.attempts += (Attempt(upstream.name, 200),)
+                route.served()
+                return asker.taken(answer, admission, meter)
+    finally:
+        asker.close()
 
 
 class Answer(Protocol):
@@ -85,49 +109,13 @@ class Asker(Protocol[T]):
         one is forgotten."""
         ...
 
+    def taken(self, answer: T, admission: Admission, meter: Meter) -> Answer:
+        """This one is the client's: what it says of itself is on the meter afterwards."""
+        ...
 
-async def _attempt(route: Route, meter: Meter, asker: Asker[T]) -> T:
-    """The answer of the first upstream that gives one. Each that was tried is on the receipt."""
-    while True:
-        upstream = route.enter() or await route.wait()
-        meter.upstream = upstream.name
-        try:
-            answer = await asker.ask(upstream, route.ask)
-            asker.check(answer)
-        except RequestError as error:
-            meter.attempts += (Attempt(upstream.name, error.upstream_status, error.code),)
-            route.failed(error)
-            if not (asker.may_start_over() and await route.may_try_again(error)):
-                raise
-        except BaseException:
-            route.left()
-            raise
-        else:
-            meter.attempts += (Attempt(upstream.name, 200),)
-            route.served()
-            return answer
-
-
-async def _relay_whole(route: Route, admission: Admission, meter: Meter) -> "WholeAnswer":
-    completion = await _attempt(route, meter, _WHOLE)
-    meter.upstream_id = completion.id or None
-    meter.report = read_usage(completion.usage)
-    meter.finished = True
-    for choice in completion.choices:
-        text = _plain_text(choice)
-        if text is not None:
-            meter.text_bytes += len(text)
-            continue
-        meter.finished = meter.finished and bool(choice.finish_reason)
-        ids = _call_ids(admission, choice.index) if choice.message.tool_calls else ""
-        normalise_choice(choice, ids)
-        reasoning_bytes = _reasoning_bytes(choice)
-        meter.reasoning_bytes += reasoning_bytes
-        meter.text_bytes += reasoning_bytes + _text_bytes(choice)
-    if meter.text_bytes:
-        meter.first_output_at = time.monotonic()
-    meter.status = "completed"
-    return WholeAnswer(admission, completion, meter.report)
+    def close(self) -> None:
+        """Nobody is asked any more."""
+        ...
 
 
 class _Whole:
@@ -147,6 +135,29 @@ class _Whole:
 
     def may_start_over(self) -> bool:
         return True
+
+    def taken(self, answer: ChatCompletion, admission: Admission, meter: Meter) -> "WholeAnswer":
+        meter.upstream_id = answer.id or None
+        meter.report = read_usage(answer.usage)
+        meter.finished = True
+        for choice in answer.choices:
+            text = _plain_text(choice)
+            if text is not None:
+                meter.text_bytes += len(text)
+                continue
+            meter.finished = meter.finished and bool(choice.finish_reason)
+            ids = _call_ids(admission, choice.index) if choice.message.tool_calls else ""
+            normalise_choice(choice, ids)
+            reasoning_bytes = _reasoning_bytes(choice)
+            meter.reasoning_bytes += reasoning_bytes
+            meter.text_bytes += reasoning_bytes + _text_bytes(choice)
+        if meter.text_bytes:
+            meter.first_output_at = time.monotonic()
+        meter.status = "completed"
+        return WholeAnswer(admission, answer, meter.report)
+
+    def close(self) -> None:
+        pass
 
 
 _WHOLE = _Whole()
@@ -173,20 +184,6 @@ class WholeAnswer(Struct, frozen=True):
             _usage_object(self.report, outcome, settlement),
         )
         return _encode(ours)
-
-
-async def _relay_stream(
-    route: Route, admission: Admission, reply: Reply, meter: Meter, silences: "Silences"
-) -> "StreamRelay":
-    stream = StreamRelay(admission, reply, meter, route)
-    silences.watch(stream)
-    try:
-        await _attempt(route, meter, stream)
-    finally:
-        silences.forget(stream)
-        stream.close()
-    meter.status = "completed"
-    return stream
 
 
 class Silences:
@@ -224,8 +221,16 @@ class Silences:
 class StreamRelay:
     """Implements `EventSink` for one stream to one client, and is its `Asker`."""
 
-    def __init__(self, admission: Admission, reply: Reply, meter: Meter, route: Route) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        reply: Reply,
+        meter: Meter,
+        route: Route,
+        silences: Silences,
+    ) -> None:
         self._route = route
+        self._silences = silences
         self._keeps_request = True
         self._admission = admission
         self._reply = reply
@@ -243,6 +248,7 @@ class StreamRelay:
         self.cut_off = False
         reply.on_pressure(self._on_pressure)
         self.wrote_at = self._loop.time()
+        silences.watch(self)
 
     # --- Asker ------------------------------------------------------------------------------------
 
@@ -271,6 +277,16 @@ class StreamRelay:
         self._meter.upstream_id = self._meter.report = None
         return True
 
+    def taken(self, answer: None, admission: Admission, meter: Meter) -> "StreamRelay":
+        del answer, admission  # all of it is with the client
+        meter.status = "completed"
+        return self
+
+    def close(self) -> None:
+        self._silences.forget(self)
+        self.flush()
+        self._sources.clear()  # their connections serve others now: this client must not stop them
+
     # --- EventSink --------------------------------------------------------------------------------
 
     def opened(self, source: Source) -> None:
@@ -297,10 +313,6 @@ class StreamRelay:
             out.clear()
 
     # --- the end ----------------------------------------------------------------------------------
-
-    def close(self) -> None:
-        self.flush()
-        self._sources.clear()  # their connections serve others now: this client must not stop them
 
     def finish(self, reply: Reply, outcome: Outcome, settlement: Settlement) -> None:
         usage_event = b""

@@ -218,7 +218,8 @@ class Ledger(Protocol):
     def keys(self) -> IdempotencyKeys: ...
 
     def hold_at_once(self, ask: HoldAsk) -> Hold | None:
-        """As `hold`; None where it cannot be said without asking the database."""
+        """As `hold`, for a token and an account that were found to be live in this very turn of the
+        event loop; None where it cannot be said without asking the database."""
         ...
 
     async def hold(self, ask: HoldAsk) -> Hold:

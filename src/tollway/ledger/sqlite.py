@@ -132,11 +132,11 @@ class SqliteLedger:
     # --- holds, in memory -------------------------------------------------------------------------
 
     async def hold(self, ask: HoldAsk) -> Hold:
+        if (refusal := self._refusal(ask.account_id, ask.token_id)) is not None:
+            raise refusal
         return self.hold_at_once(ask)
 
     def hold_at_once(self, ask: HoldAsk) -> Hold:
-        if (refusal := self._refusal(ask.account_id, ask.token_id)) is not None:
-            raise refusal
         if self._database.fault is not None:
             raise Unavailable(
                 "Charges cannot be written now, so no request is taken. Try again later.",

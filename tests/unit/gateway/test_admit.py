@@ -26,6 +26,7 @@ from tollway.gateway.admit import Gate, Limits
 from tollway.gateway.types import Admission, Caller
 from tollway.ledger.base import Hold, HoldAsk
 from tollway.ledger.sqlite import SqliteLedger
+from tollway.rates.base import Take
 from tollway.rates.concurrency import Concurrency
 from tollway.rates.memory import MemoryRateLimiter
 from tollway.wire.requests import ParsedRequest, parse_chat_request
@@ -65,6 +66,7 @@ class Door:
         caller: Caller | None = None,
         credits_max: bytes | None = None,
         timeout_ms: bytes | None = None,
+        idempotency_key: bytes | None = None,
         **fields: Any,
     ) -> Admission:
         self._calls += 1
@@ -74,6 +76,7 @@ class Door:
             request_id=f"req_{self._calls:032x}",
             credits_max=credits_max,
             timeout_ms=timeout_ms,
+            idempotency_key=idempotency_key,
         )
         return await self.gate.admit(caller or a_caller(), call, parse_chat_request(body))
 
@@ -463,6 +466,37 @@ async def test_a_client_that_leaves_while_its_prompt_is_counted_has_taken_nothin
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert await has_taken_nothing(door)
+
+
+@pytest.mark.parametrize("waits_for", ["the rate", "the token's rate", "the count", "its key"])
+async def test_an_account_that_is_frozen_while_its_request_waits_pays_for_nothing(
+    door: Door, monkeypatch: pytest.MonkeyPatch, waits_for: str
+) -> None:
+    async def take(self: MemoryRateLimiter, key: str, limit: int) -> Take:
+        door.books.frozen.add("acc_1")
+        return take_at_once(self, key, limit)
+
+    async def count(*_: object) -> int:
+        door.books.frozen.add("acc_1")
+        return INPUT
+
+    take_at_once = MemoryRateLimiter.take_at_once
+    monkeypatch.setattr(door.gate, "_count_input_tokens", lambda *_: None)
+    caller, key = a_caller(), None
+    if waits_for == "the rate":
+        monkeypatch.setattr(MemoryRateLimiter, "take_at_once", lambda *_: None)
+        monkeypatch.setattr(MemoryRateLimiter, "take", take)
+    elif waits_for == "the token's rate":
+        caller = a_caller(token_requests_per_minute=5)
+        monkeypatch.setattr(MemoryRateLimiter, "take", take)
+    elif waits_for == "the count":
+        monkeypatch.setattr(door.gate, "_count_input_tokens", count)
+    else:  # before its admission
+        door.books.frozen.add("acc_1")
+        key = b"key"
+    refused = await door.refusal(caller, idempotency_key=key)
+    assert refused.code == "account_frozen"
     assert await has_taken_nothing(door)
 
 
