@@ -94,6 +94,9 @@ class Sink:
         self.events.append(json.loads(payload))
         self.first.set()
 
+    def passed_on(self, frame: bytes) -> bool:
+        return False
+
     def flush(self) -> None:
         pass
 

@@ -73,7 +73,7 @@ async def relay(
             upstream = route.enter() or await route.wait()
             meter.upstream = upstream.name
             try:
-                answer = await asker.ask(upstream, route.ask)
+                answer: Any = await asker.ask(upstream, route.ask)
                 asker.check(answer)
             except RequestError as error:
                 meter.attempts += (Attempt(upstream.name, error.upstream_status, error.code),)
@@ -306,6 +306,24 @@ class StreamRelay:
         elif self._failure is None and not self.cut_off:
             self._read(payload)
 
+    def passed_on(self, frame: bytes) -> bool:
+        template, meter = self._template, self._meter
+        if (
+            template is None
+            or not frame.startswith(template.frame_before)
+            or not frame.endswith(template.frame_after)
+            or self._out
+            or meter.output_pieces >= self._output_tokens_max  # it has to be cut off
+        ):
+            return False
+        text = _is_plain_text(frame, template.frame_start, len(frame) - template.frame_tail)
+        if text is None:
+            return False
+        meter.output_pieces += 1
+        self.wrote_at = self._loop.time()
+        self._reply.write(template.our_before + text[0] + template.our_after)
+        return True
+
     def flush(self) -> None:
         out = self._out
         if out:
@@ -459,7 +477,18 @@ class StreamRelay:
 class _Template:
     """What stands around the text of an upstream's events, and what we write around it."""
 
-    __slots__ = ("after", "before", "our_after", "our_before", "start", "tail")
+    __slots__ = (
+        "after",
+        "before",
+        "frame_after",
+        "frame_before",
+        "frame_start",
+        "frame_tail",
+        "our_after",
+        "our_before",
+        "start",
+        "tail",
+    )
 
     def __init__(self, before: bytes, after: bytes, our_before: bytes, our_after: bytes) -> None:
         self.before = before
@@ -468,6 +497,11 @@ class _Template:
         self.our_after = our_after + b"\n\n"
         self.start = len(before)
         self.tail = len(after)
+        # The same with what stands around an event that comes alone.
+        self.frame_before = b"data: " + before
+        self.frame_after = after + b"\n\n"
+        self.frame_start = len(self.frame_before)
+        self.frame_tail = len(self.frame_after)
 
     @classmethod
     def learn(cls, payload: bytes, rewritten: bytes, chunk: Chunk) -> "_Template | None":

@@ -60,6 +60,11 @@ class EventSink(Protocol):
         """All that has arrived was passed to `event`: now write."""
         ...
 
+    def passed_on(self, frame: bytes) -> bool:
+        """Takes a whole event, with its `data: ` and its blank line, that is all that has arrived,
+        if it needs no reading; else says False, and is given it by `event` and `flush`."""
+        ...
+
 
 class Upstream(Protocol):
     name: str

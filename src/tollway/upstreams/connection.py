@@ -79,6 +79,11 @@ class Receiver(Protocol):
         """All that arrived with one read was passed to `body`."""
         ...
 
+    def chunk(self, data: bytes) -> None:
+        """All that arrived with one read, which is one chunk of the body: instead of `body` and
+        `flush`."""
+        ...
+
 
 class ConnectionPool:
     """Connections to one base URL. Raises `ConfigurationError` for one that is not http:// or
@@ -496,8 +501,7 @@ class Connection(asyncio.Protocol):
         elif self._between_chunks:
             chunk = _only_chunk(data)
             if chunk is not None:
-                receiver.body(chunk)
-                receiver.flush()
+                receiver.chunk(chunk)
                 return
         elif not self._answered and (whole := self._heads.read(data)) is not None:
             self._done = self._receiver = None

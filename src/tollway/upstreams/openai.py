@@ -245,6 +245,9 @@ class _WholeReply:
     def flush(self) -> None:
         pass
 
+    def chunk(self, data: bytes) -> None:
+        self.body(data)
+
     def content(self) -> bytes:
         return self.at_once if self.parts is None else b"".join(self.parts)
 
@@ -259,7 +262,9 @@ class _EventStream:
         self.excess: RequestError | None = None
         self.flush = sink.flush
         self._sink = sink
-        self._frames = Frames(self._event_counted if dialect.counts_reasoning_apart else sink.event)
+        counts_apart = dialect.counts_reasoning_apart
+        self._frames = Frames(self._event_counted if counts_apart else sink.event)
+        self._reads_all = counts_apart
         self._connection: Connection | None = None
         self._error = b""
 
@@ -288,6 +293,16 @@ class _EventStream:
                 self.excess = _failed(message, 200)
                 self._connection.abandon(self.excess)
                 self._connection = None
+
+    def chunk(self, data: bytes) -> None:
+        if (
+            self._connection is None
+            or self._reads_all
+            or self._frames.is_within_event()
+            or not self._sink.passed_on(data)
+        ):
+            self.body(data)
+            self.flush()
 
     def end(self) -> None:
         self._frames.end()

@@ -49,6 +49,9 @@ class Frames:
             return
         self._feed_lines(data)
 
+    def is_within_event(self) -> bool:
+        return bool(self._rest or self._data)
+
     def end(self) -> None:
         """The body ended: an event whose blank line is missing counts, a line without its end does
         not."""

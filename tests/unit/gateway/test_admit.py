@@ -481,11 +481,14 @@ async def test_an_account_that_is_frozen_while_its_request_waits_pays_for_nothin
         door.books.frozen.add("acc_1")
         return INPUT
 
+    def nothing(*_: object) -> None:
+        pass
+
     take_at_once = MemoryRateLimiter.take_at_once
-    monkeypatch.setattr(door.gate, "_count_input_tokens", lambda *_: None)
+    monkeypatch.setattr(door.gate, "_count_input_tokens", nothing)
     caller, key = a_caller(), None
     if waits_for == "the rate":
-        monkeypatch.setattr(MemoryRateLimiter, "take_at_once", lambda *_: None)
+        monkeypatch.setattr(MemoryRateLimiter, "take_at_once", nothing)
         monkeypatch.setattr(MemoryRateLimiter, "take", take)
     elif waits_for == "the token's rate":
         caller = a_caller(token_requests_per_minute=5)

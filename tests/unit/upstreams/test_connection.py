@@ -126,6 +126,10 @@ class Kept:
     def flush(self) -> None:
         self.flushes += 1
 
+    def chunk(self, data: bytes) -> None:
+        self.body(data)
+        self.flush()
+
 
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:

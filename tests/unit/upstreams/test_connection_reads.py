@@ -64,6 +64,10 @@ class Received:
     def flush(self) -> None:
         self.flushed = self.data
 
+    def chunk(self, data: bytes) -> None:
+        self.body(data)
+        self.flush()
+
 
 def receive(replies: Sequence[Sequence[bytes]]) -> list[Received]:
     """Each reply in its reads, all on one connection."""

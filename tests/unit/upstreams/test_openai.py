@@ -40,6 +40,9 @@ class Sink:
     def event(self, payload: bytes) -> None:
         self.events.append(payload)
 
+    def passed_on(self, frame: bytes) -> bool:
+        return False
+
     def flush(self) -> None:
         self.flushed = len(self.events)
 

@@ -354,10 +354,57 @@ async def test_the_short_way_of_the_relay_gives_what_the_plain_way_gives(
     events += [TEXT_EVENTS[kind](text) for text in said[how_many:]]
     ends = [chunk({}, "stop")] if finishes else []
     raw = reply_of(sse(*events, *ends), "text/event-stream", "chunked", [])
+    one_by_one, reads = an_event_a_read(sse(*events, *ends))
 
     short, _ = await both_told(DIALECTS["generic"], raw, [], streamed=True)
+    _, shortest = await both_told(DIALECTS["generic"], one_by_one, reads, streamed=True)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(relay_module._Template, "learn", lambda *_: None)  # pyright: ignore
         plain, _ = await both_told(DIALECTS["generic"], raw, [], streamed=True)
 
     assert short == plain
+    assert shortest == [plain] * 3
+
+
+def an_event_a_read(body: bytes) -> tuple[bytes, list[int]]:
+    """A reply with each event in a chunk of its own, and where each of them ends."""
+    ends = [match.end() for match in re.finditer(b"\n\n", body)]
+    parts = [body[a:b] for a, b in itertools.pairwise([0, *ends])]
+    pieces = [b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"]
+    pieces[0] += b"transfer-encoding: chunked\r\n\r\n"
+    pieces += [b"%x\r\n%b\r\n" % (len(part), part) for part in parts]
+    return b"".join(pieces) + b"0\r\n\r\n", list(itertools.accumulate(map(len, pieces)))
+
+
+async def test_an_event_alone_in_its_read_is_not_even_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The shortest way is taken, and left when the cap of the hold is reached."""
+    taken: list[bool] = []
+    passed_on = relay_module.StreamRelay.passed_on
+
+    def counting(self: relay_module.StreamRelay, frame: bytes) -> bool:
+        taken.append(passed_on(self, frame))
+        return taken[-1]
+
+    monkeypatch.setattr(relay_module.StreamRelay, "passed_on", counting)
+    events = [chunk({"content": "Hi"}) for _ in range(503)]  # the cap is 500
+    raw, reads = an_event_a_read(sse(*events))
+    whole, again = await both_told(DIALECTS["generic"], raw, reads, streamed=True)
+    assert (whole.output_pieces, whole.error, taken[:3]) == (500, None, [False, True, True])
+    assert again == [whole] * 3
+    assert taken.count(True) >= 499
+
+
+@pytest.mark.parametrize("begun", [b'data: {"x": 1', b'data: {"x": 1\n', b": a comment"])
+async def test_what_looks_like_an_event_alone_may_be_the_end_of_one(begun: bytes) -> None:
+    said = [chunk({"content": "Hi"}), chunk({"content": "you"})]
+    events = [sse(event, done=False) for event in said]
+    pieces = [events[0], events[0], begun, events[1], sse(chunk({}, "stop"))]
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+    reads = [head + b"transfer-encoding: chunked\r\n\r\n"]
+    reads += [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces]
+    raw = b"".join(reads) + b"0\r\n\r\n"
+    ends = list(itertools.accumulate(map(len, reads)))
+    whole, again = await both_told(DIALECTS["generic"], raw, ends, streamed=True)
+    assert again == [whole] * 3

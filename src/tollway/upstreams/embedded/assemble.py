@@ -37,6 +37,9 @@ class Assembler:
         for choice in chunk.choices:
             self._drafts[choice.index].add(choice)
 
+    def passed_on(self, frame: bytes) -> bool:
+        return False
+
     def flush(self) -> None:
         pass
 

@@ -108,6 +108,9 @@ class Sink:
     def event(self, payload: bytes) -> None:
         self.events.append(json.loads(payload))
 
+    def passed_on(self, frame: bytes) -> bool:
+        return False
+
     def flush(self) -> None: ...
 
 
