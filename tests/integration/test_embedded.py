@@ -94,7 +94,7 @@ class Sink:
         self.events.append(json.loads(payload))
         self.first.set()
 
-    def passed_on(self, frame: bytes) -> bool:
+    def passed_on(self, frames: bytes) -> bool:
         return False
 
     def flush(self) -> None:

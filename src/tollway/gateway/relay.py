@@ -306,22 +306,25 @@ class StreamRelay:
         elif self._failure is None and not self.cut_off:
             self._read(payload)
 
-    def passed_on(self, frame: bytes) -> bool:
+    def passed_on(self, frames: bytes) -> bool:
         template, meter = self._template, self._meter
         if (
             template is None
-            or not frame.startswith(template.frame_before)
-            or not frame.endswith(template.frame_after)
+            or not frames.startswith(template.frame_before)
+            or not frames.endswith(template.frame_after)
             or self._out
-            or meter.output_pieces >= self._output_tokens_max  # it has to be cut off
         ):
             return False
-        text = _is_plain_text(frame, template.frame_start, len(frame) - template.frame_tail)
-        if text is None:
+        text = _is_plain_text(frames, template.frame_start, len(frames) - template.frame_tail)
+        if text is not None:
+            ours, pieces = text[0], 1
+        else:
+            ours, pieces = template.several(frames)
+        if not pieces or meter.output_pieces + pieces > self._output_tokens_max:  # to be cut off
             return False
-        meter.output_pieces += 1
+        meter.output_pieces += pieces
         self.wrote_at = self._loop.time()
-        self._reply.write(template.our_before + text[0] + template.our_after)
+        self._reply.write(template.our_before + ours + template.our_after)
         return True
 
     def flush(self) -> None:
@@ -497,11 +500,21 @@ class _Template:
         self.our_after = our_after + b"\n\n"
         self.start = len(before)
         self.tail = len(after)
-        # The same with what stands around an event that comes alone.
+        # The same with what makes an event of it.
         self.frame_before = b"data: " + before
         self.frame_after = after + b"\n\n"
         self.frame_start = len(self.frame_before)
         self.frame_tail = len(self.frame_after)
+
+    def several(self, frames: bytes) -> tuple[bytes, int]:
+        """What we write between our first `before` and our last `after`, and of how many events it
+        is; of none where any of them is different."""
+        texts = frames[self.frame_start : -self.frame_tail].split(
+            self.frame_after + self.frame_before
+        )
+        if not all(map(_is_plain_text, texts)):
+            return b"", 0
+        return (self.our_after + self.our_before).join(texts), len(texts)
 
     @classmethod
     def learn(cls, payload: bytes, rewritten: bytes, chunk: Chunk) -> "_Template | None":

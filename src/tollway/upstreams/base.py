@@ -60,9 +60,9 @@ class EventSink(Protocol):
         """All that has arrived was passed to `event`: now write."""
         ...
 
-    def passed_on(self, frame: bytes) -> bool:
-        """Takes a whole event, with its `data: ` and its blank line, that is all that has arrived,
-        if it needs no reading; else says False, and is given it by `event` and `flush`."""
+    def passed_on(self, frames: bytes) -> bool:
+        """Takes all that has arrived, if it is whole events, each with its `data: ` and its blank
+        line, that need no reading; else says False, and is given them by `event` and `flush`."""
         ...
 
 

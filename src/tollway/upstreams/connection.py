@@ -12,6 +12,7 @@ its own.
 import asyncio
 import contextlib
 import logging
+import re
 import socket
 import ssl
 from collections import deque
@@ -79,8 +80,8 @@ class Receiver(Protocol):
         """All that arrived with one read was passed to `body`."""
         ...
 
-    def chunk(self, data: bytes) -> None:
-        """All that arrived with one read, which is one chunk of the body: instead of `body` and
+    def chunks(self, data: bytes) -> None:
+        """All that arrived with one read, which was whole chunks of the body: instead of `body` and
         `flush`."""
         ...
 
@@ -340,16 +341,29 @@ class LearnedHeads:
 
 
 _SIZE_DIGITS_MAX = 6
+_size_line = re.compile(rb"([1-9a-f][0-9a-f]{0,5})\r\n").match
 
 
-def _only_chunk(data: bytes) -> bytes | None:
-    """The content of a chunk that is all of `data`, as one of a stream mostly is. The parser would
-    say the same, with three callbacks: between two chunks it need not see this one. One whose size
-    is not written as most write it is the parser's."""
+def _in_whole_chunks(data: bytes) -> bytes | None:
+    """The content of the chunks that `data` is made of, mostly a single one. The parser would say
+    the same, with three callbacks for each: between two chunks it need not see these. One whose
+    size is not written as most write it is the parser's, and so is the last, which is empty."""
     end = data.find(b"\r\n", 1, _SIZE_DIGITS_MAX + 2)
     if end > 0 and data[:end] == b"%x" % (len(data) - end - 4) and data.endswith(b"\r\n"):
-        return data[end + 2 : -2] or None  # the last chunk is the parser's too
-    return None
+        return data[end + 2 : -2] or None
+    contents: list[bytes] = []
+    at = 0
+    while at < len(data):
+        line = _size_line(data, at)
+        if line is None:
+            return None
+        start = line.end()
+        at = start + int(line[1], 16)
+        if data[at : at + 2] != b"\r\n":
+            return None
+        contents.append(data[start:at])
+        at += 2
+    return b"".join(contents)
 
 
 class _StaleConnection(Exception):
@@ -499,9 +513,9 @@ class Connection(asyncio.Protocol):
         if receiver is None:
             pass
         elif self._between_chunks:
-            chunk = _only_chunk(data)
-            if chunk is not None:
-                receiver.chunk(chunk)
+            content = _in_whole_chunks(data)
+            if content is not None:
+                receiver.chunks(content)
                 return
         elif not self._answered and (whole := self._heads.read(data)) is not None:
             self._done = self._receiver = None

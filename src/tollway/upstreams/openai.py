@@ -245,7 +245,7 @@ class _WholeReply:
     def flush(self) -> None:
         pass
 
-    def chunk(self, data: bytes) -> None:
+    def chunks(self, data: bytes) -> None:
         self.body(data)
 
     def content(self) -> bytes:
@@ -294,7 +294,7 @@ class _EventStream:
                 self._connection.abandon(self.excess)
                 self._connection = None
 
-    def chunk(self, data: bytes) -> None:
+    def chunks(self, data: bytes) -> None:
         if (
             self._connection is None
             or self._reads_all

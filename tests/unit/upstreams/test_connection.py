@@ -126,7 +126,7 @@ class Kept:
     def flush(self) -> None:
         self.flushes += 1
 
-    def chunk(self, data: bytes) -> None:
+    def chunks(self, data: bytes) -> None:
         self.body(data)
         self.flush()
 

@@ -5,10 +5,12 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tollway.deadlines import Deadlines
+from tollway.errors import UpstreamFailed
 from tollway.outbox import Outbox
 from tollway.upstreams.connection import Connection, LearnedHeads, ResponseHead
 
@@ -64,7 +66,7 @@ class Received:
     def flush(self) -> None:
         self.flushed = self.data
 
-    def chunk(self, data: bytes) -> None:
+    def chunks(self, data: bytes) -> None:
         self.body(data)
         self.flush()
 
@@ -110,18 +112,21 @@ def chunk(content: bytes, size: bytes) -> bytes:
 @given(
     st.lists(contents, min_size=1, max_size=6),
     st.lists(st.integers(0), max_size=8),
-    st.sampled_from([b"%x", b"%X", b"%03x", b"%x;name=value"]),
+    st.lists(st.sampled_from([b"%x", b"%X", b"%03x", b"%x;name=value"]), min_size=1, max_size=2),
+    st.integers(2, 4),
 )
 def test_a_stream_is_the_same_however_it_is_cut(
-    parts: list[bytes], places: list[int], size: bytes
+    parts: list[bytes], places: list[int], sizes: list[bytes], together: int
 ) -> None:
-    chunks = [chunk(part, size) for part in parts]
+    chunks = [chunk(part, sizes[number % len(sizes)]) for number, part in enumerate(parts)]
     head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
     whole = [head, *chunks, b"0\r\n\r\n"]
+    several = [b"".join(chunks[at : at + together]) for at in range(0, len(chunks), together)]
 
-    by_chunk, anyhow = receive([whole, cut(b"".join(whole), places)])
+    ways = [whole, cut(b"".join(whole), places), [head, *several, b"0\r\n\r\n"]]
+    ways.append([head, *several[:-1], several[-1] + b"0\r\n\r\n"])
 
-    for received in (by_chunk, anyhow):
+    for received in receive(ways):
         assert received.data == received.flushed == b"".join(parts)
         assert len(received.heads) == 1
 
@@ -150,6 +155,24 @@ def test_a_head_that_says_something_else_is_not_taken_for_the_learned_one() -> N
     assert [one.heads[0].status for one in received] == [200, 200, 503, 503, 200, 200]
     assert received[2].heads[0].retry_after == b"7"
     assert [one.data for one in received] == [b"ok", b"ok", b"no", b"no", b"ok", b"ok"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [b"2\r\nhi", b"2\r\nhixx", b"g\r\n", b"-2\r\nhi\r\n", b"2\nhi\r\n"]
+)
+def test_what_is_no_chunk_ends_the_connection_behind_chunks_that_are_sound(wrong: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    loop = asyncio.new_event_loop()
+    connection = Connection(loop, Outbox(), LearnedHeads())
+    transport: Any = Transport()
+    connection.connection_made(transport)
+    received = Received()
+    done = connection.exchange(b"", received, Deadlines())
+    for read in (head, chunk(b"a", b"%x") * 2, chunk(b"b", b"%x") * 2 + wrong + chunk(b"c", b"%x")):
+        connection.data_received(read)
+    loop.close()
+    assert isinstance(done.exception(), UpstreamFailed)
+    assert received.data == b"aabb" + (b"hi" if wrong.startswith(b"2\r\n") else b"")
 
 
 def test_a_stream_is_the_same_wherever_it_is_cut_twice() -> None:

@@ -40,7 +40,7 @@ class Sink:
     def event(self, payload: bytes) -> None:
         self.events.append(payload)
 
-    def passed_on(self, frame: bytes) -> bool:
+    def passed_on(self, frames: bytes) -> bool:
         return False
 
     def flush(self) -> None:

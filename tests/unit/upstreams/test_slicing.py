@@ -344,9 +344,17 @@ plain_texts = st.sampled_from(["a", "Hello", " wor", "m1", "x", "12"])
     st.sampled_from([None, *sorted(TEXT_EVENTS)]),
     st.integers(0, 12),
     st.booleans(),
+    st.integers(1, 4),
+    st.integers(1, 3),
 )
 async def test_the_short_way_of_the_relay_gives_what_the_plain_way_gives(
-    kind: str, said: list[str], before: str | None, how_many: int, finishes: bool
+    kind: str,
+    said: list[str],
+    before: str | None,
+    how_many: int,
+    finishes: bool,
+    chunks_a_read: int,
+    events_a_chunk: int,
 ) -> None:
     """A server keeps to a shape, or to two, as one that thinks first."""
     first = TEXT_EVENTS[kind if before is None else before]
@@ -354,10 +362,12 @@ async def test_the_short_way_of_the_relay_gives_what_the_plain_way_gives(
     events += [TEXT_EVENTS[kind](text) for text in said[how_many:]]
     ends = [chunk({}, "stop")] if finishes else []
     raw = reply_of(sse(*events, *ends), "text/event-stream", "chunked", [])
-    one_by_one, reads = an_event_a_read(sse(*events, *ends))
+    in_chunks, reads = whole_events_a_chunk(sse(*events, *ends), events_a_chunk)
 
     short, _ = await both_told(DIALECTS["generic"], raw, [], streamed=True)
-    _, shortest = await both_told(DIALECTS["generic"], one_by_one, reads, streamed=True)
+    _, shortest = await both_told(
+        DIALECTS["generic"], in_chunks, [reads[0], *reads[1::chunks_a_read]], streamed=True
+    )
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(relay_module._Template, "learn", lambda *_: None)  # pyright: ignore
         plain, _ = await both_told(DIALECTS["generic"], raw, [], streamed=True)
@@ -366,34 +376,36 @@ async def test_the_short_way_of_the_relay_gives_what_the_plain_way_gives(
     assert shortest == [plain] * 3
 
 
-def an_event_a_read(body: bytes) -> tuple[bytes, list[int]]:
-    """A reply with each event in a chunk of its own, and where each of them ends."""
+def whole_events_a_chunk(body: bytes, events: int = 1) -> tuple[bytes, list[int]]:
+    """A reply with so many events in a chunk, and where its head and each chunk of it ends."""
     ends = [match.end() for match in re.finditer(b"\n\n", body)]
-    parts = [body[a:b] for a, b in itertools.pairwise([0, *ends])]
+    parts = [body[a:b] for a, b in itertools.pairwise([0, *ends[:-1:events], ends[-1]])]
     pieces = [b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"]
     pieces[0] += b"transfer-encoding: chunked\r\n\r\n"
     pieces += [b"%x\r\n%b\r\n" % (len(part), part) for part in parts]
     return b"".join(pieces) + b"0\r\n\r\n", list(itertools.accumulate(map(len, pieces)))
 
 
-async def test_an_event_alone_in_its_read_is_not_even_looked_for(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("events_a_read", [1, 3])
+async def test_events_that_make_up_a_read_are_not_even_looked_for(
+    monkeypatch: pytest.MonkeyPatch, events_a_read: int
 ) -> None:
     """The shortest way is taken, and left when the cap of the hold is reached."""
     taken: list[bool] = []
     passed_on = relay_module.StreamRelay.passed_on
 
-    def counting(self: relay_module.StreamRelay, frame: bytes) -> bool:
-        taken.append(passed_on(self, frame))
+    def counting(self: relay_module.StreamRelay, frames: bytes) -> bool:
+        taken.append(passed_on(self, frames))
         return taken[-1]
 
     monkeypatch.setattr(relay_module.StreamRelay, "passed_on", counting)
     events = [chunk({"content": "Hi"}) for _ in range(503)]  # the cap is 500
-    raw, reads = an_event_a_read(sse(*events))
+    raw, ends = whole_events_a_chunk(sse(*events))
+    reads = [ends[0], *ends[1::events_a_read]]
     whole, again = await both_told(DIALECTS["generic"], raw, reads, streamed=True)
     assert (whole.output_pieces, whole.error, taken[:3]) == (500, None, [False, True, True])
     assert again == [whole] * 3
-    assert taken.count(True) >= 499
+    assert taken.count(True) >= 499 // events_a_read
 
 
 @pytest.mark.parametrize("begun", [b'data: {"x": 1', b'data: {"x": 1\n', b": a comment"])

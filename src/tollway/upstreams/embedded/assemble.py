@@ -37,7 +37,7 @@ class Assembler:
         for choice in chunk.choices:
             self._drafts[choice.index].add(choice)
 
-    def passed_on(self, frame: bytes) -> bool:
+    def passed_on(self, frames: bytes) -> bool:
         return False
 
     def flush(self) -> None:

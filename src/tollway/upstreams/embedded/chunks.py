@@ -130,7 +130,7 @@ class ChoiceSink:
         if event.choices:
             self._merger.emit([self._mend(event.choices[0])])
 
-    def passed_on(self, frame: bytes) -> bool:
+    def passed_on(self, frames: bytes) -> bool:
         return False  # each has a count of its own
 
     def flush(self) -> None:

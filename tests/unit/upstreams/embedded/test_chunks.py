@@ -17,7 +17,7 @@ class Sink:
     def event(self, payload: bytes) -> None:
         self.events.append(json.loads(payload))
 
-    def passed_on(self, frame: bytes) -> bool:
+    def passed_on(self, frames: bytes) -> bool:
         return False
 
     def flush(self) -> None: ...
