@@ -45,7 +45,8 @@ from benchmarks.marked import write_between_marks
 from benchmarks.processes import free_port, take_priority
 from tollway.api.admin.control import ask
 from tollway.api.completions import ChatReply
-from tollway.api.edge import EdgeProtocol, Exchange
+from tollway.api.edge import EdgeProtocol
+from tollway.api.exchange import Exchange
 from tollway.clock import new_id
 from tollway.gateway.authenticate import require_active_account, require_scope
 from tollway.gateway.pipeline import CHAT_SCOPE, Pipeline

@@ -23,13 +23,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from tollway.api.address import Network
-from tollway.api.edge import (
-    BODY_BYTES_MAX,
-    HEAD_BYTES_MAX,
-    PIPELINED_MAX,
-    EdgeProtocol,
-    Exchange,
-)
+from tollway.api.body import BODY_BYTES_MAX
+from tollway.api.edge import HEAD_BYTES_MAX, PIPELINED_MAX, EdgeProtocol
+from tollway.api.exchange import Exchange
 from tollway.api.replies import error_reply, send
 from tollway.api.server import ACCEPTED_A_TURN, HttpServer
 from tollway.errors import RequestError

@@ -28,7 +28,8 @@ from tollway.accounts import Accounts
 from tollway.api import edge
 from tollway.api.access_log import AccessLog
 from tollway.api.completions import ChatDoor
-from tollway.api.edge import EdgeProtocol, Exchange
+from tollway.api.edge import EdgeProtocol
+from tollway.api.exchange import Exchange
 from tollway.api.observer import RequestObserver
 from tollway.clock import SystemClock
 from tollway.database import writer

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 
 from tollway.api.address import Network
-from tollway.api.edge import Exchange
+from tollway.api.exchange import Exchange
 from tollway.api.replies import ChatReply, error_reply, send
 from tollway.clock import Clock, new_id
 from tollway.errors import InternalFault, RequestError

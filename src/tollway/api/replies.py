@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from tollway import errors
-from tollway.api.edge import Exchange
+from tollway.api.exchange import Exchange
 from tollway.errors import RequestError
 from tollway.gateway.types import Admission, Call, Standing, StoredReply
 from tollway.ledger.base import Settlement
