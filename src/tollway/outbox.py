@@ -5,11 +5,13 @@ waking one costs the writer some 5 us, more on a virtual machine. Sent back to b
 many writes. Measured with 64 connections on one core: 143 us a request without, 130 with (kernel
 time 33 and 25). The order of the writes is kept; nothing waits longer than the turn.
 
-Only whole replies and requests go this way. A stream's events do not: one that waited while its
-client left in the same turn would have been counted as delivered (the simulator found that).
+A stream's events count as delivered when they are written: one that waited while its client left in
+the same turn is not, and was not. So who writes them is told (`sent`). 64 streams of a chunk each
+20 ms: 46 us a chunk without, 43 with (medians of 7 turns; nginx 22).
 """
 
 import asyncio
+from collections.abc import Callable
 
 
 class Outbox:
@@ -18,19 +20,27 @@ class Outbox:
     __slots__ = ("waiting",)
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[asyncio.WriteTransport, bytes]] = []
+        self.waiting: list[tuple[asyncio.WriteTransport, bytes, Callable[[], None] | None]] = []
 
     def write(
-        self, loop: asyncio.AbstractEventLoop, transport: asyncio.WriteTransport, data: bytes
+        self,
+        loop: asyncio.AbstractEventLoop,
+        transport: asyncio.WriteTransport,
+        data: bytes,
+        sent: Callable[[], None] | None = None,
     ) -> None:
+        """`sent` is called as soon as it is written: never, where the other side has left by
+        then."""
         if not self.waiting:
             loop.call_soon(self.flush)
-        self.waiting.append((transport, data))
+        self.waiting.append((transport, data, sent))
 
     def flush(self) -> None:
         if not self.waiting:
             return
         waiting, self.waiting = self.waiting, []
-        for transport, data in waiting:
+        for transport, data, sent in waiting:
             if not transport.is_closing():
                 transport.write(data)
+                if sent is not None:
+                    sent()

@@ -20,6 +20,9 @@ from tollway.gateway.types import Call
 if TYPE_CHECKING:
     from tollway.api.edge import EdgeProtocol
 
+WAITING_EVENTS_MAX = 32
+"""The first of them has waited for the others to be read, some 20 us for each."""
+
 _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode())
     for status in http.HTTPStatus
@@ -105,6 +108,20 @@ class Exchange:
         """Goes out together with the first `write_now`. `lines` end in CRLF, each of them."""
         self.status = status
         self.unsent_head = _reply(self.protocol, status, lines, self.keep_alive)
+
+    def write_soon(self, data: bytes, sent: Callable[[], None]) -> None:
+        """For a stream, after its head: at the end of the turn, or before where much waits. `sent`
+        is called when it is written, and not at all where the client has left by then."""
+        if not self.disconnected:
+            protocol = self.protocol
+            outbox = protocol.outbox
+            outbox.write(protocol.loop, protocol.transport, data, sent)
+            if len(outbox.waiting) >= WAITING_EVENTS_MAX:
+                outbox.flush()
+
+    def flush(self) -> None:
+        """Whatever waits to be written is written now."""
+        self.protocol.outbox.flush()
 
     def write_now(self, data: bytes) -> None:
         """For a stream: what is counted as delivered must not wait while its client leaves."""

@@ -218,6 +218,13 @@ class ChatReply(Struct):
             b"%x\r\n%b\r\n" % (len(events), events) if self._chunked else events
         )
 
+    def write_soon(self, events: bytes, sent: Callable[[], None]) -> None:
+        data = b"%x\r\n%b\r\n" % (len(events), events) if self._chunked else events
+        self._exchange.write_soon(data, sent)
+
+    def flush(self) -> None:
+        self._exchange.flush()
+
     def end_stream(self, settlement: Settlement, usage_event: bytes) -> None:
         credits = usage_event or _credits_comment(settlement)
         self.write(credits + b"data: [DONE]\n\n")

@@ -241,6 +241,8 @@ class StreamRelay:
         self._template: _Template | None = None
         self._sources: list[Source] = []
         self._out: list[bytes] = []
+        self._unsent_pieces = 0
+        """Of what waits to be written, and counts when it is."""
         self._choices: dict[int, ChoiceState] = {}
         self._created = int(admission.call.now)
         self._fingerprint: str | None = None
@@ -284,6 +286,8 @@ class StreamRelay:
 
     def close(self) -> None:
         self._silences.forget(self)
+        if self._unsent_pieces:
+            self._reply.flush()
         self.flush()
         self._sources.clear()  # their connections serve others now: this client must not stop them
 
@@ -294,6 +298,8 @@ class StreamRelay:
         self._route.answered()
 
     def event(self, payload: bytes) -> None:
+        if self._unsent_pieces:
+            self._reply.flush()
         template = self._template
         if (
             template is not None
@@ -313,6 +319,7 @@ class StreamRelay:
             or not frames.startswith(template.frame_before)
             or not frames.endswith(template.frame_after)
             or self._out
+            or self._unsent_pieces
         ):
             return False
         text = _is_plain_text(frames, template.frame_start, len(frames) - template.frame_tail)
@@ -322,10 +329,14 @@ class StreamRelay:
             ours, pieces = template.several(frames)
         if not pieces or meter.output_pieces + pieces > self._output_tokens_max:  # to be cut off
             return False
-        meter.output_pieces += pieces
+        self._unsent_pieces = pieces
         self.wrote_at = self._loop.time()
-        self._reply.write(template.our_before + ours + template.our_after)
+        self._reply.write_soon(template.our_before + ours + template.our_after, self._sent)
         return True
+
+    def _sent(self) -> None:
+        self._meter.output_pieces += self._unsent_pieces
+        self._unsent_pieces = 0
 
     def flush(self) -> None:
         out = self._out

@@ -180,6 +180,15 @@ class Reply(Protocol):
 
     def write(self, events: bytes) -> None: ...
 
+    def write_soon(self, events: bytes, sent: Callable[[], None]) -> None:
+        """Together with what others write, before anything else happens to this reply. `sent` is
+        called when it is written: never, where the client has left by then."""
+        ...
+
+    def flush(self) -> None:
+        """What is to be written soon is written now."""
+        ...
+
     def end_stream(self, settlement: Settlement, usage_event: bytes) -> None:
         """The credits and `[DONE]`. `usage_event` is empty for a client that did not ask for
         usage."""

@@ -159,6 +159,13 @@ class ReplyLog:
         assert events
         self.written += events
 
+    def write_soon(self, events: bytes, sent: Callable[[], None]) -> None:
+        self.write(events)
+        sent()
+
+    def flush(self) -> None:
+        pass
+
     def end_stream(self, settlement: Settlement, usage_event: bytes) -> None:
         self.usage_event = usage_event
 

@@ -11,7 +11,7 @@ from tests.unit.gateway.parts import NOW, ReplyLog, a_meter, a_router, an_admiss
 
 from tollway.errors import RequestError, Unavailable, UpstreamFailed
 from tollway.gateway import relay as relay_module
-from tollway.gateway.relay import Silences, relay
+from tollway.gateway.relay import Silences, StreamRelay, relay
 from tollway.gateway.settle import outcome_of
 from tollway.gateway.types import Admission, Meter, Route
 from tollway.ledger.base import Attempt, Settlement
@@ -514,6 +514,93 @@ async def test_what_one_read_brought_is_one_write() -> None:
     upstream = Upstream([text(str(i)) for i in range(8)] + [STOP], reads=3)
     await relay(route_to(upstream, admission), admission, Counting(), Meter())
     assert len(writes) == 3
+
+
+# --- what waits for the end of the turn -------------------------------------------------------
+
+
+class Outboxed(ReplyLog):
+    """A reply whose events wait, until they are written or its client has left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[tuple[bytes, Callable[[], None]]] = []
+
+    def write(self, events: bytes) -> None:
+        self.flush()
+        super().write(events)
+
+    def write_soon(self, events: bytes, sent: Callable[[], None]) -> None:
+        self.waiting.append((events, sent))
+
+    def flush(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for events, sent in waiting:
+            if not self.gone:
+                super().write(events)
+                sent()
+
+
+def frame(event: bytes) -> bytes:
+    return b"data: " + event + b"\n\n"
+
+
+def begun_stream(**request: Any) -> tuple[StreamRelay, Outboxed, Meter]:
+    admission, meter, reply = an_admission(stream=True, **request), Meter(), Outboxed()
+    route = route_to(Upstream(), admission)
+    route.enter()
+    stream = StreamRelay(admission, reply, meter, route, Silences())
+    stream.event(chunk({"role": "assistant", "content": ""}))
+    assert not stream.passed_on(frame(text("a")))
+    stream.event(text("a"))
+    stream.flush()
+    return stream, reply, meter
+
+
+async def test_an_event_counts_when_it_is_written() -> None:
+    stream, reply, meter = begun_stream()
+    assert stream.passed_on(frame(text("b")) + frame(text("c")))
+    assert (meter.output_pieces, len(reply.waiting)) == (1, 1)
+    reply.flush()
+    assert meter.output_pieces == 3
+    stream.close()
+    assert meter.output_pieces == 3
+
+
+async def test_what_waits_is_written_and_counted_before_what_comes_after_it() -> None:
+    stream, reply, meter = begun_stream()
+    assert stream.passed_on(frame(text("b")))
+    assert not stream.passed_on(frame(text("c")))  # one at a time
+    stream.event(text("c"))
+    stream.flush()
+    assert stream.passed_on(frame(text("d")))
+    stream.event(usage(5, 4))  # it is of all that came before it
+    assert (meter.output_pieces, meter.reported_pieces) == (4, 4)
+    assert stream.passed_on(frame(text("e")))
+    stream.close()
+    assert meter.output_pieces == 5
+    assert Relayed(an_admission(), meter, reply).texts == ["", "a", "b", "c", "d", "e"]
+
+
+async def test_what_waits_while_its_client_leaves_does_not_count() -> None:
+    stream, reply, meter = begun_stream()
+    assert stream.passed_on(frame(text("b")))
+    reply.gone = True
+    reply.flush()
+    stream.close()
+    assert meter.output_pieces == 1
+    assert Relayed(an_admission(), meter, reply).texts == ["", "a"]
+
+
+async def test_what_waits_counts_towards_the_cap() -> None:
+    stream, reply, meter = begun_stream(output_tokens_max=3)
+    assert stream.passed_on(frame(text("b")))
+    stream.event(text("c"))
+    stream.flush()
+    assert not stream.passed_on(frame(text("d")))
+    stream.event(text("d"))
+    assert (meter.output_pieces, stream.cut_off) == (3, True)
+    assert Relayed(an_admission(), meter, reply).finishes == ["length"]
 
 
 # --- both ways of rewriting give the same -----------------------------------------------------
