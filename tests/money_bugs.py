@@ -112,6 +112,12 @@ BUGS = (
         "            for key",
     ),
     Bug(
+        "who is frozen while the prompt is counted may pay",
+        "gateway/admit.py",
+        "                waited = True\n                counted = await counting\n",
+        "                counted = await counting\n",
+    ),
+    Bug(
         "X-Credits-Max is not kept to",
         "gateway/admit.py",
         "        credits_max = ceiling\n",
@@ -154,6 +160,24 @@ BUGS = (
         "gateway/relay.py",
         "pieces += choice.delta.carries_output()",
         "pieces += 1",
+    ),
+    Bug(
+        "what waits is counted before it is written",
+        "gateway/relay.py",
+        "        self._unsent_pieces = pieces\n",
+        "        meter.output_pieces += pieces\n",
+    ),
+    Bug(
+        "several events of one read count as one",
+        "gateway/relay.py",
+        "self._meter.output_pieces += self._unsent_pieces",
+        "self._meter.output_pieces += 1",
+    ),
+    Bug(
+        "what is passed on is not cut at its cap",
+        "gateway/relay.py",
+        "if not pieces or meter.output_pieces + pieces > self._output_tokens_max:",
+        "if not pieces:",
     ),
     Bug(
         "the short way forgets to count",

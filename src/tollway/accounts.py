@@ -4,8 +4,9 @@ All accounts are in memory: a request looks its own up without a query. Every ch
 before it takes effect, except a freeze, which refuses at once.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -35,6 +36,8 @@ class Accounts:
         # The dict's own method: it is called twice a request.
         self.get: Callable[[str], Account] = self._by_id.__getitem__
         self._by_name: dict[str, Account] = {}
+        # One change after the other: each is made of what is known, and known when it is on disk.
+        self._changing = asyncio.Lock()
 
     async def load(self) -> None:
         for row in await self._database.fetch(_ACCOUNTS + " ORDER BY id"):
@@ -43,14 +46,15 @@ class Accounts:
     async def read_again(self, account_ids: Iterable[str]) -> None:
         """What another process has changed. What has not changed stays the very same object."""
         for account_id in account_ids:
-            for row in await self._database.fetch(_ACCOUNTS + " WHERE id = ?", (account_id,)):
-                account = _account(row)
-                before = self._by_id.get(account_id)
-                if account == before:
-                    continue
-                if before is not None and before.name != account.name:
-                    del self._by_name[before.name]
-                self._remember(account)
+            async with self._changing:
+                rows = await self._database.fetch(_ACCOUNTS + " WHERE id = ?", (account_id,))
+                for account in map(_account, rows):
+                    before = self._by_id.get(account_id)
+                    if account == before:
+                        continue
+                    if before is not None and before.name != account.name:
+                        del self._by_name[before.name]
+                    self._remember(account)
 
     def named(self, name: str) -> Account:
         """By name, or by id. Raises `NotFound`."""
@@ -96,22 +100,23 @@ class Accounts:
     async def freeze(self, name: str, *audit: Statement) -> Account:
         """Its next request is refused; those in flight end as they would. `audit` is written with
         it."""
-        before = self.named(name)
-        frozen = msgspec.structs.replace(before, status="frozen")
-        self._remember(frozen)
-        try:
-            await self._store_status(frozen, audit)
-        except BaseException:
-            # Told as refused, and a restart would find it active: it is.
-            self._remember(before)
-            raise
-        return frozen
+        status = self.named(name).status
+        self._remember_as(name, status="frozen")
+        async with self._changing:
+            frozen = self._remember_as(name, status="frozen")
+            try:
+                await self._store_status(frozen, audit)
+            except BaseException:
+                # Told as refused, and a restart would find it active: it is.
+                self._remember_as(name, status=status)
+                raise
+            return frozen
 
     async def unfreeze(self, name: str, *audit: Statement) -> Account:
-        active = msgspec.structs.replace(self.named(name), status="active")
-        await self._store_status(active, audit)
-        self._remember(active)
-        return active
+        async with self._changing:
+            active = msgspec.structs.replace(self.named(name), status="active")
+            await self._store_status(active, audit)
+            return self._remember_as(name, status="active")
 
     async def set_limits(
         self,
@@ -121,26 +126,32 @@ class Accounts:
         concurrent_requests: int | None = None,
     ) -> Account:
         """None leaves a limit as it is. `audit` is written with it."""
-        account = self.named(name)
-        changed = msgspec.structs.replace(
-            account,
-            requests_per_minute=_or(requests_per_minute, account.requests_per_minute),
-            concurrent_requests=_or(concurrent_requests, account.concurrent_requests),
-        )
-        await self._database.execute(
-            *audit,
-            (
-                "UPDATE accounts SET requests_per_minute = ?, concurrent_requests = ? WHERE id = ?",
-                (changed.requests_per_minute, changed.concurrent_requests, changed.id),
-            ),
-        )
-        self._remember(changed)
-        return changed
+        async with self._changing:
+            account = self.named(name)
+            per_minute = _or(requests_per_minute, account.requests_per_minute)
+            concurrent = _or(concurrent_requests, account.concurrent_requests)
+            await self._database.execute(
+                *audit,
+                (
+                    "UPDATE accounts SET requests_per_minute = ?, concurrent_requests = ?"
+                    " WHERE id = ?",
+                    (per_minute, concurrent, account.id),
+                ),
+            )
+            return self._remember_as(
+                name, requests_per_minute=per_minute, concurrent_requests=concurrent
+            )
 
     async def _store_status(self, account: Account, audit: tuple[Statement, ...]) -> None:
         await self._database.execute(
             *audit, ("UPDATE accounts SET status = ? WHERE id = ?", (account.status, account.id))
         )
+
+    def _remember_as(self, name: str, **changes: Any) -> Account:
+        """What else is known of it stays: it may have been frozen meanwhile."""
+        changed = msgspec.structs.replace(self.named(name), **changes)
+        self._remember(changed)
+        return changed
 
     def _remember(self, account: Account) -> None:
         self._by_id[account.id] = account

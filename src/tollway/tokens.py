@@ -65,7 +65,9 @@ class Tokens:
         for token_id in token_ids:
             for row in await self._database.fetch(_TOKENS + " WHERE id = ?", (token_id,)):
                 digest, token = _token(row)
-                if token != self._by_id.get(token_id):
+                before = self._by_id.get(token_id)
+                is_being_revoked = before is not None and before.revoked_at and not token.revoked_at
+                if token != before and not is_being_revoked:
                     self._remember(digest, token)
 
     def authenticate(self, secret: str) -> Token:

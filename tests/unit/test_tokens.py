@@ -1,5 +1,6 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.clock import FixedClock
@@ -164,3 +165,20 @@ async def test_a_name_is_short_and_printable(tokens: Tokens, account: str, name:
     with pytest.raises(InvalidRequest) as refused:
         await tokens.issue(account, name=name, scopes=["llm-all"])
     assert refused.value.param == "name"
+
+
+async def test_a_token_that_is_revoked_while_it_is_read_again_stays_revoked(
+    database: SqliteDatabase, tokens: Tokens, account: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, secret = await tokens.issue(account, name="t", scopes=["llm-all"])
+    fetch = database.fetch
+
+    async def fetch_and_revoke(*query: Any) -> Any:
+        rows = await fetch(*query)
+        await tokens.revoke(token.id)
+        return rows
+
+    monkeypatch.setattr(database, "fetch", fetch_and_revoke)
+    await tokens.read_again([token.id])
+    with pytest.raises(AuthenticationFailed):
+        tokens.authenticate(secret)

@@ -50,8 +50,9 @@ class Authenticator:
         return None
 
     async def authenticate(self, authorization: bytes | None, address: str) -> Caller:
-        """Raises `AuthenticationFailed`, or `RateLimited` where this address has failed too often
-        this minute."""
+        """Waits for nothing where it finds one: the hold relies on that (`Gate.admit`). Raises
+        `AuthenticationFailed`, or `RateLimited` where this address has failed too often this
+        minute."""
         try:
             token = self._tokens.authenticate(_bearer(authorization))
         except AuthenticationFailed:

@@ -1,7 +1,8 @@
 """Asks the upstream and gives its answer to the client, counting what was given.
 
 A stream passes through in the network's own callbacks: the upstream's connection calls `event` for
-each event it has read and `flush` once a read, and what was rewritten goes out with one write.
+each event it has read and `flush` once a read, and what was rewritten goes out with one write. A
+read that is whole events like the last is offered to `passed_on` before all that.
 Three things are rewritten in each event: the reply's id, the model's name, and the usage, which the
 client sees only at the end, with its credits.
 
@@ -318,15 +319,17 @@ class StreamRelay:
             template is None
             or not frames.startswith(template.frame_before)
             or not frames.endswith(template.frame_after)
-            or self._out
+            or self._out  # that goes first
             or self._unsent_pieces
         ):
             return False
         text = _is_plain_text(frames, template.frame_start, len(frames) - template.frame_tail)
         if text is not None:
             ours, pieces = text[0], 1
-        else:
+        elif frames.find(b"\n\n") < len(frames) - 2:
             ours, pieces = template.several(frames)
+        else:
+            return False
         if not pieces or meter.output_pieces + pieces > self._output_tokens_max:  # to be cut off
             return False
         self._unsent_pieces = pieces
@@ -548,8 +551,9 @@ class _Template:
             return None
         before, _, after = payload.partition(quoted)
         our_before, _, our_after = rewritten.partition(quoted)
-        # A server that escapes what need not be escaped may have the same text plain elsewhere.
-        if not before.rstrip().endswith(b'"content":'):
+        # A server that escapes what need not be escaped may have the same text plain elsewhere. And
+        # an event of several lines is not written as its data reads.
+        if not before.rstrip().endswith(b'"content":') or payload.find(b"\n") >= 0:
             return None
         return cls(before + b'"', b'"' + after, our_before + b'"', b'"' + our_after)
 

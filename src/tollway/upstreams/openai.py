@@ -262,9 +262,7 @@ class _EventStream:
         self.excess: RequestError | None = None
         self.flush = sink.flush
         self._sink = sink
-        counts_apart = dialect.counts_reasoning_apart
-        self._frames = Frames(self._event_counted if counts_apart else sink.event)
-        self._reads_all = counts_apart
+        self._frames = Frames(self._event_counted if dialect.counts_reasoning_apart else sink.event)
         self._connection: Connection | None = None
         self._error = b""
 
@@ -297,7 +295,6 @@ class _EventStream:
     def chunks(self, data: bytes) -> None:
         if (
             self._connection is None
-            or self._reads_all
             or self._frames.is_within_event()
             or not self._sink.passed_on(data)
         ):

@@ -14,6 +14,7 @@ from tollway.wire.chat import Logprobs
 
 DONE = b"[DONE]"
 EVENT_BYTES_MAX = 4 * 1024 * 1024
+"""To within one read."""
 
 
 class EventTooLarge(Exception):

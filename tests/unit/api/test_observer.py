@@ -1,9 +1,11 @@
 import json
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
 from tests.support.api import MODEL, Api
 from tests.support.builders import chat_bytes
+from tests.support.clock import FixedClock
 
 from tollway.api import observer
 from tollway.api.observer import RequestObserver
@@ -19,6 +21,7 @@ from tollway.errors import (
 )
 from tollway.gateway.types import Admission, Call, Caller, Cost
 from tollway.ledger.base import Attempt, Hold, Outcome, Settlement
+from tollway.metrics.counters import Metrics
 from tollway.rates.base import CHAT, RateState
 from tollway.wire.requests import parse_chat_request
 
@@ -224,3 +227,54 @@ async def test_no_line_has_content_or_a_secret(api: Api) -> None:
     text = api.access_path.read_text()
     assert "Tay Bridge" not in text
     assert "tw_" not in text
+
+
+def test_what_is_told_together_adds_up_for_each_account_second_and_model() -> None:
+    metrics, nothing = Metrics(), SimpleNamespace
+    log: Any = nothing(enabled=False, before_writing=[])
+    observer = RequestObserver(metrics, log, FixedClock())
+    told: tuple[tuple[str, float, str, int], ...] = (
+        ("a", 100.2, MODEL, 1),
+        ("a", 100.9, MODEL, 2),
+        ("b", 100.9, "n", 4),
+        ("a", 130.0, "n", 8),
+        ("a", 129.9, MODEL, 16),  # a little out of order
+        ("b", 131.0, MODEL, 0),
+        ("b", 131.0, MODEL, 32),
+        ("b", 195.0, MODEL, 64),
+    )
+    for account, began, model, charged in told:
+        admission: Any = nothing(
+            parsed=nothing(request=nothing(stream=False), images=()),
+            call=nothing(began=began),
+            caller=nothing(account=nothing(id=account)),
+            cost=nothing(input_tokens_max=1),
+        )
+        outcome = Outcome("completed", model, 1, 1, "upstream", charged, ())
+        reply: Any = ToldReply(begun=True)
+        observer.settled(admission, outcome, Settlement(charged, 0, 0), None, reply)
+        if charged == 32:
+            metrics.catch_up()
+            assert metrics.velocity.last_minute(131.0) == (63, 36)
+            assert metrics.velocity.last_minute(161.5) == (56, 32)
+    metrics.catch_up()
+    assert metrics.velocity.last_minute(195.0) == (64, 64)
+    assert (metrics.models[MODEL].credits, metrics.models["n"].credits) == (115, 12)
+
+
+def test_charges_of_one_account_more_than_a_minute_apart_are_not_one() -> None:
+    metrics, nothing = Metrics(), SimpleNamespace
+    log: Any = nothing(enabled=False, before_writing=[])
+    observer = RequestObserver(metrics, log, FixedClock())
+    for began in (100.0, 170.0):
+        admission: Any = nothing(
+            parsed=nothing(request=nothing(stream=False), images=()),
+            call=nothing(began=began),
+            caller=nothing(account=nothing(id="a")),
+            cost=nothing(input_tokens_max=1),
+        )
+        reply: Any = ToldReply(begun=True)
+        outcome = Outcome("completed", MODEL, 1, 1, "upstream", 1, ())
+        observer.settled(admission, outcome, Settlement(1, 0, 0), None, reply)
+    metrics.catch_up()
+    assert metrics.velocity.last_minute(170.0) == (1, 1)

@@ -420,3 +420,14 @@ async def test_what_looks_like_an_event_alone_may_be_the_end_of_one(begun: bytes
     ends = list(itertools.accumulate(map(len, reads)))
     whole, again = await both_told(DIALECTS["generic"], raw, ends, streamed=True)
     assert again == [whole] * 3
+
+
+async def test_an_event_of_several_lines_is_no_template_for_one_that_has_lost_a_field() -> None:
+    first, second = sse(chunk({"content": "Hi"}), done=False).split(b' "choices"', 1)
+    good = first + b'\ndata: "choices"' + second
+    assert good.replace(b"\ndata: ", b" ") == sse(chunk({"content": "Hi"}), done=False)
+    bad = first + b'\n"choices"' + second
+    raw, ends = whole_events_a_chunk(good + good + bad)
+    whole, again = await both_told(DIALECTS["generic"], raw, ends, streamed=True)
+    assert (whole.output_pieces, again) == (2, [whole] * 3)
+    assert whole.error is not None
