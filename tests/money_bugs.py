@@ -187,7 +187,7 @@ BUGS = (
     ),
     Bug(
         "what comes after the client has left is counted",
-        "api/edge.py",
+        "api/exchange.py",
         "self.press(True)  # nothing more",
         "pass  # nothing more",
     ),

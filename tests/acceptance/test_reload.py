@@ -253,6 +253,7 @@ def test_a_server_in_a_terminal_goes_when_the_terminal_does(tmp_path: Path) -> N
     where = ["--config", str(config), "--data-dir", str(tmp_path / "data")]
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # who runs the tests may be under nohup
         os.execvp(TOLLWAY[0], [*TOLLWAY, "serve", "--port", "0", *where])  # noqa: S606
     shown = b""
     while b"Ctrl-C stops it." not in shown:
