@@ -102,15 +102,15 @@ class Accounts:
         it."""
         status = self.named(name).status
         self._remember_as(name, status="frozen")
-        async with self._changing:
-            frozen = self._remember_as(name, status="frozen")
-            try:
+        try:
+            async with self._changing:
+                frozen = self._remember_as(name, status="frozen")
                 await self._store_status(frozen, audit)
-            except BaseException:
-                # Told as refused, and a restart would find it active: it is.
-                self._remember_as(name, status=status)
-                raise
-            return frozen
+                return frozen
+        except BaseException:
+            # Told as refused, and a restart would find it active: it is.
+            self._remember_as(name, status=status)
+            raise
 
     async def unfreeze(self, name: str, *audit: Statement) -> Account:
         async with self._changing:

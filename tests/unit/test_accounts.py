@@ -77,6 +77,16 @@ async def test_a_freeze_that_is_not_on_disk_is_taken_back(
     assert (await again(database)).named("acme").status == "frozen"
 
 
+async def test_a_freeze_that_is_given_up_before_its_turn_is_taken_back(accounts: Accounts) -> None:
+    setting = asyncio.create_task(accounts.set_limits("acme", requests_per_minute=7))
+    await asyncio.sleep(0)
+    freezing = asyncio.create_task(accounts.freeze("acme"))
+    await asyncio.sleep(0)
+    freezing.cancel()
+    await asyncio.gather(setting, freezing, return_exceptions=True)
+    assert accounts.named("acme").status == "active"
+
+
 async def test_a_freeze_while_an_account_is_read_again_stays(
     database: SqliteDatabase, accounts: Accounts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
