@@ -7,27 +7,32 @@ parser would have said the same again, but for the length. The parser is at the 
 messages meanwhile, and stays there.
 
 Comparing takes 1 us where the parser and its callbacks take 13 (cold, under load).
+
+A body that comes with several reads is counted down to its end without the parser, which would copy
+all of it once more.
 """
 
 import re
 
 _find_length = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)[ \t]*\r\n", re.IGNORECASE).search
+_LENGTH_DIGITS_MAX = 10
 
 
 class LearnedHead:
-    __slots__ = ("_form", "_size")
+    __slots__ = ("_after", "_before", "_form", "_size")
 
     def __init__(self, before: bytes, length: int, after: bytes) -> None:
+        self._before, self._after = before, after
         self._form = before.replace(b"%", b"%%") + b"%d" + after.replace(b"%", b"%%")
         self._size = len(self._form % length)
 
     @classmethod
     def of(cls, data: bytes, length: int) -> "LearnedHead | None":
-        """Of one message, whole and alone in `data`, whose body has `length` bytes as its
-        Content-Length says; else None."""
+        """Of one message whose body has `length` bytes as its Content-Length says, and which is
+        alone in `data`, with all of its head; else None."""
         end = data.find(b"\r\n\r\n") + 4
         digits = _find_length(data, 0, end)
-        if digits is None or length == 0 or len(data) != end + length:
+        if digits is None or length == 0 or len(data) > end + length:
             return None
         return cls(data[: digits.start(1)], length, data[digits.end(1) : end])
 
@@ -44,3 +49,16 @@ class LearnedHead:
             return None
         self._size = size
         return data[size:]
+
+    def long_body_in(self, data: bytes) -> tuple[memoryview, int] | None:
+        """The first part of the body of a message with this head, and how much of it is still to
+        come; None where nothing is, or where `data` is anything else."""
+        if not data.startswith(self._before):
+            return None
+        begin, after = len(self._before), self._after
+        end = data.find(after, begin, begin + _LENGTH_DIGITS_MAX + len(after))
+        if end < 0 or not data[begin:end].isdigit():
+            return None
+        body = memoryview(data)[end + len(after) :]
+        missing = int(data[begin:end]) - len(body)
+        return (body, missing) if missing > 0 else None

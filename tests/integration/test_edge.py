@@ -451,6 +451,70 @@ def test_a_learned_head_may_come_in_pieces_or_behind_another_request(edge: EdgeS
         assert client.read_reply().body == b"%d" % len(a_body())
 
 
+SIZES = (70_000, 300_000, 1_048_576, 70_001, BODY_BYTES_MAX)
+
+
+def test_long_requests_with_the_same_head_are_each_their_own(edge: EdgeServer) -> None:
+    bodies = [a_body(pad=str(size % 10) * (size - 26)) for size in SIZES]
+    with edge.client() as client:
+        client.send(raw_request(a_body()))
+        client.read_reply()
+        for body in bodies:
+            client.send(raw_request(body))
+            assert client.read_reply().body == b"%d" % len(body)
+        assert not parsers(edge)
+        client.send(raw_request(a_body(pad="x" * BODY_BYTES_MAX)))
+        assert client.read_reply().status == 413
+
+    assert [call.body for call in edge.door.calls[1:-1]] == bodies
+
+
+def parsers(edge: EdgeServer) -> list[object]:
+    """Those that connections have: one whose requests are all like the first has none."""
+    return [one.parser for one in edge.door.connections if one.parser is not None]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_follows_a_long_request_is_the_next(edge: EdgeServer, size: int) -> None:
+    long = raw_request(a_body(pad="x" * (size - 26)))
+    short = raw_request(a_body())
+    with edge.client() as client:
+        client.send(short)
+        client.read_reply()
+        for follows in (short, short + long, b"GET /plain HTTP/1.1\r\nhost: x\r\n\r\n"):
+            client.send(long[: size // 2])
+            client.send(long[size // 2 : -10])
+            client.send(long[-10:] + follows)
+            assert client.read_reply().body == b"%d" % size
+            for _ in range(1 + follows.count(b'"pad"')):
+                assert client.read_reply().status == 200
+
+
+def test_a_head_is_learned_from_a_long_request_too(edge: EdgeServer) -> None:
+    body = a_body(pad="x" * 600_000)
+    with edge.client() as client:
+        client.send(raw_request(body))
+        assert client.read_reply().body == b"%d" % len(body)
+        client.send(raw_request(body)[:500_000])
+        until(lambda: any(one._missing for one in list(edge.door.connections)))
+        client.send(raw_request(body)[500_000:])
+        assert client.read_reply().body == b"%d" % len(body)
+
+
+def test_a_stop_lets_a_long_request_come_to_its_end(edge: EdgeServer) -> None:
+    request = raw_request(a_body(pad="x" * 300_000))
+    with edge.client() as client:
+        client.send(raw_request(a_body()))
+        client.read_reply()
+        client.send(request[:200_000])
+        until(lambda: any(one._missing for one in list(edge.door.connections)))
+        edge.stop()
+        time.sleep(0.2)
+        client.send(request[200_000:])
+        reply = client.read_reply()
+        assert (reply.status, reply.header("connection")) == (200, "close")
+
+
 def test_a_connection_with_a_stream_keeps_little_of_the_edge(edge: EdgeServer) -> None:
     streams = 40
     lines = ["authorization: Bearer tw_x", *(f"x-{number}: {'y' * 90}" for number in range(10))]
@@ -869,6 +933,16 @@ def test_a_client_that_leaves_ends_its_request_at_once(
     until(lambda: edge.door.cancelled, 1.0)
 
 
+def test_a_client_that_leaves_half_a_long_body_is_forgotten(edge: EdgeServer) -> None:
+    with edge.client() as client:
+        client.send(raw_request(a_body()))
+        client.read_reply()
+        client.send(raw_request(a_body(pad="x" * 300_000))[:200_000])
+        until(lambda: any(one._missing for one in list(edge.door.connections)))
+    until(lambda: not edge.connections)
+    assert len(edge.door.calls) == 1
+
+
 def test_a_client_that_leaves_half_a_body_is_forgotten(edge: EdgeServer) -> None:
     with edge.client() as client:
         client.send(METERED[:-3])
@@ -918,6 +992,26 @@ def test_a_trickled_request_is_closed_however_it_trickles(quick: EdgeServer, bod
                 time.sleep(0.01)
     assert time.monotonic() - began < 2.0
     assert quick.door.calls == []
+
+
+def test_a_long_request_that_stops_or_trickles_is_closed(quick: EdgeServer) -> None:
+    data = raw_request(a_body(pad="x" * 300_000))
+    with quick.client() as client:
+        client.send(METERED)
+        client.read_reply()
+        client.send(data[:-80])
+        assert closed_within(client, 2.0)
+    began = time.monotonic()
+    with quick.client() as client:
+        client.send(METERED)
+        client.read_reply()
+        client.send(data[:-480])
+        with contextlib.suppress(OSError):
+            for byte in data[-480:]:
+                client.send(bytes([byte]))
+                time.sleep(0.01)
+    assert time.monotonic() - began < 2.0
+    assert len(quick.door.calls) == 2
 
 
 def test_each_request_has_its_whole_time(quick: EdgeServer) -> None:

@@ -80,13 +80,37 @@ def test_what_is_not_one_whole_request_with_that_head_is_the_parsers() -> None:
     assert head.body_in(b"") is None
 
 
-def test_only_one_message_whole_and_alone_is_learned_from() -> None:
+def test_the_beginning_of_a_long_request_says_how_much_is_missing() -> None:
+    head = learned(a_request(b"{}"), b"{}")
+    long = a_request(b"x" * 100_000)
+
+    found = head.long_body_in(long[:-30_000])
+    assert found is not None
+    assert (bytes(found[0]), found[1]) == (b"x" * 70_000, 30_000)
+    assert head.long_body_in(long) is None
+    assert head.long_body_in(long + long) is None
+    assert head.long_body_in(long.replace(b"tw_x", b"tw_y")[:-1]) is None
+    assert head.long_body_in(long.replace(b": 1", b": +1")[:-1]) is None
+    assert head.long_body_in(long.replace(b": 100000", b": ")[:-1]) is None
+    assert head.long_body_in(long.replace(b": 1", b": " + b"0" * 30 + b"1")[:-1]) is None
+    assert head.long_body_in(long[:50]) is None
+
+
+def test_only_one_message_alone_is_learned_from_with_its_whole_head() -> None:
     request = a_request(b"{}")
 
     assert LearnedHead.of(request + b"GET /", 2) is None
-    assert LearnedHead.of(request[:-1], 2) is None
+    assert LearnedHead.of(request[:-3], 2) is None
     assert LearnedHead.of(request[:-2], 0) is None
     assert LearnedHead.of(request.replace(b"Content-Length: 2", b"X: 2"), 2) is None
+
+
+INSERTED = st.sampled_from(
+    [b"", b" ", b"0", b"9", b"\r\n", b"\n", b"\r", b"\t", b"Content-Length: 3\r\n", b"\x00"]
+)
+LENGTH_LINES = st.sampled_from(
+    [b"Content-Length: %d", b"content-length:%d", b"CONTENT-LENGTH:  %d ", b"Content-length: 0%d"]
+)
 
 
 @settings(max_examples=400, deadline=None)
@@ -94,17 +118,8 @@ def test_only_one_message_whole_and_alone_is_learned_from() -> None:
     body=st.binary(min_size=1, max_size=40),
     at=st.integers(0, 200),
     cut=st.integers(0, 3),
-    inserted=st.sampled_from(
-        [b"", b" ", b"0", b"9", b"\r\n", b"\n", b"\r", b"\t", b"Content-Length: 3\r\n", b"\x00"]
-    ),
-    length_line=st.sampled_from(
-        [
-            b"Content-Length: %d",
-            b"content-length:%d",
-            b"CONTENT-LENGTH:  %d ",
-            b"Content-length: 0%d",
-        ]
-    ),
+    inserted=INSERTED,
+    length_line=LENGTH_LINES,
     last=st.booleans(),
 )
 def test_whatever_it_accepts_the_parser_reads_alike(
@@ -120,5 +135,37 @@ def test_whatever_it_accepts_the_parser_reads_alike(
     if found is not None:
         parsed, before = Parsed(mutated), Parsed(first)
         assert (parsed.complete, parsed.body, parsed.url) == (1, found, before.url)
-        without_length = [line for line in parsed.heads[0] if line[0] != b"content-length"]
-        assert without_length == [line for line in before.heads[0] if line[0] != b"content-length"]
+        assert without_length(parsed) == without_length(before)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    length=st.integers(1, 3000),
+    there=st.integers(0, 60),
+    at=st.integers(0, 200),
+    cut=st.integers(0, 3),
+    inserted=INSERTED,
+    length_line=LENGTH_LINES,
+    last=st.booleans(),
+)
+def test_a_long_one_that_it_accepts_the_parser_reads_alike(
+    length: int, there: int, at: int, cut: int, inserted: bytes, length_line: bytes, last: bool
+) -> None:
+    first = a_request(b"{}", length_line=length_line, last=last)
+    head = learned(first, b"{}")
+    second = a_request(b"x" * length, length_line=length_line, last=last)
+    second = second[: len(second) - length + min(there, length)]
+    mutated = second[:at] + inserted + second[at + cut :]
+
+    found = head.long_body_in(mutated)
+
+    if found is not None:
+        body, missing = found
+        parsed, before = Parsed(mutated + b"y" * missing), Parsed(first)
+        assert (parsed.complete, parsed.url) == (1, before.url)
+        assert parsed.body == bytes(body) + b"y" * missing
+        assert without_length(parsed) == without_length(before)
+
+
+def without_length(parsed: Parsed) -> list[tuple[bytes, bytes]]:
+    return [line for line in parsed.heads[0] if line[0] != b"content-length"]

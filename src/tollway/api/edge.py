@@ -8,7 +8,8 @@ pipeline as a `Call`, and answered on the transport, without an ASGI scope and i
 saves about 15 us a request (docs/decisions/0001).
 
 A client that keeps its connection sends nearly the same head with every request. So one that was
-parsed is learned (`heads.py`), and the next request's is only compared with it.
+parsed is learned (`heads.py`), and the next request's is only compared with it. Then the body of a
+long one is counted down to its end, and the parser sees nothing of it.
 
 One request on the short way and its reply is an `Exchange` (`exchange.py`). Only this file and that
 one know uvicorn's insides; its version is pinned and `tests/integration/test_edge.py` holds it to
@@ -32,7 +33,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from tollway.api.address import client_address
-from tollway.api.body import refusal_of_head
+from tollway.api.body import BODY_BYTES_MAX, refusal_of_head
 from tollway.api.exchange import Door, Exchange, Head
 from tollway.clock import new_id
 from tollway.errors import (
@@ -58,6 +59,8 @@ UNSENT_BYTES_MAX = 32 * 1024
 METERED_PATHS = frozenset({b"/api/v1/chat/completions", b"/v1/chat/completions"})
 
 LEARNING_TRIES_MAX = 4
+LONG_BYTES = 32 * 1024
+"""A request's first read of more than that is mostly not its last."""
 
 log = logging.getLogger("tollway.edge")
 
@@ -95,6 +98,7 @@ class EdgeProtocol(HttpToolsProtocol):
         "_in_head",
         "_learned",
         "_learning_tries",
+        "_missing",
         "_receive_timer",
         "_receiving",
         "_running",
@@ -145,6 +149,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._serving: Exchange | None = None
         self._learned: tuple[LearnedHead, Head] | None = None
         self._learning_tries = LEARNING_TRIES_MAX
+        self._missing = 0  # of a body that the parser does not see
         self._running: RequestResponseCycle | None = None  # the same on uvicorn's way
         self._winding_down = False
         self.url = b""
@@ -186,6 +191,11 @@ class EdgeProtocol(HttpToolsProtocol):
                 self.cycle = exchange
                 self._serve(exchange, body)
                 return
+            if len(data) > LONG_BYTES and self._begin_long(learned, head, data):
+                return
+        elif self._missing:
+            self._take_part(data)
+            return
         parser = self.parser or self._begin_parser()
         try:
             parser.feed_data(data)
@@ -200,7 +210,7 @@ class EdgeProtocol(HttpToolsProtocol):
             return
         if self._receiving:
             self._await_the_rest(len(data))
-        elif between_requests and self._learning_tries:
+        if between_requests and self._learning_tries and not self._in_head:
             self._learn_head(data)
 
     def _learn_head(self, data: bytes) -> None:
@@ -213,7 +223,37 @@ class EdgeProtocol(HttpToolsProtocol):
         learned = LearnedHead.of(data, head.length) if is_usual and head.length else None
         if learned is not None:
             self._learned = (learned, head)
-            self.parser = None  # it is between two messages, as a new one would be; 0.9 KB
+            if not self._receiving:
+                self.parser = None  # it is between two messages, as a new one would be; 0.9 KB
+
+    def _begin_long(self, learned: LearnedHead, head: Head, data: bytes) -> bool:
+        """Whether `data` is the first part of a long request whose head is known."""
+        found = learned.long_body_in(data)
+        if found is None:
+            return False
+        body, missing = found
+        if len(body) + missing > BODY_BYTES_MAX:
+            return False
+        self._missing = missing
+        self._receiving = True
+        self.cycle = exchange = Exchange(self, head, time.monotonic(), head.keep_alive)
+        exchange.parts = [body]
+        self._await_the_rest(len(data))
+        return True
+
+    def _take_part(self, data: bytes) -> None:
+        """Of a body that the parser does not see."""
+        exchange: Exchange = self.cycle
+        parts = exchange.parts
+        assert parts is not None
+        more = len(data) - self._missing
+        parts.append(memoryview(data)[: self._missing] if more > 0 else data)
+        self._missing = max(0, -more)
+        if self._missing:
+            return
+        self.on_message_complete()
+        if more > 0:
+            self.data_received(data[-more:])
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """An offer may be ignored (RFC 9110, 7.8), and clients send it with any request (Java's

@@ -86,7 +86,7 @@ class Exchange:
     status: int = 0
     refusal: RequestError | None = None
     task: asyncio.Task[None] | None = None
-    parts: list[bytes] | None = None
+    parts: list[bytes | memoryview] | None = None
     """Of the body, as far as it has come."""
     size: int = 0
     unsent_head: bytes = b""
@@ -178,7 +178,7 @@ class Exchange:
     def take_body(self) -> bytes:
         """All of it, which is not kept here any longer."""
         parts, self.parts = self.parts or (), None
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)  # a single one is not copied
 
     def leave(self) -> None:
         """The client has gone: whoever serves this must know within a second, so at once."""
