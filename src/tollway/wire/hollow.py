@@ -161,6 +161,9 @@ def _without_conversation(body: bytes, view: memoryview, *, has_escapes: bool) -
     begin, count = first, 0
     text_bytes: int | None = 0
     steps_left = len(body) // _ESCAPED_QUOTES_APART
+    # What stood between two messages stands there again two messages later, where two roles take
+    # turns: comparing takes a fifth of what matching does.
+    before = last = b""
     while True:
         end = body.find(b'"', begin)
         while has_escapes and _is_escaped(body, begin, end):
@@ -168,14 +171,21 @@ def _without_conversation(body: bytes, view: memoryview, *, has_escapes: bool) -
             steps_left -= 1
             if steps_left < 0:
                 return None
-        following = _match_next(body, end) if end > 0 else None
-        if following is None:
+        if end < 0:
             return None
         count += 1
         text_bytes += end - begin
-        begin = following.end()
-        if following[1] is None:
-            break
+        before, last = last, before
+        if last and body.startswith(last, end):
+            begin = end + len(last)
+        else:
+            following = _match_next(body, end)
+            if following is None:
+                return None
+            begin = following.end()
+            if following[1] is None:
+                break
+            last = body[end:begin]
         if count == MESSAGES_MAX:
             return None
     array = view[array_begin:begin]

@@ -1,7 +1,6 @@
 """A long request is read without its long texts, and what comes of it is what its whole makes."""
 
 import json
-import re
 from typing import Any
 
 import msgspec
@@ -58,7 +57,7 @@ bodies = st.fixed_dictionaries(
     {
         "model": texts,
         "messages": st.lists(messages, min_size=1, max_size=4)
-        | st.lists(plain_messages, min_size=1, max_size=4),
+        | st.lists(plain_messages, min_size=1, max_size=8),
     },
     optional={
         "stop": texts,
@@ -202,19 +201,38 @@ def test_backslashes_escape_a_quote_by_their_number(count: int, after: str) -> N
         assert comparable(parsed) == comparable(read_fully(body))
 
 
-def test_more_messages_than_there_may_be_are_not_stepped_over(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    looked: list[int] = []
-    match_next = hollow_module._match_next  # pyright: ignore[reportPrivateUsage]
+def test_more_messages_than_there_may_be_are_not_stepped_over() -> None:
+    assert hollow(chat_bytes(messages=[message("")] * MESSAGES_MAX)) is not None
+    assert hollow(chat_bytes(messages=[message("")] * (MESSAGES_MAX + 1))) is None
 
-    def counted(body: bytes, at: int) -> re.Match[bytes] | None:
-        looked.append(at)
-        return match_next(body, at)
 
-    monkeypatch.setattr(hollow_module, "_match_next", counted)
-    assert hollow(chat_bytes(messages=[message("")] * 5000)) is None
-    assert len(looked) == MESSAGES_MAX
+@pytest.mark.parametrize("spaces", ["", " ", "\n\t"])
+def test_roles_may_take_turns_in_any_way(spaces: str) -> None:
+    """What stood between two messages is compared with before it is matched."""
+    patterns = ("uaua", "uuaa", "suauau", "uuuuuu", "auaauuaau", "usuasdua")
+    names = {"u": "user", "a": "assistant", "s": "system", "d": "developer"}
+    for pattern in patterns:
+        messages = [{"role": names[letter], "content": letter + LONG} for letter in pattern]
+        body = json.dumps(
+            {"model": "m", "messages": messages}, separators=("," + spaces, ":" + spaces)
+        ).encode()
+        parsed = read_long(body)
+        assert parsed is not None
+        assert comparable(parsed) == comparable(read_fully(body))
+        assert [type(one) for one in parsed.request.messages] == [
+            type(one) for one in read_fully(body).request.messages
+        ]
+
+
+def test_what_follows_a_text_in_place_of_the_next_is_seen() -> None:
+    """After messages that all went on in the same way, one that does not."""
+    messages = [message(LONG)] * 6
+    body = chat_bytes(messages=messages)
+    end = body.rindex(LONG.encode()) + len(LONG)
+    for wrong in (b'", "name": "x', b'x"', b'"}, {"role": "user", "content": "', b'"}, '):
+        spoilt = body[:end] + wrong + body[end:]
+        parsed = read_long(spoilt)
+        assert parsed is None or comparable(parsed) == comparable(read_fully(spoilt))
 
 
 def test_many_short_texts_are_not_stepped_over() -> None:
