@@ -159,7 +159,7 @@ async def serve_on(
             server.wind_down()
             await asyncio.wait([serving], timeout=settings.server.drain_delay_seconds)
         finally:
-            server.should_exit = True
+            server.exit()
 
 
 # --- its parts, in the order they are made --------------------------------------------------------

@@ -111,7 +111,8 @@ class AccessLog:
     async def _run(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._many.wait(), FLUSH_SECONDS)
+                async with asyncio.timeout(FLUSH_SECONDS):
+                    await self._many.wait()
             self._many.clear()
             # Once begun, a batch is written to its end: a stop must neither lose nor repeat it.
             await asyncio.shield(self._flush())
