@@ -58,7 +58,7 @@ from tollway.wire.requests import parse_chat_request
 
 PAGE = Path("docs/performance.md")
 WRITER = "tollway-write"
-FILED_SECONDS = 0.3
+FILED_SECONDS = 0.6
 """Charges are filed when nothing has come for a while, which is part of their cost."""
 
 

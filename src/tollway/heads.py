@@ -28,11 +28,13 @@ class LearnedHead:
 
     @classmethod
     def of(cls, data: bytes, length: int) -> "LearnedHead | None":
-        """Of one message whose body has `length` bytes as its Content-Length says, and which is
-        alone in `data`, with all of its head; else None."""
+        """Of one message that is alone in `data`, with all of its head and no more than the
+        `length` bytes of its body; else None. Whoever knows only the last message that `data` has
+        gives its length: where another comes before it, that one's says something else, or leaves
+        something over."""
         end = data.find(b"\r\n\r\n") + 4
         digits = _find_length(data, 0, end)
-        if digits is None or length == 0 or len(data) > end + length:
+        if digits is None or length == 0 or int(digits[1]) != length or len(data) > end + length:
             return None
         return cls(data[: digits.start(1)], length, data[digits.end(1) : end])
 

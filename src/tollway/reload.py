@@ -26,9 +26,10 @@ from msgspec import Struct
 from tollway.errors import ConfigurationError, Refused, TollwayError
 from tollway.settings import Embedded, Secret, Settings
 
-LOOK_SECONDS = 0.8
-"""A file is taken when two looks in a row found it the same. The second follows sooner, so that it
-is within a second of its change."""
+LOOK_SECONDS = 0.55
+AGAIN = 0.6
+"""A file is taken when two looks in a row found it the same. The second follows after this part of
+the time between two, so that it is within a second of its change."""
 
 Stamp = tuple[tuple[int, int, int] | None, ...]
 """Of each file: when it was written, its size, and which file it is; None where there is none."""
@@ -121,7 +122,7 @@ class Reloader:
         while True:
             with contextlib.suppress(TimeoutError):
                 changes = self._looked_at != self._judged
-                async with asyncio.timeout(self._look_seconds / (8 if changes else 1)):
+                async with asyncio.timeout(self._look_seconds * (AGAIN if changes else 1)):
                     await self._asked.wait()
             try:
                 await self.look()

@@ -27,7 +27,7 @@ from tollway.api.body import BODY_BYTES_MAX
 from tollway.api.edge import HEAD_BYTES_MAX, PIPELINED_MAX, EdgeProtocol
 from tollway.api.exchange import Exchange
 from tollway.api.replies import error_reply, send
-from tollway.api.server import ACCEPTED_A_TURN, HttpServer
+from tollway.api.server import ACCEPTED_A_TURN, TICK_SECONDS, HttpServer
 from tollway.errors import RequestError
 from tollway.gateway.types import Call
 
@@ -499,6 +499,27 @@ def test_a_head_is_learned_from_a_long_request_too(edge: EdgeServer) -> None:
         until(lambda: any(one._missing for one in list(edge.door.connections)))
         client.send(raw_request(body)[500_000:])
         assert client.read_reply().body == b"%d" % len(body)
+
+
+@pytest.mark.parametrize("first", [CHAT, "/plain"])
+def test_a_head_is_not_learned_for_what_comes_behind_it(edge: EdgeServer, first: str) -> None:
+    """A read with one request, and the head of the next with a part of its long body."""
+    alice = raw_request(a_body(pad="x" * 300), "authorization: Bearer alice", path=first)
+    bob = raw_request(a_body(pad="y" * 200_000), "authorization: Bearer bob")
+    with edge.client() as client:
+        client.send(alice + bob[:400])
+        time.sleep(0.1)
+        client.send(bob[400:])
+        for _ in range(2):
+            assert client.read_reply().status == 200
+        client.send(alice)
+        assert client.read_reply().status == 200
+
+    who = [call.authorization for call in edge.door.calls]
+    if first == CHAT:
+        assert who == [b"Bearer alice", b"Bearer bob", b"Bearer alice"]
+    else:
+        assert who == [b"Bearer bob"]
 
 
 def test_a_stop_lets_a_long_request_come_to_its_end(edge: EdgeServer) -> None:
@@ -1204,6 +1225,22 @@ def test_a_turn_of_the_event_loop_takes_several_new_connections() -> None:
         return turns
 
     assert uvloop.run(connect_many()) < clients / 2
+
+
+def test_a_stop_is_not_waited_for_by_the_tick() -> None:
+    async def stop_seconds() -> float:
+        door: Any = Door()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            server = HttpServer(_config(App(), PatientEdge, door), door)
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            while not server.started:  # noqa: ASYNC110 (uvicorn has no event for it)
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.05)  # it waits for the next tick
+            began = time.monotonic()
+            await server.stop(serving)
+            return time.monotonic() - began
+
+    assert uvloop.run(stop_seconds()) < TICK_SECONDS - 0.1
 
 
 # --- what the edge relies on --------------------------------------------------------------------

@@ -105,6 +105,15 @@ def test_only_one_message_alone_is_learned_from_with_its_whole_head() -> None:
     assert LearnedHead.of(request.replace(b"Content-Length: 2", b"X: 2"), 2) is None
 
 
+def test_nothing_is_learned_from_a_read_that_begins_with_another_message() -> None:
+    """What is known of the last message must not be taken for the first one's."""
+    for first in (a_request(b"{}"), a_request(b"{}" * 50), a_request(b"x" * 99_000)):
+        for length in (2, 100, 99_000, 100_000):
+            last = a_request(b"y" * length)
+            for missing in (0, 1, length - 1, length):
+                assert LearnedHead.of(first + last[: len(last) - missing], length) is None
+
+
 INSERTED = st.sampled_from(
     [b"", b" ", b"0", b"9", b"\r\n", b"\n", b"\r", b"\t", b"Content-Length: 3\r\n", b"\x00"]
 )

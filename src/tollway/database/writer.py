@@ -180,7 +180,7 @@ class Writer:
         if self._thread.is_alive():
             self._queue.put(_STOP)
             self._thread.join()
-            self._queue.close()
+        self._queue.close()
 
     def make_ballast(self) -> None:
         """Where there is no room for it, the writer is at fault until there is."""
@@ -419,25 +419,27 @@ class _Inbox:
     def __init__(self) -> None:
         self._items: deque[Work | _Signal] = deque()
         self._asleep = False
+        self._sockets: tuple[socket.socket, ...] = ()
 
     def open(self) -> None:
         """Before anybody waits."""
-        self._waking, self._woken = socket.socketpair()
-        self._waking.setblocking(False)
-        self._woken.setblocking(False)
+        self._sockets = self._waking, self._woken = socket.socketpair()
+        for one in self._sockets:
+            one.setblocking(False)
         self._poll = select.poll()
         self._poll.register(self._woken, select.POLLIN)
 
     def close(self) -> None:
         """When nobody waits any more."""
-        self._waking.close()
-        self._woken.close()
+        for one in self._sockets:
+            one.close()
 
     def put(self, item: "Work | _Signal") -> None:
         self._items.append(item)
         if self._asleep:
             self._asleep = False
-            self._waking.send(b"\0")
+            with contextlib.suppress(OSError):  # so full that it wakes anyway, or closed by a stop
+                self._waking.send(b"\0")
 
     def __len__(self) -> int:
         return len(self._items)
