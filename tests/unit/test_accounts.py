@@ -1,6 +1,4 @@
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,14 +7,6 @@ from tests.support.clock import FixedClock
 from tollway.accounts import Accounts
 from tollway.database.sqlite import SqliteDatabase
 from tollway.errors import Unavailable
-
-
-@pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
-    database = SqliteDatabase(tmp_path / "tollway.db")
-    database.open()
-    yield database
-    await database.close()
 
 
 @pytest.fixture

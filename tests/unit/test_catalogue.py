@@ -1,6 +1,3 @@
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import msgspec
 import pytest
 from msgspec.structs import astuple
@@ -9,14 +6,6 @@ from tests.support.clock import FixedClock
 from tollway.catalogue import Catalogue, ModelOffer, Price, Serving
 from tollway.database.sqlite import SqliteDatabase
 from tollway.errors import NotFound
-
-
-@pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
-    database = SqliteDatabase(tmp_path / "tollway.db")
-    database.open()
-    yield database
-    await database.close()
 
 
 def an_offer(id: str = "acme/parrot", rates: tuple[int, int] = (700, 4000)) -> ModelOffer:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import sqlite3
-from collections.abc import AsyncIterator
 from contextlib import closing
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -22,14 +21,6 @@ from tollway.errors import Refused, StartError, Unavailable
 from tollway.ledger.charges import read_unfiled
 
 INSERT = "INSERT INTO prices VALUES (?, 'm1', 1, 1, 0, NULL, NULL)"
-
-
-@pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
-    database = SqliteDatabase(tmp_path / "tollway.db")
-    database.open()
-    yield database
-    await database.close()
 
 
 async def _prices(database: SqliteDatabase) -> list[str]:
