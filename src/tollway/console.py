@@ -21,7 +21,9 @@ class Welcome(Struct, frozen=True):
 
     @property
     def curl(self) -> str:
-        body = {"model": self.model, "messages": [{"role": "user", "content": "Say hello."}]}
+        question = {"role": "user", "content": "What is the capital of France?"}
+        # Without a bound a small model may talk until its context is full, for minutes.
+        body = {"model": self.model, "messages": [question], "max_tokens": 200}
         token = self.secret or "$TOLLWAY_TOKEN"
         return (
             f"curl {self.base_url}/chat/completions \\\n"
