@@ -422,7 +422,10 @@ def _is_killed(bug: Bug) -> bool:
 def _passes_here(suite: Sequence[str]) -> bool:
     with tempfile.TemporaryDirectory() as name:
         _copy_tree(Path(name))
-        return _passes(Path(name), suite)
+        failure = _failure(Path(name), suite)
+    if failure is not None:
+        _say(failure)
+    return failure is None
 
 
 def _copy_tree(copy: Path) -> None:
@@ -441,15 +444,24 @@ def _apply(bug: Bug, copy: Path) -> None:
 
 
 def _passes(copy: Path, suite: Sequence[str]) -> bool:
+    return _failure(copy, suite) is None
+
+
+def _failure(copy: Path, suite: Sequence[str]) -> str | None:
+    """The end of what was printed, where the suite failed or did not come to its end."""
     environment = {**os.environ, "PYTHONPATH": str(copy / "src")}
-    done = subprocess.run(
-        [sys.executable, *suite],
-        cwd=copy,
-        env=environment,
-        capture_output=True,
-        timeout=SECONDS_MAX,
-    )
-    return done.returncode == 0
+    try:
+        done = subprocess.run(
+            [sys.executable, *suite],
+            cwd=copy,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS_MAX,
+        )
+    except subprocess.TimeoutExpired:
+        return f"It did not end within {SECONDS_MAX} s."
+    return None if done.returncode == 0 else (done.stdout + done.stderr)[-2000:]
 
 
 def _say(line: str) -> None:

@@ -125,6 +125,23 @@ async def test_what_another_replica_has_leased_is_no_reason_to_refuse(
     assert await one.balance(account) == 40
 
 
+@pytest.mark.parametrize("policy", [LeasePolicy(busy_holds=5)])
+async def test_a_lease_is_at_most_a_part_of_what_is_available(
+    replicas: list[PostgresBooks],
+) -> None:
+    """Half of it for one replica, a quarter for two: the rest may be needed elsewhere."""
+    one = replicas[0]
+    account = await one.account(1000)
+
+    holds = await asyncio.gather(*(one.hold(account, 100) for _ in range(5)))
+    await until(lambda: one.ledger.leased() > 0)
+
+    # At that pace it wants 500; 600 and less were available when the last of them was held.
+    assert 100 <= one.ledger.leased() <= 300
+    for hold in holds:
+        await one.ledger.settle(hold, an_outcome(0))
+
+
 @pytest.mark.parametrize("policy", [EAGER_LEASES])
 async def test_what_is_leased_can_be_taken_away_by_the_operator(
     replicas: list[PostgresBooks],
