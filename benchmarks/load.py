@@ -68,9 +68,7 @@ def plain(
     time."""
     script = "post.lua" if tokens is None else "post_many.lua"
     more = {} if tokens is None else {"TOKENS": str(tokens)}
-    _wrk(gateway, WARM_SECONDS, script, more, core=core)
-    with _spent(gateway) as spent:
-        printed = _wrk(gateway, seconds, script, more, core=core)
+    spent, printed = _closed_loop(gateway, seconds, script, more, core=core)
     count, errors = _answered(printed)
     return {
         "request_us": spent.gateway_us / max(count, 1),
@@ -125,10 +123,9 @@ def paced(gateway: Gateway, seconds: int) -> Figures:
 def large(gateway: Gateway, seconds: int) -> Figures:
     """A conversation of 1 MiB in 200 messages, as fast as they go."""
     more = {"MESSAGES": str(LARGE_MESSAGES), "MESSAGE_BYTES": str(LARGE_MESSAGE_BYTES)}
-    script = "post_large.lua"
-    _wrk(gateway, WARM_SECONDS, script, more, connections=LARGE_CONNECTIONS)
-    with _spent(gateway) as spent:
-        printed = _wrk(gateway, seconds, script, more, connections=LARGE_CONNECTIONS)
+    spent, printed = _closed_loop(
+        gateway, seconds, "post_large.lua", more, connections=LARGE_CONNECTIONS
+    )
     count, errors = _answered(printed)
     return {
         "large_request_us": spent.gateway_us / max(count, 1),
@@ -267,7 +264,7 @@ def _paced_requests(
     return json.loads(on_load_core([*program, *map(str, numbers)], _env(gateway)))
 
 
-def _wrk(
+def _closed_loop(
     gateway: Gateway,
     seconds: int,
     script: str,
@@ -275,6 +272,22 @@ def _wrk(
     *,
     connections: int = CONNECTIONS,
     core: str = LOAD_CORE,
+) -> tuple[Spent, str]:
+    """What it took, after a warm-up, and what `wrk` printed."""
+    _wrk(gateway, WARM_SECONDS, script, more, connections=connections, core=core)
+    with _spent(gateway) as spent:
+        printed = _wrk(gateway, seconds, script, more, connections=connections, core=core)
+    return spent, printed
+
+
+def _wrk(
+    gateway: Gateway,
+    seconds: int,
+    script: str,
+    more: Mapping[str, str],
+    *,
+    connections: int,
+    core: str,
 ) -> str:
     """What it printed. `more` is for the script's environment."""
     url = f"http://127.0.0.1:{gateway.port}{gateway.path}"

@@ -9,7 +9,7 @@ messages meanwhile, and stays there.
 Comparing takes 1 us where the parser and its callbacks take 13 (cold, under load).
 
 A body that comes with several reads is counted down to its end without the parser, which would copy
-all of it once more.
+all of it once more (with what `hollow.py` saves by comparing: 21 of 699 us for 1 MiB).
 """
 
 import re

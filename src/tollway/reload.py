@@ -27,7 +27,7 @@ from tollway.errors import ConfigurationError, Refused, TollwayError
 from tollway.settings import Embedded, Secret, Settings
 
 LOOK_SECONDS = 0.55
-AGAIN = 0.6
+AGAIN_SHARE = 0.6
 """A file is taken when two looks in a row found it the same. The second follows after this part of
 the time between two, so that it is within a second of its change."""
 
@@ -122,7 +122,7 @@ class Reloader:
         while True:
             with contextlib.suppress(TimeoutError):
                 changes = self._looked_at != self._judged
-                async with asyncio.timeout(self._look_seconds * (AGAIN if changes else 1)):
+                async with asyncio.timeout(self._look_seconds * (AGAIN_SHARE if changes else 1)):
                     await self._asked.wait()
             try:
                 await self.look()

@@ -1001,16 +1001,21 @@ def test_a_request_that_stops_is_closed(quick: EdgeServer, pieces: list[bytes]) 
     assert quick.door.calls == []
 
 
+def trickle(client: RawClient, data: bytes) -> None:
+    """The last 480 bytes one by one, until the other side has had enough."""
+    client.send(data[:-480])
+    with contextlib.suppress(OSError):
+        for byte in data[-480:]:
+            client.send(bytes([byte]))
+            time.sleep(0.01)
+
+
 @pytest.mark.parametrize("body", [False, True], ids=["head", "body"])
 def test_a_trickled_request_is_closed_however_it_trickles(quick: EdgeServer, body: bool) -> None:
     data = raw_request(b"x" * 500) if body else raw_request(b"", "x: " + "y" * 500)
     began = time.monotonic()
     with quick.client() as client:
-        client.send(data[:-480])
-        with contextlib.suppress(OSError):
-            for byte in data[-480:]:
-                client.send(bytes([byte]))
-                time.sleep(0.01)
+        trickle(client, data)
     assert time.monotonic() - began < 2.0
     assert quick.door.calls == []
 
@@ -1026,11 +1031,7 @@ def test_a_long_request_that_stops_or_trickles_is_closed(quick: EdgeServer) -> N
     with quick.client() as client:
         client.send(METERED)
         client.read_reply()
-        client.send(data[:-480])
-        with contextlib.suppress(OSError):
-            for byte in data[-480:]:
-                client.send(bytes([byte]))
-                time.sleep(0.01)
+        trickle(client, data)
     assert time.monotonic() - began < 2.0
     assert len(quick.door.calls) == 2
 
