@@ -31,6 +31,13 @@ LARGE_RATE = 20
 LARGE_CONNECTIONS = 8
 LARGE_MESSAGES = 200
 LARGE_MESSAGE_BYTES = 5220
+PROSE = "Explain in three sentences why the Tay Bridge fell. "
+LINES = (
+    "The first Tay Bridge was opened in 1878 and fell nineteen months later in a storm.\\n" * 4
+    + 'A court of inquiry called it \\"badly designed, badly built and badly maintained\\".\\n'
+)
+CODE = '    if span.load > LIMIT:\\n        raise Fallen(\\"the bridge\\", span[0])\\n'
+"""All three as they are written in JSON."""
 SMALL_MESSAGE_BYTES = 728
 
 Figures = dict[str, float]
@@ -122,16 +129,24 @@ def paced(gateway: Gateway, seconds: int) -> Figures:
 
 def large(gateway: Gateway, seconds: int) -> Figures:
     """A conversation of 1 MiB in 200 messages, as fast as they go."""
-    more = {"MESSAGES": str(LARGE_MESSAGES), "MESSAGE_BYTES": str(LARGE_MESSAGE_BYTES)}
-    spent, printed = _closed_loop(
-        gateway, seconds, "post_large.lua", more, connections=LARGE_CONNECTIONS
-    )
-    count, errors = _answered(printed)
+    spent, count, errors = _large(gateway, seconds, PROSE)
     return {
         "large_request_us": spent.gateway_us / max(count, 1),
         "large_load_share": spent.load_share,
         "errors": errors,
     }
+
+
+def large_lines(gateway: Gateway, seconds: int) -> Figures:
+    """The same, of texts as people write them: in lines, and with a quotation now and then."""
+    spent, count, errors = _large(gateway, seconds, LINES)
+    return {"large_lines_request_us": spent.gateway_us / max(count, 1), "errors": errors}
+
+
+def large_code(gateway: Gateway, seconds: int) -> Figures:
+    """The same, of texts with an escape every 20 bytes."""
+    spent, count, errors = _large(gateway, seconds, CODE)
+    return {"large_code_request_us": spent.gateway_us / max(count, 1), "errors": errors}
 
 
 def large_rate(gateway: Gateway, seconds: int) -> Figures:
@@ -188,6 +203,8 @@ TESTS: dict[str, Callable[[Gateway, int], Figures]] = {
     "burst": burst,
     "paced": paced,
     "large": large,
+    "large_lines": large_lines,
+    "large_code": large_code,
     "large_rate": large_rate,
     "low": low,
     "crowd": crowd,
@@ -198,6 +215,8 @@ UNIT_OF = {
     "burst": "burst_chunk_us",
     "paced": "paced_chunk_us",
     "large": "large_request_us",
+    "large_lines": "large_lines_request_us",
+    "large_code": "large_code_request_us",
     "large_rate": "large_rate_request_us",
     "crowd": "crowd_chunk_us",
 }
@@ -262,6 +281,19 @@ def _paced_requests(
     program = [built("rate_load"), str(gateway.port), gateway.path, gateway.token, gateway.model]
     numbers = [connections, seconds, requests_per_second, messages, message_bytes, int(stream)]
     return json.loads(on_load_core([*program, *map(str, numbers)], _env(gateway)))
+
+
+def _large(gateway: Gateway, seconds: int, sentence: str) -> tuple[Spent, int, int]:
+    """What it took; how many requests, and how many of them failed."""
+    size = {"MESSAGES": str(LARGE_MESSAGES), "MESSAGE_BYTES": str(LARGE_MESSAGE_BYTES)}
+    spent, printed = _closed_loop(
+        gateway,
+        seconds,
+        "post_large.lua",
+        size | {"SENTENCE": sentence},
+        connections=LARGE_CONNECTIONS,
+    )
+    return spent, *_answered(printed)
 
 
 def _closed_loop(

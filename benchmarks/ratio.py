@@ -51,7 +51,17 @@ class Measure:
 
 
 PAGE = Path("docs/performance.md")
-USUAL_TESTS = ["idle", "plain", "rate", "burst", "paced", "large", "large_rate"]
+USUAL_TESTS = [
+    "idle",
+    "plain",
+    "rate",
+    "burst",
+    "paced",
+    "large",
+    "large_lines",
+    "large_code",
+    "large_rate",
+]
 GATEWAYS: dict[str, Callable[[Path, Upstream, list[str]], AbstractContextManager[Gateway]]] = {
     "direct": lambda folder, model, program: direct(model),
     "nginx": lambda folder, model, program: nginx(folder, model),
@@ -67,6 +77,14 @@ MEASURES = (
     Measure("idle_opened", "of 1,000 idle streams, begun after 5 s", digits=0),
     Measure("resident_mb", "RSS MB before load", must="<= 80 MB", aim="<= 50 MB"),
     Measure("large_request_us", "CPU µs a request of 1 MiB", digits=0, must="<= 3x", aim="<= 3x"),
+    Measure(
+        "large_lines_request_us",
+        "the same, of texts with lines and quotes",
+        digits=0,
+        must="<= 3x",
+        aim="<= 3x",
+    ),
+    Measure("large_code_request_us", "the same, of code", digits=0),
     Measure("rate_request_us", "CPU µs a request, 3,000 a second for both"),
     Measure("large_rate_request_us", "CPU µs a request of 1 MiB, 20 a second for both", digits=0),
     Measure("requests_per_second", "requests/s", best=max, digits=0),

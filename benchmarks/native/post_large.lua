@@ -1,8 +1,7 @@
--- wrk script: a conversation of MESSAGES messages of MESSAGE_BYTES, two roles in turn, sent over and over.
--- Those two, TOKEN, MODEL and EXTRA_HEADERS ("Name: value|Name: value") come from the environment.
-local sentence = "Explain in three sentences why the Tay Bridge fell. "
-local bytes = tonumber(os.getenv("MESSAGE_BYTES"))
-local text = string.rep(sentence, math.ceil(bytes / #sentence)):sub(1, bytes)
+-- wrk script: a conversation of MESSAGES messages of some MESSAGE_BYTES, two roles in turn, sent over and over. Each is
+-- SENTENCE, as in JSON, so often. These three, TOKEN, MODEL and EXTRA_HEADERS ("Name: value|Name: value") come from the environment.
+local sentence = os.getenv("SENTENCE")
+local text = string.rep(sentence, math.ceil(tonumber(os.getenv("MESSAGE_BYTES")) / #sentence))
 local messages = {}
 for i = 1, tonumber(os.getenv("MESSAGES")) do
   messages[i] = '{"role":"' .. (i % 2 == 1 and "user" or "assistant") .. '","content":"' .. text .. '"}'

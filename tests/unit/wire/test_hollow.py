@@ -2,27 +2,31 @@
 
 import json
 from typing import Any
+from unittest.mock import patch
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.builders import a_tool, chat_bytes, data_url, image_part, message
+from tests.support.long_requests import (
+    LONG,
+    WAYS,
+    comparable,
+    outcome,
+    read_fully,
+    read_long,
+)
 
-from tollway.errors import InvalidRequest
-from tollway.pricing import input_tokens_bound, text_tokens_bound
+from tollway.wire import conversation
 from tollway.wire import hollow as hollow_module
-from tollway.wire import requests
-from tollway.wire.chat import ChatRequest, Message, UserMessage
-from tollway.wire.hollow import LONG_TEXT_BYTES, MESSAGES_MAX, SHORT_TEXTS_MAX, hollow
-from tollway.wire.requests import LONG_BYTES, ParsedRequest, parse_chat_request
+from tollway.wire.chat import ChatRequest, UserMessage
+from tollway.wire.hollow import SHORT_TEXTS_MAX, hollow
+from tollway.wire.requests import LONG_BYTES, parse_chat_request
 
-read_plain, read_fully = requests._read_plain, requests._read_fully  # pyright: ignore[reportPrivateUsage]
-read_long = requests._read_long  # pyright: ignore[reportPrivateUsage]
 MARK = hollow_module._MARK  # pyright: ignore[reportPrivateUsage]
 
-LONG = "The Tay Bridge fell in a storm. " * (LONG_TEXT_BYTES // 30)
 CALL = {"id": "c", "type": "function", "function": {"name": "add", "arguments": LONG}}
+ways = st.sampled_from(WAYS)
 
 
 def a_tool_with(text: str) -> dict[str, Any]:
@@ -70,32 +74,17 @@ bodies = st.fixed_dictionaries(
 )
 
 
-def outcome(body: bytes, *, long: bool) -> object:
-    """What is read of it, or what is told that is wrong."""
-    try:
-        parsed = (read_long(body) if long else None) or read_plain(body) or read_fully(body)
-    except InvalidRequest as refused:
-        return refused.message, refused.code, refused.param
-    return comparable(parsed)
-
-
-def comparable(parsed: ParsedRequest) -> object:
-    sent = json.loads(b"{" + parsed.fields.json + b"}")
-    by_name = msgspec.to_builtins(dict(parsed.fields))
-    parsed.request.messages = list(parsed.request.messages)
-    return parsed.request, parsed.unknown, parsed.images, sent, by_name
-
-
 @settings(max_examples=500, deadline=None)
-@given(bodies, st.booleans(), st.booleans())
+@given(bodies, st.booleans(), st.booleans(), ways)
 def test_a_request_without_its_texts_is_read_as_its_whole(
-    fields: dict[str, Any], ascii_only: bool, spaces: bool
+    fields: dict[str, Any], ascii_only: bool, spaces: bool, way: int
 ) -> None:
     body = json.dumps(
         fields, ensure_ascii=ascii_only, separators=(", ", ": ") if spaces else (",", ":")
     ).encode("utf-8", "surrogatepass")
 
-    assert outcome(body, long=True) == outcome(body, long=False)
+    with patch.object(conversation, "QUOTES_APART", way):
+        assert outcome(body, long=True) == outcome(body, long=False)
 
 
 PLACES = [b"Tay", b'"content"', b'"role"', b'"user"', b'{"role', b'"}', b"[", b":", b"storm"]
@@ -113,19 +102,23 @@ BITS = [
     st.lists(st.sampled_from(BITS), min_size=1, max_size=2).map(b"".join),
     st.integers(0, 3),
     st.booleans(),
+    st.booleans(),
+    ways,
 )
 def test_what_is_wrong_is_seen_and_told_as_ever(
-    place: bytes, bit: bytes, which: int, is_plain: bool
+    place: bytes, bit: bytes, which: int, is_plain: bool, has_escapes: bool, way: int
 ) -> None:
     last = message("Why?") if is_plain else message("Why?", name="n")
-    body = chat_bytes(messages=[message(LONG), message(LONG, role="assistant"), last])
+    text = LONG + '"Why?"\n' * has_escapes
+    body = chat_bytes(messages=[message(text), message(text, role="assistant"), last])
     body = body.replace(b'": ', b'":').replace(b", ", b",")
     at = -1
     for _ in range(which + 1):
         at = max(at, body.find(place, at + 1))
     wrong = body[:at] + bit + body[at:] if at >= 0 else bit + body
 
-    assert outcome(wrong, long=True) == outcome(wrong, long=False)
+    with patch.object(conversation, "QUOTES_APART", way):
+        assert outcome(wrong, long=True) == outcome(wrong, long=False)
 
 
 @pytest.mark.parametrize(
@@ -190,109 +183,10 @@ def test_marks_beyond_those_put_back_spoil_the_whole() -> None:
     assert cut.fill(sound, json_of_it) is None
 
 
-@pytest.mark.parametrize("count", [1, 31, 32, 33, 511, 512, 513, 20_000])
-@pytest.mark.parametrize("after", ["", '"', 'a"'])
-def test_backslashes_escape_a_quote_by_their_number(count: int, after: str) -> None:
-    text = "\\" * count + after
-    for end in ("", LONG):
-        body = chat_bytes(messages=[message(text + end), message(LONG * 3)])
-        parsed = read_long(body)
-        assert parsed is not None
-        assert comparable(parsed) == comparable(read_fully(body))
-
-
-class Searched(bytes):
-    """Counts how often something is looked for in it."""
-
-    times = 0
-
-    def find(self, *looked_for: Any) -> int:
-        self.times += 1
-        return super().find(*looked_for)
-
-
-def test_more_messages_than_there_may_be_are_not_stepped_over() -> None:
-    assert hollow(chat_bytes(messages=[message("")] * MESSAGES_MAX)) is not None
-    body = Searched(chat_bytes(messages=[message("")] * 5000))
-    assert hollow(body) is None
-    assert MESSAGES_MAX < body.times < MESSAGES_MAX + SHORT_TEXTS_MAX + 10
-
-
-@pytest.mark.parametrize("spaces", ["", " ", "\n\t"])
-def test_roles_may_take_turns_in_any_way(spaces: str) -> None:
-    """What stood between two messages is compared with before it is matched."""
-    patterns = ("uaua", "uuaa", "suauau", "uuuuuu", "auaauuaau", "usuasdua")
-    names = {"u": "user", "a": "assistant", "s": "system", "d": "developer"}
-    for pattern in patterns:
-        messages = [{"role": names[letter], "content": letter + LONG} for letter in pattern]
-        body = json.dumps(
-            {"model": "m", "messages": messages}, separators=("," + spaces, ":" + spaces)
-        ).encode()
-        parsed = read_long(body)
-        assert parsed is not None
-        assert comparable(parsed) == comparable(read_fully(body))
-        assert [type(one) for one in parsed.request.messages] == [
-            type(one) for one in read_fully(body).request.messages
-        ]
-
-
-def test_what_follows_a_text_in_place_of_the_next_is_seen() -> None:
-    """After messages that all went on in the same way, one that does not."""
-    messages = [message(LONG)] * 6
-    body = chat_bytes(messages=messages)
-    end = body.rindex(LONG.encode()) + len(LONG)
-    for wrong in (b'", "name": "x', b'x"', b'"}, {"role": "user", "content": "', b'"}, '):
-        spoilt = body[:end] + wrong + body[end:]
-        parsed = read_long(spoilt)
-        assert parsed is None or comparable(parsed) == comparable(read_fully(spoilt))
-
-
 def test_many_short_texts_are_not_stepped_over() -> None:
     many = [message("short", name="n")] * (SHORT_TEXTS_MAX + 2)
     assert hollow(chat_bytes(messages=[*many, message(LONG)])) is None
-    assert hollow(chat_bytes(messages=[message(LONG + '"' * len(LONG))])) is None
-
-
-def test_a_text_with_many_quotes_is_not_stepped_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(hollow_module, "_is_escaped")
-
-    assert hollow(chat_bytes(messages=[message('x = f("y", 1)\n' * 10_000)])) is None
-
-
-@pytest.mark.parametrize("count", [1, 3, 1024])
-def test_a_conversation_without_escapes_is_only_read_if_somebody_looks(
-    monkeypatch: pytest.MonkeyPatch, count: int
-) -> None:
-    messages = [message(LONG * 20), *[message("Why?", role="assistant")] * (count - 1)]
-    body = chat_bytes(messages=messages)
-    whole = read_fully(body).request.messages
-    decoded: list[memoryview] = []
-    decode = hollow_module._decode_messages  # pyright: ignore[reportPrivateUsage]
-
-    def counted(array: memoryview) -> list[Message]:
-        decoded.append(array)
-        return decode(array)
-
-    monkeypatch.setattr(hollow_module, "_decode_messages", counted)
-    parsed = parse_chat_request(body)
-
-    assert parsed.text_bytes is not None
-    assert text_tokens_bound(len(whole), parsed.text_bytes) == input_tokens_bound(whole)
-    assert len(parsed.request.messages) == count
-    assert decoded == []
-    assert list(parsed.request.messages) == whole
-    assert parsed.request.messages[-1:] == whole[-1:]
-    assert len(decoded) == 1
-
-
-@pytest.mark.parametrize("role", ["user", "assistant"])
-def test_a_conversation_is_put_back_only_where_it_was(role: str) -> None:
-    elsewhere = {"messages": [message(LONG, role=role)]}
-    body = chat_bytes(unknown=elsewhere)[:-1] + b"," + chat_bytes(metadata=elsewhere)[1:]
-    before = json.dumps({"unknown": elsewhere} | json.loads(chat_bytes())).encode()
-
-    assert outcome(before, long=True) == outcome(before, long=False)
-    assert outcome(body, long=True) == outcome(body, long=False)
+    assert hollow(chat_bytes(messages=[message(LONG + '"' * len(LONG), name="n")])) is None
 
 
 def test_a_request_that_is_not_long_is_read_as_it_is() -> None:

@@ -1,0 +1,42 @@
+"""What a long request is read as, in the two ways that there are."""
+
+import json
+
+import msgspec
+
+from tollway.errors import InvalidRequest
+from tollway.pricing import input_tokens_bound, text_tokens_bound
+from tollway.wire import requests
+from tollway.wire.hollow import LONG_TEXT_BYTES
+from tollway.wire.requests import ParsedRequest
+
+read_plain, read_fully = requests._read_plain, requests._read_fully  # pyright: ignore[reportPrivateUsage]
+read_long = requests._read_long  # pyright: ignore[reportPrivateUsage]
+
+LONG = "The Tay Bridge fell in a storm. " * (LONG_TEXT_BYTES // 30)
+
+STEPPED_OVER, AS_USUAL, READ = 1, 256, 1 << 40
+WAYS = (STEPPED_OVER, AS_USUAL, READ)
+"""To find a conversation with escapes: how far apart have quotes to be, if it is stepped over?"""
+
+
+def outcome(body: bytes, *, long: bool) -> object:
+    """What is read of it, or what is told that is wrong."""
+    try:
+        parsed = (read_long(body) if long else None) or read_plain(body) or read_fully(body)
+    except InvalidRequest as refused:
+        return refused.message, refused.code, refused.param
+    return comparable(parsed)
+
+
+def comparable(parsed: ParsedRequest) -> object:
+    sent = json.loads(b"{" + parsed.fields.json + b"}")
+    by_name = msgspec.to_builtins(dict(parsed.fields))
+    parsed.request.messages = list(parsed.request.messages)
+    messages = parsed.request.messages
+    tokens = (
+        input_tokens_bound(messages)
+        if parsed.text_bytes is None
+        else text_tokens_bound(len(messages), parsed.text_bytes)
+    )
+    return parsed.request, parsed.unknown, parsed.images, sent, by_name, tokens
