@@ -18,6 +18,10 @@ from tollway.wire.strict_json import (
 )
 
 
+def counted(body: bytes) -> int:
+    return count_values(body, body.count(b"[") + body.count(b"{"))
+
+
 def nested(depth: int) -> bytes:
     """An object and, in it, so many arrays and objects by turns that all are `depth` deep."""
     opening = "".join('{"a":' if level % 2 == 0 else "[" for level in range(depth))
@@ -141,7 +145,7 @@ def test_more_than_65536_values_are_refused_before_they_are_read(
 def test_what_is_in_a_text_is_no_value(text: str) -> None:
     body = b'{"a":"%b","b":"%b"}' % (text.encode() * VALUES_MAX, text.encode() * VALUES_MAX)
 
-    assert count_values(body) == 2
+    assert counted(body) == 2
 
 
 def test_a_number_that_would_take_msgspec_long_is_read_by_python(
@@ -288,10 +292,10 @@ def test_values_are_counted_as_a_plain_reference_does(body: bytes) -> None:
         return
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(strict_json, "VALUES_MAX", members)
-        assert count_values(body) >= members
+        assert counted(body) >= members
         patched.setattr(strict_json, "VALUES_MAX", members - 1)
         with pytest.raises(InvalidRequest):
-            count_values(body)
+            counted(body)
 
 
 @given(documents(), st.integers(0, 200), st.binary(max_size=2), st.integers(0, 2))
