@@ -27,16 +27,16 @@ def text_bytes(text: str) -> int:
     if text.isascii():
         return len(text)
     written = text.encode()
+    part_written, part = written, text
     if len(written) < 1.5 * len(text):
-        # Mostly ASCII, and that does not change, but for a letter before an accent.
-        written_others = written.translate(None, _ASCII)
-        others = written_others.decode()
-    else:
-        written_others, others = written, text
-    has_accents = any(accent in written_others for accent in _ACCENTS)
-    if not has_accents and unicodedata.is_normalized("NFKC", others):
+        # Mostly ASCII: nothing of that changes, but for a letter before an accent.
+        part_written = written.translate(None, _ASCII)
+        part = part_written.decode()
+    has_accents = any(accent in part_written for accent in _ACCENTS)
+    if not has_accents and unicodedata.is_normalized("NFKC", part):
         return len(written)
     growth, find_all = _growing()
+    others = written.translate(None, _ASCII).decode()
     composed = decomposed = 0
     for character, count in Counter("".join(find_all(others))).items():
         if_composed, if_decomposed = growth.get(character, (0, 0))
