@@ -622,13 +622,33 @@ shapes: list[Callable[[str], bytes]] = [
     lambda t: (
         b'{"id":%b,"choices":[{"index":0,"delta":{"content":"\\u0061"}}]}' % json.dumps(t).encode()
     ),
-    lambda _: chunk({"tool_calls": [{"index": 0, "function": {"arguments": "x"}}]}),
+    lambda t: chunk({"tool_calls": [{"index": 0, "function": {"arguments": t}}]}),
+    lambda t: chunk({"tool_calls": [{"index": 0, "id": t, "function": {"name": "f"}}]}),
+    lambda t: chunk({"content": None, "reasoning": t}),
     lambda _: chunk(choices=[]),
     lambda t: text(t, created=len(t)),
     lambda t: text(t, index=1),
 ]
 pieces = st.sampled_from(
-    ["a", "m1", "id", "Hello", " wor", "", "é", '"', "\\", "\n", "\x7f", "<", "l"]
+    [
+        "a",
+        "m1",
+        "id",
+        "Hello",
+        " wor",
+        "",
+        "é",
+        "世",
+        "👋",
+        '"',
+        "\\",
+        "\n",
+        "\x00",
+        "\x7f",
+        "<",
+        "l",
+        "/",
+    ]
 )
 
 
@@ -654,6 +674,7 @@ async def both_ways_give_the_same(events: list[bytes], reads: int, wants_usage: 
     assert short.reply.written == long.reply.written
     assert short.meter.output_pieces == long.meter.output_pieces
     assert short.meter.reported_pieces == long.meter.reported_pieces
+    assert short.meter.reasoning_pieces == long.meter.reasoning_pieces
     assert type(short.error) is type(long.error)
 
 
@@ -670,7 +691,21 @@ async def test_the_two_ways_agree_on_every_servers_shape(shape: Callable[[str], 
     await both_ways_give_the_same([shape(t) for t in texts], 1, wants_usage=True)
 
 
-async def test_the_short_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+GENERATED = ["w", "世", '"', "\\", "\n", "\t", "é", "👋🏽"]
+
+
+generating: list[Callable[[str], bytes]] = [
+    text,
+    lambda t: chunk({"content": None, "reasoning_content": t}),
+    lambda t: chunk({"reasoning": t}),
+    lambda t: chunk({"tool_calls": [{"index": 0, "function": {"arguments": t}}]}),
+]
+
+
+@pytest.mark.parametrize("event", generating)
+async def test_the_short_way_is_taken(
+    monkeypatch: pytest.MonkeyPatch, event: Callable[[str], bytes]
+) -> None:
     read = 0
     decode = relay_module._decode_chunk  # pyright: ignore[reportPrivateUsage]
 
@@ -680,9 +715,68 @@ async def test_the_short_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         return decode(payload)
 
     monkeypatch.setattr(relay_module, "_decode_chunk", counting)
-    got = await relayed(Upstream([text("a"), *(text(f"w{i}") for i in range(20)), STOP]))
-    assert got.meter.output_pieces == 21
+    begins = chunk({"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f"}}]})
+    events = [as_written(event(t)) for t in ("a", *GENERATED, "z")]
+    got = await relayed(Upstream([begins, *events, STOP]))
+    assert got.meter.output_pieces == 11
     assert read == 3
+
+
+def part_of_call(arguments: str, **said: Any) -> bytes:
+    name = said.pop("name", None)
+    function = {"arguments": arguments} | ({} if name is None else {"name": name})
+    return chunk({"tool_calls": [{"index": 0, "function": function, **said}]})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [{"id": "c1", "name": "f"}, {}, {"id": "c2", "name": "g"}, {}, {}],
+        [{"name": "f"}, {}, {}, {"id": "c2", "name": "f"}, {}],
+        [{"id": "c1"}, {}, {"name": "f"}, {"name": "f"}, {}, {"name": "g"}, {"name": "g"}],
+        [{"id": "c1", "name": "f"}, {"id": "c1"}, {"id": "c2"}, {"id": "c1"}, {}, {"id": "c2"}, {}],
+        [{}, {}, {"id": "c1", "name": "f"}, {}, {"id": "c1", "name": "f"}, {}],
+    ],
+)
+async def test_a_call_may_begin_under_the_index_of_another(said: list[dict[str, str]]) -> None:
+    events = [part_of_call(f"a{number}", **of) for number, of in enumerate(said)]
+    await both_ways_give_the_same(events, 1, wants_usage=False)
+
+
+async def test_a_call_that_begins_beside_another_begins_once() -> None:
+    first = {"index": 0, "function": {"arguments": "a"}}
+    second = {"index": 1, "id": "c2", "function": {"name": "g", "arguments": ""}}
+    events = [part_of_call("", id="c1", name="f"), *[chunk({"tool_calls": [first, second]})] * 3]
+    await both_ways_give_the_same(events, 1, wants_usage=False)
+
+
+async def test_an_escape_that_we_would_not_write_is_not_passed_on() -> None:
+    events = [text("a"), text("b"), text("c/d").replace(b"/", rb"\/"), text("e")]
+    await both_ways_give_the_same(events, 1, wants_usage=False)
+
+
+def as_written(event: bytes) -> bytes:
+    """As most servers write: what is not ASCII stands for itself."""
+    return json.dumps(json.loads(event), ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [0x00, 0x1F, 0x22, 0x2F, 0x5C, 0x7F, 0x80, 0x7FF, 0x800, 0xD7FF, 0xE000, 0xFFFF, 0x10FFFF],
+)
+async def test_any_character_is_rewritten_as_it_would_be_written(code: int) -> None:
+    texts = ["a", chr(code), f"b{chr(code)}", chr(code) * 2]
+    for ascii_only in (True, False):
+        events = [json.dumps(json.loads(text(t)), ensure_ascii=ascii_only).encode() for t in texts]
+        await both_ways_give_the_same(events, 1, wants_usage=False)
+
+
+@pytest.mark.parametrize(
+    "wrong", [rb"\x", rb"\u00", b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\x00", b"\xe4"]
+)
+async def test_what_is_no_text_fails_as_ever(wrong: bytes) -> None:
+    events = [text("a"), text("b"), text("HERE").replace(b"HERE", wrong), text("c")]
+    await both_ways_give_the_same(events, 1, wants_usage=False)
 
 
 # --- whole replies ----------------------------------------------------------------------------

@@ -45,6 +45,7 @@ class Told(Struct, frozen=True):
     cost: int
     tokens: tuple[int, int, int, int, str]
     output_pieces: int
+    reasoning_pieces: int
     upstream_id: str | None
 
 
@@ -135,6 +136,7 @@ async def told(upstream: OpenAICompatible, *, streamed: bool, **request: Any) ->
             outcome.source,
         ),
         meter.output_pieces,
+        meter.reasoning_pieces,
         meter.upstream_id,
     )
 
@@ -334,7 +336,59 @@ TEXT_EVENTS: dict[str, Callable[[str], object]] = {
 }
 
 
-plain_texts = st.sampled_from(["a", "Hello", " wor", "m1", "x", "12"])
+plain_texts = st.sampled_from(["a", "Hello", " wor", "m1", "x", "12", "世界", "ü", '{"', "\n"])
+
+
+def call_begins(call_id: str | None, index: int, name: str | None) -> object:
+    said = {} if call_id is None else {"id": call_id, "type": "function"}
+    part = {"index": index, "function": {"name": name, "arguments": ""}} | said
+    return chunk({"tool_calls": [part]})
+
+
+def call_goes_on(call_id: str | None, index: int, arguments: str) -> object:
+    said = {} if call_id is None else {"id": call_id}
+    return chunk(
+        {"tool_calls": [{"index": index, "function": {"arguments": arguments}, **said}]},
+    )
+
+
+calls = st.lists(
+    st.builds(
+        call_begins,
+        st.sampled_from(["c1", "c2", None]),
+        st.sampled_from([0, 0, 1]),
+        st.sampled_from(["add", "look", None]),
+    )
+    | st.builds(
+        call_goes_on,
+        st.sampled_from([None, None, None, "c1", "c2"]),
+        st.sampled_from([0, 0, 0, 1]),
+        plain_texts,
+    )
+    | st.builds(call_goes_on, st.none(), st.just(0), plain_texts)
+    | plain_texts.map(lambda text: chunk({"content": text}))
+    | plain_texts.map(lambda text: chunk({"content": None, "reasoning_content": text})),
+    max_size=14,
+)
+
+
+@settings(sliced, max_examples=400)
+@given(calls, st.integers(1, 4), st.integers(1, 3))
+async def test_calls_that_begin_and_go_on_are_the_same_either_way(
+    events: list[object], chunks_a_read: int, events_a_chunk: int
+) -> None:
+    """Calls may begin anew under the same index, with an id or without."""
+    body = sse(*events, chunk({}, "stop"))
+    in_chunks, reads = whole_events_a_chunk(body, events_a_chunk)
+
+    _, shortest = await both_told(
+        DIALECTS["generic"], in_chunks, [reads[0], *reads[1::chunks_a_read]], streamed=True
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(relay_module._Template, "learn", lambda *_: None)  # pyright: ignore
+        plain, _ = await both_told(DIALECTS["generic"], in_chunks, [], streamed=True)
+
+    assert shortest == [plain] * 3
 
 
 @pytest.mark.parametrize("kind", TEXT_EVENTS)
