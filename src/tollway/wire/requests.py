@@ -161,8 +161,17 @@ def _read_long(body: bytes) -> ParsedRequest | None:
     return ParsedRequest(request, Fields(request, pieces), parsed.unknown, images, size)
 
 
+_QUOTES_FEW = 64
+_QUOTES_APART = 32
+"""In tools they are closer, and in conversations further apart."""
+
+
 def _read_plain(body: bytes) -> ParsedRequest | None:
     """None where the request is not plain, or may be wrong."""
+    quotes = body.count(b'"')
+    # Tools are not plain, and take longer to read than to look for.
+    if quotes > _QUOTES_FEW and len(body) < quotes * _QUOTES_APART and body.find(b'"tools"') >= 0:
+        return None
     try:
         request = _decode_request(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -175,9 +184,7 @@ def _read_plain(body: bytes) -> ParsedRequest | None:
     # as an escape that is a quote itself. So the same number of them in what came and in what was
     # written means that nothing was left out: no unknown field, no null, no key that came twice.
     # (`in` for bytes first raises and drops an error, 2,300 instructions; find() does not.)
-    if written.count(b'"') != body.count(b'"') or (
-        body.find(b"\\") >= 0 and body.find(b"\\u0022") >= 0
-    ):
+    if written.count(b'"') != quotes or (body.find(b"\\") >= 0 and body.find(b"\\u0022") >= 0):
         return None
     return ParsedRequest(request, Fields(request, (_without_rewritten(written),)), (), (), size)
 

@@ -32,7 +32,8 @@ def text_bytes(text: str) -> int:
         # Mostly ASCII: nothing of that changes, but for a letter before an accent.
         part_written = written.translate(None, _ASCII)
         part = part_written.decode()
-    has_accents = any(accent in part_written for accent in _ACCENTS)
+    # No any(): it takes 0.5 us more, and a conversation has many texts.
+    has_accents = part_written.find(_ACCENTS[0]) >= 0 or part_written.find(_ACCENTS[1]) >= 0
     if not has_accents and unicodedata.is_normalized("NFKC", part):
         return len(written)
     growth, find_all = _growing()

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.builders import chat_bytes
+from tests.support.builders import a_tool, chat_bytes
 
 from tollway.errors import InvalidRequest
 from tollway.pricing import input_tokens_bound, text_tokens_bound
 from tollway.wire import requests
 from tollway.wire.chat import ChatRequest, RewrittenFields
-from tollway.wire.requests import ParsedRequest
+from tollway.wire.requests import ParsedRequest, parse_chat_request
 
 read_plain, read_fully = requests._read_plain, requests._read_fully  # pyright: ignore[reportPrivateUsage]
 
@@ -118,3 +118,13 @@ def test_a_key_that_comes_twice_is_not_plain_and_is_refused(twice: str) -> None:
 def test_the_rewritten_fields_are_the_last_of_a_chat_request() -> None:
     rewritten = RewrittenFields.__struct_fields__
     assert ChatRequest.__struct_fields__[-len(rewritten) :] == rewritten
+
+
+def test_a_request_with_several_tools_is_not_read_the_short_way_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parameters = {"type": "object", "properties": {"path": {"type": "string"}}}
+    body = chat_bytes(tools=[a_tool(f"tool_{n}", parameters=parameters) for n in range(5)])
+    monkeypatch.delattr(requests, "_decode_request")
+
+    assert set(parse_chat_request(body).fields) == {"messages", "tools"}
