@@ -38,6 +38,8 @@ COLUMNS = (
     Column("first_chunk_p50_ms", "first chunk p50 ms"),
     Column("first_chunk_p99_ms", "p99 ms"),
     Column("large_request_us", "us a request of 1 MiB", 0, ratio=True),
+    Column("large_lines_request_us", "of lines", 0, ratio=True),
+    Column("large_code_request_us", "of code", 0, ratio=True),
     Column("resident_mb", "RSS MB", 0),
     Column("idle_stream_kb", "KB an idle stream"),
 )

@@ -10,7 +10,7 @@ from tollway.wire import requests
 from tollway.wire.hollow import LONG_TEXT_BYTES
 from tollway.wire.requests import ParsedRequest
 
-read_plain, read_fully = requests._read_plain, requests._read_fully  # pyright: ignore[reportPrivateUsage]
+read_fully = requests._read_fully  # pyright: ignore[reportPrivateUsage]
 read_long = requests._read_long  # pyright: ignore[reportPrivateUsage]
 
 LONG = "The Tay Bridge fell in a storm. " * (LONG_TEXT_BYTES // 30)
@@ -23,7 +23,7 @@ WAYS = (STEPPED_OVER, AS_USUAL, READ)
 def outcome(body: bytes, *, long: bool) -> object:
     """What is read of it, or what is told that is wrong."""
     try:
-        parsed = (read_long(body) if long else None) or read_plain(body) or read_fully(body)
+        parsed = (read_long(body) if long else None) or read_fully(body)
     except InvalidRequest as refused:
         return refused.message, refused.code, refused.param
     return comparable(parsed)
@@ -35,7 +35,7 @@ def comparable(parsed: ParsedRequest) -> object:
     parsed.request.messages = list(parsed.request.messages)
     messages = parsed.request.messages
     tokens = (
-        input_tokens_bound(messages)
+        input_tokens_bound(messages, parsed.request.tools, parsed.request.response_format)
         if parsed.text_bytes is None
         else text_tokens_bound(len(messages), parsed.text_bytes)
     )

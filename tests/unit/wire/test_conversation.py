@@ -6,10 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from tests.support.builders import chat_bytes, message
+from tests.support.builders import a_tool, chat_bytes, message
 from tests.support.long_requests import (
     LONG,
-    READ,
     WAYS,
     comparable,
     outcome,
@@ -197,16 +196,53 @@ def test_a_key_that_comes_twice_makes_it_no_conversation(way: int) -> None:
         assert find(body.replace(b'{"role": "user", "content": "HERE"}', one)) is None
 
 
-@pytest.mark.parametrize("value", ["[]", "{}", '{"k":0}'])
+@pytest.mark.parametrize("sign", ["[", "{", ":"])
 def test_what_would_take_long_to_read_is_not_read(
-    monkeypatch: pytest.MonkeyPatch, value: str
+    monkeypatch: pytest.MonkeyPatch, sign: str
 ) -> None:
-    monkeypatch.setattr(conversation, "QUOTES_APART", READ)
+    many = {
+        "[": ",".join(["[]"] * (VALUES_MAX + 1)),
+        "{": ",".join(["{}"] * (VALUES_MAX + 1)),
+        ":": "{" + ",".join(f'"{key}":0' for key in range(VALUES_MAX + 1)) + "}",
+    }[sign]
+    monkeypatch.setattr(conversation, "are_close", lambda *_: True)
     monkeypatch.delattr(conversation, "_read_any")
-    many = ",".join([value] * (VALUES_MAX + 1))
     body = chat_bytes(messages=[message("\n"), "MANY", message("end")])
 
     assert find(body.replace(b'"MANY"', many.encode())) is None
+
+
+def test_where_a_conversation_ends_is_not_looked_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many brackets may come behind one quote, and much space."""
+    looked: list[int] = []
+    match = conversation._match_last  # pyright: ignore[reportPrivateUsage]
+
+    def counted(body: bytes, at: int) -> object:
+        looked.append(at)
+        return match(body, at)
+
+    monkeypatch.setattr(conversation, "are_close", lambda *_: True)
+    monkeypatch.setattr(conversation, "_match_last", counted)
+    body = chat_bytes(messages=[message("\n")], x=["a", " ", *[[]] * 40])
+
+    assert find(body) is not None
+    assert len(looked) == len(set(looked)) == 2
+
+
+@pytest.mark.parametrize("where", ["tools", "metadata", "response_format"])
+def test_a_conversation_elsewhere_is_not_the_requests(way: int, where: str) -> None:
+    elsewhere = {"messages": [message("cheap \n" * 3000)]}
+    fields: dict[str, Any] = {
+        "tools": [a_tool("add", parameters=elsewhere)],
+        "metadata": elsewhere,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "s", "schema": elsewhere},
+        },
+    }
+    body = json.dumps({"model": "m", where: fields[where], "messages": [message("real \n")]})
+
+    assert outcome(body.encode(), long=True) == outcome(body.encode(), long=False)
 
 
 def test_more_messages_than_there_may_be_are_no_conversation(way: int) -> None:

@@ -21,6 +21,7 @@ from tollway.wire import conversation
 from tollway.wire import hollow as hollow_module
 from tollway.wire.chat import ChatRequest, UserMessage
 from tollway.wire.hollow import SHORT_TEXTS_MAX, hollow
+from tollway.wire.quotes import QUOTES_APART
 from tollway.wire.requests import LONG_BYTES, parse_chat_request
 
 MARK = hollow_module._MARK  # pyright: ignore[reportPrivateUsage]
@@ -193,3 +194,18 @@ def test_a_request_that_is_not_long_is_read_as_it_is() -> None:
     body = chat_bytes(messages=[message(LONG)])
     assert len(body) < LONG_BYTES
     assert [type(piece) for piece in parse_chat_request(body).fields.pieces] == [bytes]
+
+
+def test_quotes_that_become_many_end_the_search() -> None:
+    class Searched(bytes):
+        times = 0
+
+        def find(self, *looked_for: Any) -> int:
+            self.times += 1
+            return super().find(*looked_for)
+
+    many = [message(LONG * 200 + "\n", name="n"), message('"' * 20_000, name="n")]
+    body = Searched(chat_bytes(messages=many))
+
+    assert hollow(body) is None
+    assert body.times < len(body) // QUOTES_APART + 10

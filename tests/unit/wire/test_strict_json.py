@@ -93,8 +93,9 @@ def test_what_only_looks_like_a_key_twice_is_taken(body: bytes) -> None:
     assert parse_object(body) == json.loads(body)
 
 
-def test_32_deep_is_taken() -> None:
-    assert parse_object(nested(DEPTH_MAX))
+@pytest.mark.parametrize("beside", [b"", b"," + b",".join(b'"%d":{}' % n for n in range(40))])
+def test_32_deep_is_taken(beside: bytes) -> None:
+    assert parse_object(nested(DEPTH_MAX)[:-1] + beside + b"}")
 
 
 @pytest.mark.parametrize("depth", [DEPTH_MAX + 1, 500, 50_000])
