@@ -381,7 +381,9 @@ class StreamRelay:
             self._fail("The model's server failed in the middle of its reply.")
             return
         self._meter.upstream_id = self._meter.upstream_id or chunk.id or None
-        self._fingerprint = chunk.system_fingerprint or self._fingerprint
+        if chunk.system_fingerprint and chunk.system_fingerprint != self._fingerprint:
+            self._fingerprint = chunk.system_fingerprint
+            self._template = None  # it has the one before
         pieces = reasoning = 0
         for choice in chunk.choices:
             if not self._normalise(choice):

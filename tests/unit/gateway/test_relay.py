@@ -743,6 +743,11 @@ async def test_a_call_may_begin_under_the_index_of_another(said: list[dict[str, 
     await both_ways_give_the_same(events, 1, wants_usage=False)
 
 
+async def test_a_fingerprint_that_comes_late_is_in_all_that_follows() -> None:
+    late = text("\n", system_fingerprint="fp")
+    await both_ways_give_the_same([text("a"), text("b"), late, text("c")], 1, wants_usage=False)
+
+
 async def test_a_call_that_begins_beside_another_begins_once() -> None:
     first = {"index": 0, "function": {"arguments": "a"}}
     second = {"index": 1, "id": "c2", "function": {"name": "g", "arguments": ""}}

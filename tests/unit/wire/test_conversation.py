@@ -196,6 +196,10 @@ def test_a_key_that_comes_twice_makes_it_no_conversation(way: int) -> None:
         assert find(body.replace(b'{"role": "user", "content": "HERE"}', one)) is None
 
 
+def always(*_: object) -> bool:
+    return True
+
+
 @pytest.mark.parametrize("sign", ["[", "{", ":"])
 def test_what_would_take_long_to_read_is_not_read(
     monkeypatch: pytest.MonkeyPatch, sign: str
@@ -205,7 +209,7 @@ def test_what_would_take_long_to_read_is_not_read(
         "{": ",".join(["{}"] * (VALUES_MAX + 1)),
         ":": "{" + ",".join(f'"{key}":0' for key in range(VALUES_MAX + 1)) + "}",
     }[sign]
-    monkeypatch.setattr(conversation, "are_close", lambda *_: True)
+    monkeypatch.setattr(conversation, "are_close", always)
     monkeypatch.delattr(conversation, "_read_any")
     body = chat_bytes(messages=[message("\n"), "MANY", message("end")])
 
@@ -221,9 +225,10 @@ def test_where_a_conversation_ends_is_not_looked_for_long(monkeypatch: pytest.Mo
         looked.append(at)
         return match(body, at)
 
-    monkeypatch.setattr(conversation, "are_close", lambda *_: True)
+    monkeypatch.setattr(conversation, "are_close", always)
     monkeypatch.setattr(conversation, "_match_last", counted)
-    body = chat_bytes(messages=[message("\n")], x=["a", " ", *[[]] * 40])
+    others: list[object] = ["a", " ", *[[]] * 40]
+    body = chat_bytes(messages=[message("\n")], x=others)
 
     assert find(body) is not None
     assert len(looked) == len(set(looked)) == 2
