@@ -1,6 +1,7 @@
 """What a long request is read as, in the two ways that there are."""
 
 import json
+from typing import Any
 
 import msgspec
 
@@ -40,3 +41,13 @@ def comparable(parsed: ParsedRequest) -> object:
         else text_tokens_bound(len(messages), parsed.text_bytes)
     )
     return parsed.request, parsed.unknown, parsed.images, sent, by_name, tokens
+
+
+class Searched(bytes):
+    """A body that counts how often something is looked for in it."""
+
+    times = 0
+
+    def find(self, *looked_for: Any) -> int:
+        self.times += 1
+        return super().find(*looked_for)

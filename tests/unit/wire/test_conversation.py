@@ -10,6 +10,7 @@ from tests.support.builders import a_tool, chat_bytes, message
 from tests.support.long_requests import (
     LONG,
     WAYS,
+    Searched,
     comparable,
     outcome,
     read_fully,
@@ -36,16 +37,6 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
 
 def find(body: bytes) -> Conversation | None:
     return find_conversation(body, has_escapes=b"\\" in body)
-
-
-class Searched(bytes):
-    """Counts how often something is looked for in it."""
-
-    times = 0
-
-    def find(self, *looked_for: Any) -> int:
-        self.times += 1
-        return super().find(*looked_for)
 
 
 def test_more_messages_than_there_may_be_are_not_stepped_over() -> None:

@@ -11,6 +11,7 @@ from tests.support.builders import a_tool, chat_bytes, data_url, image_part, mes
 from tests.support.long_requests import (
     LONG,
     WAYS,
+    Searched,
     comparable,
     outcome,
     read_fully,
@@ -197,13 +198,6 @@ def test_a_request_that_is_not_long_is_read_as_it_is() -> None:
 
 
 def test_quotes_that_become_many_end_the_search() -> None:
-    class Searched(bytes):
-        times = 0
-
-        def find(self, *looked_for: Any) -> int:
-            self.times += 1
-            return super().find(*looked_for)
-
     many = [message(LONG * 200 + "\n", name="n"), message('"' * 20_000, name="n")]
     body = Searched(chat_bytes(messages=many))
 
