@@ -209,6 +209,7 @@ TESTS: dict[str, Callable[[Gateway, int], Figures]] = {
     "low": low,
     "crowd": crowd,
 }
+USUAL_TESTS = ["idle", "plain", "rate", "burst", "paced", "large", "large_lines", "large_code"]
 UNIT_OF = {
     "plain": "request_us",
     "rate": "rate_request_us",

@@ -31,7 +31,7 @@ from benchmarks.gateways import (
     tollway_in_memory,
     upstream,
 )
-from benchmarks.load import TESTS, Figures
+from benchmarks.load import TESTS, USUAL_TESTS, Figures
 from benchmarks.machine import machine
 from benchmarks.marked import write_between_marks
 from benchmarks.processes import raise_file_limit, take_priority
@@ -51,17 +51,6 @@ class Measure:
 
 
 PAGE = Path("docs/performance.md")
-USUAL_TESTS = [
-    "idle",
-    "plain",
-    "rate",
-    "burst",
-    "paced",
-    "large",
-    "large_lines",
-    "large_code",
-    "large_rate",
-]
 GATEWAYS: dict[str, Callable[[Path, Upstream, list[str]], AbstractContextManager[Gateway]]] = {
     "direct": lambda folder, model, program: direct(model),
     "nginx": lambda folder, model, program: nginx(folder, model),
@@ -139,7 +128,9 @@ def _options() -> argparse.Namespace:
     beside = Path(sys.executable).with_name("tollway")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--secs", type=int, default=8, help="of each test in each round")
-    options.add_argument("--only", type=_names(TESTS), default=USUAL_TESTS, help=",".join(TESTS))
+    options.add_argument(
+        "--only", type=_names(TESTS), default=[*USUAL_TESTS, "large_rate"], help=",".join(TESTS)
+    )
     options.add_argument(
         "--gateways", type=_names(GATEWAYS), default=["nginx", "tollway"], help=",".join(GATEWAYS)
     )

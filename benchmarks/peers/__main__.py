@@ -21,21 +21,11 @@ from pathlib import Path
 
 from benchmarks.environments import NotHere
 from benchmarks.gateways import upstream
-from benchmarks.load import RATE, TESTS, Figures
+from benchmarks.load import RATE, TESTS, USUAL_TESTS, Figures
 from benchmarks.peers.gateways import ENTRIES
 from benchmarks.peers.report import publish
 from benchmarks.processes import raise_file_limit, take_priority
 
-USUAL_TESTS = [
-    "idle",
-    "plain",
-    "rate",
-    "burst",
-    "paced",
-    "large",
-    "large_lines",
-    "large_code",
-]
 SPARE = 1.2
 """A gateway that cannot do a fifth more than the fixed rate is not sent it: it would only queue."""
 

@@ -13,6 +13,7 @@ from tollway.errors import RequestError, Unavailable, UpstreamFailed
 from tollway.gateway import relay as relay_module
 from tollway.gateway.relay import Silences, StreamRelay, relay
 from tollway.gateway.settle import outcome_of
+from tollway.gateway.template import Template
 from tollway.gateway.types import Admission, Meter, Route
 from tollway.ledger.base import Attempt, Settlement
 from tollway.upstreams.base import Ask, EventSink
@@ -668,7 +669,7 @@ async def both_ways_give_the_same(events: list[bytes], reads: int, wants_usage: 
     fields = {"stream_options": {"include_usage": wants_usage}, "n": 2}
     short = await relayed(Upstream([*events, STOP], reads=reads), **fields)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(relay_module._Template, "learn", lambda *_: None)  # pyright: ignore
+        patched.setattr(Template, "learn", lambda *_: None)  # pyright: ignore
         long = await relayed(Upstream([*events, STOP], reads=reads), **fields)
 
     assert short.reply.written == long.reply.written

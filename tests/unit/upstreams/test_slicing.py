@@ -25,6 +25,7 @@ from tollway.errors import RequestError
 from tollway.gateway import relay as relay_module
 from tollway.gateway.relay import relay
 from tollway.gateway.settle import outcome_of
+from tollway.gateway.template import Template
 from tollway.gateway.types import Meter
 from tollway.upstreams.base import Ask
 from tollway.upstreams.dialects import DIALECTS, Dialect
@@ -385,7 +386,7 @@ async def test_calls_that_begin_and_go_on_are_the_same_either_way(
         DIALECTS["generic"], in_chunks, [reads[0], *reads[1::chunks_a_read]], streamed=True
     )
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(relay_module._Template, "learn", lambda *_: None)  # pyright: ignore
+        patched.setattr(Template, "learn", lambda *_: None)  # pyright: ignore
         plain, _ = await both_told(DIALECTS["generic"], in_chunks, [], streamed=True)
 
     assert shortest == [plain] * 3
@@ -423,7 +424,7 @@ async def test_the_short_way_of_the_relay_gives_what_the_plain_way_gives(
         DIALECTS["generic"], in_chunks, [reads[0], *reads[1::chunks_a_read]], streamed=True
     )
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(relay_module._Template, "learn", lambda *_: None)  # pyright: ignore
+        patched.setattr(Template, "learn", lambda *_: None)  # pyright: ignore
         plain, _ = await both_told(DIALECTS["generic"], raw, [], streamed=True)
 
     assert short == plain
