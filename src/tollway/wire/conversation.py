@@ -53,9 +53,10 @@ _match_next = pattern(rb'"~\}~(?:(,)~' + _OPENING + rb"|\])").match
 _match_last = pattern(rb'"~\}~\]').match
 
 _decode_messages: Callable[[memoryview], list[Message]] = msgspec.json.Decoder(Messages).decode
-_read_few_escapes = partial(from_json, cache_mode="keys")
+# Without a cache: it would keep what clients sent, and is no faster.
+_read_few_escapes = partial(from_json, cache_mode="none")
 _read_others = msgspec.json.Decoder(list[dict[str, str]]).decode
-_read_any = partial(from_json, cache_mode="keys", catch_duplicate_keys=True)
+_read_any = partial(from_json, cache_mode="none", catch_duplicate_keys=True)
 
 
 class LaterMessages(Sequence[Message]):

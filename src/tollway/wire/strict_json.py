@@ -111,7 +111,7 @@ def _check_depth(document: dict[str, Json]) -> None:
 
 def _has_each_key_once(body: bytes) -> bool:
     try:
-        from_json(body, catch_duplicate_keys=True)
+        from_json(body, catch_duplicate_keys=True, cache_mode="none")  # keeps no text of a client's
     except ValueError:  # it may be for another reason
         return False
     return True

@@ -5,6 +5,7 @@ Whatever is found, `test_hollow.py` compares with what its whole makes."""
 import json
 from typing import Any
 
+import jiter
 import pytest
 from tests.support.builders import a_tool, chat_bytes, message
 from tests.support.long_requests import (
@@ -245,3 +246,12 @@ def test_more_messages_than_there_may_be_are_no_conversation(way: int) -> None:
     for count, is_found in ((MESSAGES_MAX, True), (MESSAGES_MAX + 1, False)):
         found = find(chat_bytes(messages=[message("\n")] * count))
         assert (found is not None) == is_found
+
+
+def test_nothing_that_a_client_sent_is_kept(way: int) -> None:
+    """jiter would keep short texts and keys, unless it is told not to."""
+    jiter.cache_clear()
+    assert find(chat_bytes(messages=[message("secret"), message("\n")])) is not None
+    assert parse_chat_request(chat_bytes(unknown={"secret": "secret"})).unknown == ("unknown",)
+
+    assert jiter.cache_usage() == 0
