@@ -239,6 +239,17 @@ def raw_request(body: bytes, *lines: str, path: str = CHAT, version: str = "1.1"
     return "\r\n".join([*head, "", ""]).encode() + body
 
 
+def test_what_a_connection_keeps_is_all_in_slots(edge: EdgeServer) -> None:
+    with edge.client() as client:
+        client.send(raw_request(a_body()))
+        client.read_reply()
+        client.request("GET", "/v1/models")
+        client.read_reply()
+        (connection,) = edge.door.connections
+
+        assert vars(connection) == {}
+
+
 # --- winding down -----------------------------------------------------------------------------
 
 
