@@ -9,8 +9,10 @@ from pathlib import Path
 
 from benchmarks.processes import BUILD
 
+ROOT = Path(__file__).parent.parent
 PEERS = Path(__file__).parent / "peers"
-BENCH_LOCK = Path(__file__).parent.parent / "requirements-bench.lock"
+BENCH_LOCK = ROOT / "requirements-bench.lock"
+NEWER_PYTHON = "python3.14"
 
 
 class NotHere(Exception):
@@ -20,6 +22,21 @@ class NotHere(Exception):
 def tools() -> Path:
     """The folder of the programs of requirements-bench.lock. Raises `NotHere`."""
     return _python(BENCH_LOCK)
+
+
+def newer_python() -> Path:
+    """The folder of the programs of an environment in which Tollway runs on `NEWER_PYTHON`. Raises
+    `NotHere`, also where there is no such Python on the PATH."""
+    # Its sources are looked up where they are: another clone has an environment of its own.
+    of_clone = hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]
+    name = f"tollway-{NEWER_PYTHON}-{of_clone}"
+    folder = _folder(name, ROOT / "requirements.lock")
+    if not (folder / "installed").exists():
+        install = _new_environment(folder, NEWER_PYTHON)
+        _run([*install, "--require-hashes", "-r", str(ROOT / "requirements.lock")])
+        _run([*install, "--no-deps", "--editable", str(ROOT)])
+        (folder / "installed").touch()
+    return folder / "bin"
 
 
 def python_peer(name: str) -> Path:
@@ -42,12 +59,17 @@ def node_peer(name: str) -> Path:
 def _python(lock: Path) -> Path:
     folder = _folder(lock.stem, lock)
     if not (folder / "installed").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        _run([sys.executable, "-m", "venv", str(folder)])
-        pip = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet"]
-        _run([*pip, "--disable-pip-version-check", "--require-hashes", "-r", str(lock)])
+        _run([*_new_environment(folder, sys.executable), "--require-hashes", "-r", str(lock)])
         (folder / "installed").touch()
     return folder / "bin"
+
+
+def _new_environment(folder: Path, python: str) -> list[str]:
+    """The command that installs into it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    _run([python, "-m", "venv", "--without-pip", str(folder)])
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin/python"), "install"]
+    return [*pip, "--quiet", "--disable-pip-version-check"]
 
 
 def _folder(name: str, lock: Path) -> Path:

@@ -10,6 +10,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.environments import NEWER_PYTHON, newer_python
 from benchmarks.processes import GATEWAY_CORE, LOAD_CORE, built, free_port, running
 
 MODEL = "m1"
@@ -170,6 +171,16 @@ def tollway_in_memory(
         tempfile.TemporaryDirectory(prefix="tollway-bench-", dir=MEMORY) as data,
         tollway(folder, upstream, program, data=Path(data), name="Tollway in memory") as gateway,
     ):
+        yield gateway
+
+
+@contextlib.contextmanager
+def tollway_on_newer_python(folder: Path, upstream: Upstream) -> Generator[Gateway]:
+    """Raises `NotHere`."""
+    own = folder / NEWER_PYTHON
+    own.mkdir()
+    program = [str(newer_python() / "tollway")]
+    with tollway(own, upstream, program, name=f"Tollway on {NEWER_PYTHON}") as gateway:
         yield gateway
 
 

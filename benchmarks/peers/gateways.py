@@ -11,8 +11,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.environments import NotHere, node_peer, python_peer
-from benchmarks.gateways import MODEL, Gateway, Upstream, direct, nginx, tollway
+from benchmarks.environments import NEWER_PYTHON, NotHere, node_peer, python_peer
+from benchmarks.gateways import (
+    MODEL,
+    Gateway,
+    Upstream,
+    direct,
+    nginx,
+    tollway,
+    tollway_on_newer_python,
+)
 from benchmarks.processes import GATEWAY_CORE, NotStarted, free_port, running
 
 PATH = "/v1/chat/completions"
@@ -155,6 +163,11 @@ ENTRIES: Mapping[str, Entry] = {
         "Tollway",
         "validation, token, scope, rate, hold, charge on disk, receipt, metrics, access log",
         tollway,
+    ),
+    "newer": Entry(
+        f"Tollway on {NEWER_PYTHON}",
+        "the same",
+        lambda folder, upstream, program: tollway_on_newer_python(folder, upstream),
     ),
     "vllm-router": Entry("vllm-router", "round robin over one worker, metrics", vllm_router),
     "sglang-router": Entry("sglang-router", "round robin over one worker, metrics", sglang_router),

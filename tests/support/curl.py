@@ -27,7 +27,7 @@ def run_curl(command: str) -> Reply:
 
 
 def _without_curl(words: list[str]) -> Reply:
-    method, url, headers, body = "GET", "", [("accept", "*/*")], None
+    method, url, headers, body = None, "", [("accept", "*/*")], None
     rest = iter(words[1:])
     for word in rest:
         match word:
@@ -40,6 +40,8 @@ def _without_curl(words: list[str]) -> Reply:
                 body = next(rest).replace("\n", "").encode()
             case _:
                 url = word
+    if method is None:
+        method = "GET" if body is None else "POST"
     address = urlsplit(url)
     assert address.hostname is not None
     assert address.port is not None

@@ -12,6 +12,7 @@ yoyo is imported where there is something to migrate: most starts have no use fo
 
 import sqlite3
 from contextlib import closing
+from datetime import datetime
 from functools import lru_cache
 from importlib.resources import as_file, files
 from importlib.resources.abc import Traversable
@@ -20,6 +21,9 @@ from typing import Any
 from urllib.parse import quote
 
 from tollway.errors import StartError
+
+# yoyo writes a datetime through sqlite3's default adapter, which is deprecated from Python 3.12 on.
+sqlite3.register_adapter(datetime, lambda moment: moment.isoformat(" "))
 
 _MIGRATIONS = files("tollway.database") / "migrations" / "sqlite"
 _POSTGRES_MIGRATIONS = files("tollway.database") / "migrations" / "postgres"
