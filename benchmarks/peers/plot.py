@@ -33,7 +33,9 @@ def main() -> None:
             continue
         names = sorted(known, key=lambda name: -known[name])
         values = [known[name] for name in names]
-        bars = axis.barh(names, values, color=[OURS if n.startswith("Tollway") else OTHERS for n in names])
+        bars = axis.barh(
+            names, values, color=[OURS if n.startswith("Tollway") else OTHERS for n in names]
+        )
         axis.bar_label(bars, [_label(value) for value in values], padding=3)
         axis.set_xscale("log")
         axis.set_xlim(min(values) / 2, max(values) * 4)
