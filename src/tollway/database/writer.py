@@ -3,9 +3,9 @@
 It takes all that has queued, applies it in order in one transaction, commits (`synchronous=FULL`:
 on disk), and only then resolves each piece's future on the event loop. Under load it gathers before
 each commit, because a commit costs 0.1 ms of CPU however much is in it, and tiny batches fight the
-event loop for Python's interpreter lock (93 us a request instead of 51, measured). It waits the
-longer the more came last time, and no longer than `GATHER_SECONDS_MAX`; a write that is alone does
-not wait for others.
+event loop for Python's interpreter lock (93 us a request instead of 51, measured). It waits until
+there is as much as last time: the longer the more that was, and no longer than
+`GATHER_SECONDS_MAX`. A write that is alone does not wait for others.
 
 A piece of work that breaks a constraint must not take its neighbours along: the batch is rolled
 back and applied again piece by piece.
@@ -31,21 +31,21 @@ applied by `apply_again`, which leaves out what is there.
 import asyncio
 import contextlib
 import logging
-import select
-import socket
 import sqlite3
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol, TypeGuard, TypeVar
 
+from tollway.database.inbox import Inbox
 from tollway.database.journal import Ballast, Journal, is_disk_full
 from tollway.errors import Refused, TollwayError, Unavailable
 
 GATHER_SECONDS_EACH = 0.0005
 """For each piece of the last batch."""
 GATHER_SECONDS_MAX = 0.004
+STRAGGLERS_SECONDS = 0.0002
+"""For those right behind: without, no batch would be larger than the last."""
 RETRY_SECONDS = 0.5
 FILE_IDLE_SECONDS = 0.25
 
@@ -152,7 +152,7 @@ class Writer:
         self._connect = connect
         self._journal = journal
         self._ballast = ballast
-        self._queue = _Inbox()
+        self._queue: Inbox[Work | _Signal] = Inbox()
         self._thread = threading.Thread(target=self._run, name="tollway-write", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: sqlite3.Connection | None = None
@@ -193,13 +193,13 @@ class Writer:
     # --- the thread -------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        gather_seconds = 0.0
+        last = 0
         stopping = False
         while not stopping:
-            batch = self._take(gather_seconds)
+            batch = self._take(last)
             stopping = _STOP in batch
             work = [piece for piece in batch if not isinstance(piece, _Signal)]
-            gather_seconds = _gather_seconds(len(work))
+            last = len(work)
             try:
                 self._handle(work, stopping=stopping)
                 if self.filing.waits and self.fault is None and (stopping or not work):
@@ -213,18 +213,25 @@ class Writer:
             log.critical("could be written nowhere, and is lost: %s", piece.record().decode())
         self._answer([(piece, None, unavailable) for piece in self._waiting])
 
-    def _take(self, gather_seconds: float) -> list["Work | _Signal"]:
+    def _take(self, last: int) -> list["Work | _Signal"]:
         wait_seconds = -1.0
         if self.fault is not None:
             wait_seconds = max(0.0, self._retry_at - time.monotonic())
         elif self.filing.waits:
             wait_seconds = FILE_IDLE_SECONDS
-        if gather_seconds:
-            time.sleep(gather_seconds)
-        # Under load there is something by now, and nobody had to wake us.
-        if not self._queue:
-            self._queue.wait(wait_seconds)
+        if last > 1:
+            self._gather(last)
+        if not self._queue:  # under load there is something by now, and nobody had to wake us
+            began = time.monotonic()
+            self._queue.wait(1, wait_seconds)
+            if last > 1 and time.monotonic() - began < GATHER_SECONDS_MAX:  # the first of as many
+                self._gather(last)
         return self._queue.take_all()
+
+    def _gather(self, last: int) -> None:
+        self._queue.wait(last, min(GATHER_SECONDS_MAX, last * GATHER_SECONDS_EACH))
+        if self._queue:
+            time.sleep(STRAGGLERS_SECONDS)
 
     def _handle(self, work: list[Work], *, stopping: bool) -> None:
         if self.fault is None:
@@ -393,68 +400,12 @@ class Writer:
             self._loop.call_soon_threadsafe(function, *arguments)
 
 
-def _gather_seconds(last: int) -> float:
-    """Before the next commit, when the one before had so many pieces."""
-    return 0.0 if last < 2 else min(GATHER_SECONDS_MAX, last * GATHER_SECONDS_EACH)
-
-
 def _ignore(pieces: int, seconds: float) -> None:
     """Nobody counts the commits."""
 
 
 class _Signal:
     """What the queue carries beside work."""
-
-
-class _Inbox:
-    """A queue for one thread that takes all there is at once.
-
-    `put` wakes the thread only if it sleeps: 0.1 us, where `queue.SimpleQueue` posts a semaphore
-    each time, which costs 3 us, and 10 where the thread then competes for the interpreter lock.
-    It wakes it by a byte in a socket, since sending gives the interpreter lock away: who is woken
-    finds it free. Waking by a lock, both took turns six times until it was.
-    Several threads may put. A wake that comes late or twice makes `wait` return early, no more.
-    """
-
-    def __init__(self) -> None:
-        self._items: deque[Work | _Signal] = deque()
-        self._asleep = False
-        self._sockets: tuple[socket.socket, ...] = ()
-
-    def open(self) -> None:
-        """Before anybody waits."""
-        self._sockets = self._waking, self._woken = socket.socketpair()
-        for one in self._sockets:
-            one.setblocking(False)
-        self._poll = select.poll()
-        self._poll.register(self._woken, select.POLLIN)
-
-    def close(self) -> None:
-        """When nobody waits any more."""
-        for one in self._sockets:
-            one.close()
-
-    def put(self, item: "Work | _Signal") -> None:
-        self._items.append(item)
-        if self._asleep:
-            self._asleep = False
-            with contextlib.suppress(OSError):  # so full that it wakes anyway, or closed by a stop
-                self._waking.send(b"\0")
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def wait(self, seconds: float) -> None:
-        """Returns when there is something, or after `seconds` (negative: never)."""
-        self._asleep = True
-        # Looked at after `_asleep` was set: a `put` before that has left its item here.
-        if not self._items and self._poll.poll(None if seconds < 0 else seconds * 1000):
-            self._woken.recv(64)
-        self._asleep = False
-
-    def take_all(self) -> "list[Work | _Signal]":
-        items = self._items
-        return [items.popleft() for _ in range(len(items))]
 
 
 _STOP = _Signal()
