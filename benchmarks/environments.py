@@ -1,5 +1,5 @@
 """What the benchmarks run beside Tollway, each in an environment of its own, in the temporary
-folder and exactly as its lock file says."""
+folder and exactly as its lock file says; and Tollway itself on another Python."""
 
 import hashlib
 import shutil
@@ -27,7 +27,7 @@ def tools() -> Path:
 def newer_python() -> Path:
     """The folder of the programs of an environment in which Tollway runs on `NEWER_PYTHON`. Raises
     `NotHere`, also where there is no such Python on the PATH."""
-    # Its sources are looked up where they are: another clone has an environment of its own.
+    # Tollway is installed editable, so the environment belongs to this clone.
     of_clone = hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]
     name = f"tollway-{NEWER_PYTHON}-{of_clone}"
     folder = _folder(name, ROOT / "requirements.lock")

@@ -177,10 +177,8 @@ def tollway_in_memory(
 @contextlib.contextmanager
 def tollway_on_newer_python(folder: Path, upstream: Upstream) -> Generator[Gateway]:
     """Raises `NotHere`."""
-    own = folder / NEWER_PYTHON
-    own.mkdir()
     program = [str(newer_python() / "tollway")]
-    with tollway(own, upstream, program, name=f"Tollway on {NEWER_PYTHON}") as gateway:
+    with tollway(folder, upstream, program, name=f"Tollway on {NEWER_PYTHON}") as gateway:
         yield gateway
 
 

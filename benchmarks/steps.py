@@ -53,7 +53,7 @@ from tollway.gateway.pipeline import CHAT_SCOPE, Pipeline
 from tollway.gateway.relay import relay
 from tollway.gateway.settle import outcome_of
 from tollway.gateway.types import Call, Meter
-from tollway.process import spare_sqlite_its_locks
+from tollway.process import spare_sqlite_its_statistics
 from tollway.upstreams.connection import Connection
 from tollway.wire.requests import parse_chat_request
 
@@ -380,7 +380,7 @@ def main() -> None:
     parser.add_argument("--nice", type=int, default=0, help="-20: the neighbours wait (root)")
     chosen = parser.parse_args()
     take_priority(chosen.nice)
-    spare_sqlite_its_locks()
+    spare_sqlite_its_statistics()
     best = measure(chosen.rounds, chosen.times)
     table = _table(best)
     print(table)

@@ -166,7 +166,7 @@ ENTRIES: Mapping[str, Entry] = {
     ),
     "newer": Entry(
         f"Tollway on {NEWER_PYTHON}",
-        "the same",
+        "the same; this clone's sources",
         lambda folder, upstream, program: tollway_on_newer_python(folder, upstream),
     ),
     "vllm-router": Entry("vllm-router", "round robin over one worker, metrics", vllm_router),

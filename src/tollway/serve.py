@@ -70,10 +70,10 @@ def become_server(given: Given) -> NoReturn:
 def main() -> None:
     from tollway.app import serve
     from tollway.console import PlainConsole, TerminalConsole
-    from tollway.process import spare_sqlite_its_locks
+    from tollway.process import spare_sqlite_its_statistics
     from tollway.reload import ConfigurationFile
 
-    spare_sqlite_its_locks()
+    spare_sqlite_its_statistics()
     try:
         given = msgspec.json.decode(sys.argv[1], type=Given)
         path = None if given.config is None else Path(given.config).absolute()

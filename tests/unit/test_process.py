@@ -4,12 +4,12 @@ import sys
 PROGRAM = """
 import ctypes, sqlite3, _sqlite3
 from tollway import process
-accepted = process.spare_sqlite_its_locks() if {spare} else None
+accepted = process.spare_sqlite_its_statistics() if {spare} else None
 with sqlite3.connect(":memory:") as connection:
     connection.execute("CREATE TABLE t (x)")
     connection.execute("INSERT INTO t VALUES (?)", ("much " * 1000,))
     (read,) = connection.execute("SELECT x FROM t").fetchone()
-    memory = ctypes.CDLL(_sqlite3.__file__).sqlite3_memory_used()
+    memory = ctypes.CDLL(getattr(_sqlite3, '__file__', None)).sqlite3_memory_used()
 print(accepted, len(read), memory > 0)
 """
 

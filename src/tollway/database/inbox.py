@@ -19,7 +19,8 @@ class Inbox(Generic[T]):
     sending gives the interpreter lock away: who is woken finds it free. Waking by a lock, both took
     turns six times until it was.
 
-    Several threads may put. A wake that comes late or twice makes `wait` return early, no more.
+    Several threads may put, each under the interpreter lock. A wake that comes late or twice makes
+    `wait` return early, no more.
     """
 
     def __init__(self) -> None:

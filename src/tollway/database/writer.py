@@ -5,7 +5,8 @@ on disk), and only then resolves each piece's future on the event loop. Under lo
 each commit, because a commit costs 0.1 ms of CPU however much is in it, and tiny batches fight the
 event loop for Python's interpreter lock (93 us a request instead of 51, measured). It waits until
 there is as much as last time: the longer the more that was, and no longer than
-`GATHER_SECONDS_MAX`. A write that is alone does not wait for others.
+`GATHER_SECONDS_MAX`. A write that is alone does not wait for others, unless it comes so soon behind
+many that it may be the first of as many.
 
 A piece of work that breaks a constraint must not take its neighbours along: the batch is rolled
 back and applied again piece by piece.

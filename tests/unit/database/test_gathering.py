@@ -56,20 +56,9 @@ async def test_as_much_as_last_time_is_committed_as_soon_as_it_is_there(
     await writes.together(last)  # it gathers for long already, and must not when it closes
 
 
-async def test_what_comes_alone_waits_for_nobody(
-    writes: Writes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer, "GATHER_SECONDS_EACH", 2 * PATIENCE_SECONDS)
-    monkeypatch.setattr(writer, "GATHER_SECONDS_MAX", 2 * PATIENCE_SECONDS)
-    for _ in range(3):
-        await writes.together(1)
-
-    assert writes.sizes == [1, 1, 1]
-
-
-async def test_after_a_pause_the_first_waits_for_nobody(
-    writes: Writes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def gathered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """For how many the writer has waited, each time."""
     gathered: list[int] = []
     gather = Writer._gather  # pyright: ignore[reportPrivateUsage]
 
@@ -78,6 +67,20 @@ async def test_after_a_pause_the_first_waits_for_nobody(
         gather(self, last)
 
     monkeypatch.setattr(Writer, "_gather", gather_and_tell)
+    return gathered
+
+
+async def test_what_comes_alone_waits_for_nobody(writes: Writes, gathered: list[int]) -> None:
+    for _ in range(3):
+        await writes.one()
+
+    assert writes.sizes == [1, 1, 1]
+    assert gathered == []
+
+
+async def test_after_a_pause_the_first_waits_for_nobody(
+    writes: Writes, gathered: list[int]
+) -> None:
     await writes.together(8)
     await asyncio.sleep(20 * writer.GATHER_SECONDS_MAX)
     before = list(gathered)
@@ -86,3 +89,22 @@ async def test_after_a_pause_the_first_waits_for_nobody(
     await writes.one()
 
     assert gathered == before
+
+
+async def test_a_batch_can_be_larger_than_the_last(
+    writes: Writes, gathered: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those who come one behind the other, more than last time are taken together."""
+    monkeypatch.setattr(writer, "STRAGGLERS_SECONDS", 0.1)
+    await writes.together(2)
+    await writes.together(2)
+    while not gathered:
+        await writes.together(2)
+
+    last = gathered[-1]
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(2 * last):
+            tasks.create_task(writes.one())
+            await asyncio.sleep(0.001)
+
+    assert max(writes.sizes) > last

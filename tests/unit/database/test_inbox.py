@@ -73,6 +73,7 @@ def test_nothing_is_lost_that_several_threads_put(inbox: Inbox[int]) -> None:
             inbox.put(number)
 
     taken: list[int] = []
+    began = time.monotonic()
     with ThreadPoolExecutor(4) as threads:
         putting = [threads.submit(put, range(first, 8000, 4)) for first in range(4)]
         while len(taken) < 8000:
@@ -82,3 +83,4 @@ def test_nothing_is_lost_that_several_threads_put(inbox: Inbox[int]) -> None:
             one.result()
 
     assert sorted(taken) == list(range(8000))
+    assert time.monotonic() - began < LONG_SECONDS / 2, "it was not woken"

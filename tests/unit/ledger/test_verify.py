@@ -121,6 +121,17 @@ async def test_text_that_is_not_utf_8_is_found(books: Books) -> None:
     assert found(books)["hash chain"] == ("ledger acc_1 5: does not follow from the one before it")
 
 
+@pytest.mark.parametrize("value", ["CAST(x'61ff' AS TEXT)", "x'61'"], ids=["not UTF-8", "a BLOB"])
+async def test_an_account_that_is_no_text_hides_nothing_else(books: Books, value: str) -> None:
+    changed = "UPDATE ledger SET account_id = {} WHERE account_id = 'acc_1' AND seq = 1"
+    with tampering(books) as connection:
+        connection.execute(changed.format(value))
+
+    violations = found(books)
+    assert "could not be checked" in violations["hash chain"]
+    assert {"balance equals entries", "sequence without gaps"} <= violations.keys()
+
+
 async def test_two_entries_that_changed_places_are_found(books: Books) -> None:
     with tampering(books) as connection:
         for sql in ("seq = -seq", "seq = CASE seq WHEN -2 THEN 3 WHEN -3 THEN 2 ELSE -seq END"):
