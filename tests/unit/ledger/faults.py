@@ -70,6 +70,11 @@ class _Ballast(Ballast):
 class _Connection(sqlite3.Connection):
     disk: Disk | None = None
 
+    def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
+        if self.disk is not None and self.disk.failure == "insert finds no room":
+            raise _error(sqlite3.SQLITE_FULL, "database or disk is full")
+        return super().executemany(sql, parameters)
+
     def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
         failure = None if self.disk is None else self.disk.failure
         if sql == "BEGIN IMMEDIATE" and failure == "begin refused":

@@ -11,6 +11,7 @@ from tests.unit.ledger.books import MODEL, Books, a_checkpoint, an_outcome
 from tests.unit.ledger.faults import BALLAST_BYTES, FAILURES, Disk, Failure, mended
 
 from tollway.database.base import Statement
+from tollway.database.journal import Journal
 from tollway.errors import Unavailable
 from tollway.ledger.base import Earlier, Recovered, Settlement, genesis
 
@@ -42,7 +43,7 @@ async def test_a_charge_that_cannot_be_committed_is_kept_and_applied_once(
     answers = await asyncio.gather(*(books.ledger.settle(h, an_outcome(7)) for h in holds))
 
     assert [answer.charged for answer in answers] == [7, 7, 7]
-    assert len((books.data_dir / "journal").read_bytes().splitlines()) == 3
+    assert len(Journal(books.data_dir / "journal").read()) == 3
     disk.failure = None
     await mended(books.database)
     assert (books.data_dir / "journal").read_bytes() == b""
