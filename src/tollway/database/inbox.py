@@ -53,10 +53,10 @@ class Inbox(Generic[T]):
 
     def wait(self, items: int, seconds: float) -> None:
         """Returns when so many are there, or after `seconds` (negative: never), which are rounded
-        up to whole milliseconds."""
+        up to whole milliseconds; now and then earlier."""
+        milliseconds = None if seconds < 0 else seconds * 1000
         self._wanted = items
         # Looked at after `_wanted` was set: a `put` before that has left its item here.
-        milliseconds = None if seconds < 0 else seconds * 1000
         if len(self._items) < items and self._poll.poll(milliseconds):
             self._woken.recv(64)
         self._wanted = _NEVER

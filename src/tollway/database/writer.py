@@ -230,6 +230,7 @@ class Writer:
         return self._queue.take_all()
 
     def _gather(self, last: int) -> None:
+        """Until there is as much as last time, and a moment for more; or for as long as allowed."""
         self._queue.wait(last, min(GATHER_SECONDS_MAX, last * GATHER_SECONDS_EACH))
         if self._queue:
             time.sleep(STRAGGLERS_SECONDS)
