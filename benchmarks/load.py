@@ -37,7 +37,12 @@ LINES = (
     + 'A court of inquiry called it \\"badly designed, badly built and badly maintained\\".\\n'
 )
 CODE = '    if span.load > LIMIT:\\n        raise Fallen(\\"the bridge\\", span[0])\\n'
-"""All three as they are written in JSON."""
+TYPESET = (
+    "The first Tay Bridge — opened in 1878 — didn\u2019t stand for two years.\\n"
+    "A court of inquiry called it “badly designed, badly built and badly maintained”.\\n"
+)
+CHINESE = "第一座泰桥在一场风暴中倒塌\uff0c当时一列火车正从桥上经过。请用三句话说明原因\uff01\\n"
+"""All as they are written in JSON, the last two in UTF-8."""
 SMALL_MESSAGE_BYTES = 728
 
 Figures = dict[str, float]
@@ -149,6 +154,18 @@ def large_code(gateway: Gateway, seconds: int) -> Figures:
     return {"large_code_request_us": spent.gateway_us / max(count, 1), "errors": errors}
 
 
+def large_typeset(gateway: Gateway, seconds: int) -> Figures:
+    """The same, of English in lines with the quotes and dashes that models write."""
+    spent, count, errors = _large(gateway, seconds, TYPESET)
+    return {"large_typeset_request_us": spent.gateway_us / max(count, 1), "errors": errors}
+
+
+def large_chinese(gateway: Gateway, seconds: int) -> Figures:
+    """The same, of Chinese, with its wide commas."""
+    spent, count, errors = _large(gateway, seconds, CHINESE)
+    return {"large_chinese_request_us": spent.gateway_us / max(count, 1), "errors": errors}
+
+
 def large_rate(gateway: Gateway, seconds: int) -> Figures:
     """The same, twenty a second: each finds the gateway asleep and the caches cold."""
     with _spent(gateway) as spent:
@@ -205,6 +222,8 @@ TESTS: dict[str, Callable[[Gateway, int], Figures]] = {
     "large": large,
     "large_lines": large_lines,
     "large_code": large_code,
+    "large_typeset": large_typeset,
+    "large_chinese": large_chinese,
     "large_rate": large_rate,
     "low": low,
     "crowd": crowd,
@@ -218,6 +237,8 @@ UNIT_OF = {
     "large": "large_request_us",
     "large_lines": "large_lines_request_us",
     "large_code": "large_code_request_us",
+    "large_typeset": "large_typeset_request_us",
+    "large_chinese": "large_chinese_request_us",
     "large_rate": "large_rate_request_us",
     "crowd": "crowd_chunk_us",
 }

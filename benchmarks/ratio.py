@@ -58,6 +58,8 @@ GATEWAYS: dict[str, Callable[[Path, Upstream, list[str]], AbstractContextManager
     "memory": lambda folder, model, program: tollway_in_memory(folder, model, program),
 }
 
+DEFAULT_TESTS = [*USUAL_TESTS, "large_typeset", "large_chinese", "large_rate"]
+
 MEASURES = (
     Measure("request_us", "CPU µs a request", must="<= 6x", aim="<= 4x"),
     Measure("paced_chunk_us", "CPU µs a paced chunk", must="<= 3x", aim="<= 2x"),
@@ -74,6 +76,8 @@ MEASURES = (
         aim="<= 3x",
     ),
     Measure("large_code_request_us", "the same, of code", digits=0),
+    Measure("large_typeset_request_us", "the same, of typeset English", digits=0),
+    Measure("large_chinese_request_us", "the same, of Chinese", digits=0),
     Measure("rate_request_us", "CPU µs a request, 3,000 a second for both"),
     Measure("large_rate_request_us", "CPU µs a request of 1 MiB, 20 a second for both", digits=0),
     Measure("requests_per_second", "requests/s", best=max, digits=0),
@@ -128,9 +132,7 @@ def _options() -> argparse.Namespace:
     beside = Path(sys.executable).with_name("tollway")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--secs", type=int, default=8, help="of each test in each round")
-    options.add_argument(
-        "--only", type=_names(TESTS), default=[*USUAL_TESTS, "large_rate"], help=",".join(TESTS)
-    )
+    options.add_argument("--only", type=_names(TESTS), default=DEFAULT_TESTS, help=",".join(TESTS))
     options.add_argument(
         "--gateways", type=_names(GATEWAYS), default=["nginx", "tollway"], help=",".join(GATEWAYS)
     )

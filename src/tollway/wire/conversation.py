@@ -13,6 +13,9 @@ Either library reads one kind of text faster. Microseconds a MiB:
 | jiter | 130 | 240 | 770 | 1,600 | 2,000 | 1,900 |
 | msgspec | 440 | 500 | 740 | 1,000 | 1,200 | 1,300 |
 
+So what is not ASCII is looked at twice: as UTF-8, by Python's decoder, and as JSON, by jiter with
+letters in its place.
+
 jiter has no types and no limit: what takes it long is counted before, what it read is looked at.
 """
 
@@ -37,6 +40,8 @@ _ROLES = ("system", "developer", "user", "assistant")
 
 _BACKSLASHES_APART = 32
 """Where they are closer, jiter is not faster: letters are written as escapes, for example."""
+
+_AS_ASCII = bytes(range(0x80)) + b"x" * 0x80
 
 _BRACKETS_MAX = 16
 """Of those that come after the messages: `stop` may have one, tools have more."""
@@ -133,13 +138,16 @@ def _step_over(body: bytes, array: int, first: int, *, has_escapes: bool) -> Con
             last = body[end:begin]
         if count == MESSAGES_MAX:
             return None
-    if has_escapes or not body.isascii() or not _has_no_control_characters(body):
+    is_bare = not has_escapes and _has_no_control_characters(body)
+    if not (is_bare and body.isascii()):
         written = body[array:begin]
         try:
-            read = _read(written)
+            if not is_bare:
+                size = _size_of_texts(written)
+            elif _grows(written):
+                size = _sum_of_texts(_read_others(written))
         except ValueError:  # msgspec's is one too
             return None
-        size = _bytes_of_texts(read)
     return Conversation(first, end, LaterMessages(memoryview(body)[array:begin], count), size)
 
 
@@ -149,24 +157,50 @@ def _read_to_its_end(body: bytes, array: int, first: int) -> Conversation | None
         return None
     if not _can_be_read(body[first : closing.start()]):
         return None
+    written = body[array : closing.end()]
     try:
-        read = _read_any(body[array : closing.end()])
+        read = _read_any(_in_ascii(written))
+        if len(read) > MESSAGES_MAX or not all(map(_is_plain, read)):
+            return None
+        size = _size_of_read(read, written)
     except ValueError:
         return None
-    if len(read) > MESSAGES_MAX or not all(map(_is_plain, read)):
-        return None
     messages = LaterMessages(memoryview(body)[array : closing.end()], len(read))
-    return Conversation(first, closing.start(), messages, _bytes_of_texts(read))
+    return Conversation(first, closing.start(), messages, size)
 
 
-def _read(sound: bytes) -> list[dict[str, str]]:
-    """An array of messages that are known to be ones."""
-    if sound.isascii() and not are_close(sound, b"\\", _BACKSLASHES_APART):
-        return _read_few_escapes(sound)
-    return _read_others(sound)
+def _size_of_texts(written: bytes) -> int:
+    """`text_bytes` of all in an array that is known to be messages. Raises `ValueError` where one
+    is no string."""
+    if are_close(written, b"\\", _BACKSLASHES_APART):
+        return _sum_of_texts(_read_others(written))
+    return _size_of_read(_read_few_escapes(_in_ascii(written)), written)
 
 
-def _bytes_of_texts(messages: list[dict[str, str]]) -> int:
+def _in_ascii(written: bytes) -> bytes:
+    """With a letter for each byte of what is not ASCII. Quotes and escapes stay what they are, and
+    no other name becomes one of ours, for none of those has this letter."""
+    return written if written.isascii() else written.translate(_AS_ASCII)
+
+
+def _size_of_read(messages: list[dict[str, str]], written: bytes) -> int:
+    """`text_bytes` of messages that were read `_in_ascii`. Raises `UnicodeDecodeError`."""
+    contents = [message["content"] for message in messages]
+    if written.isascii():
+        return sum(map(text_bytes, contents))
+    # These are as long as the texts in UTF-8, but for what escapes stand for.
+    if _grows(written) or not all(map(str.isascii, contents)):
+        return _sum_of_texts(_read_others(written))
+    return sum(map(len, contents))
+
+
+def _grows(written: bytes) -> bool:
+    """Whether texts may become longer than they are written, which then have to be counted each by
+    itself. Raises `UnicodeDecodeError`."""
+    return text_bytes(written.decode(), written) > len(written)
+
+
+def _sum_of_texts(messages: list[dict[str, str]]) -> int:
     return sum(text_bytes(message["content"]) for message in messages)
 
 

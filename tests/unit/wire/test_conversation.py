@@ -26,6 +26,7 @@ from tollway.wire.hollow import hollow
 from tollway.wire.quotes import QUOTES_APART
 from tollway.wire.requests import parse_chat_request
 from tollway.wire.strict_json import VALUES_MAX
+from tollway.wire.text import text_bytes
 
 CODE = 'x = f("y", 1)\n' * 500
 
@@ -155,6 +156,69 @@ def test_a_conversation_with_escapes_is_found_either_way(
         assert list(found.messages) == read_fully(body).request.messages
         assert found.text_bytes == sum(len(one["content"].encode()) for one in messages)
         assert outcome(body, long=True) == outcome(body, long=False)
+
+
+NOT_ASCII = {
+    "German": "Die Brücke stürzte ein. ",
+    "quotes": "“Don\u2019t,” she said… ",
+    "Chinese": "大桥倒塌\uff0c请说明\uff01",
+    "Japanese": "ガラスの橋が落ちた。",
+    "emoji": "🌉🇩🇪",
+    "longer in NFKC": "½ \ufdfa ",
+    "marks": "e\u0301 קָ ",
+}
+
+
+@pytest.mark.parametrize("text", NOT_ASCII.values(), ids=NOT_ASCII)
+@pytest.mark.parametrize("others", ["", "\n", '"\n', "\\" * 999])
+@pytest.mark.parametrize("escaped", ["", "é", "\u0301", "\ufdfa"])
+def test_texts_that_are_not_ascii_are_counted_as_each_by_itself(
+    way: int, text: str, others: str, escaped: str
+) -> None:
+    """Also where some of them is written as escapes."""
+    contents = [text * 200 + others, "MARK" + others, text]
+    messages = [message(content) for content in contents]
+    body = json.dumps({"model": "m", "messages": messages}, ensure_ascii=False).encode()
+    body = body.replace(b"MARK", json.dumps(escaped)[1:-1].encode())
+    contents[1] = escaped + others
+
+    found = find(body)
+
+    assert found is not None
+    assert found.text_bytes == sum(map(text_bytes, contents))
+    assert [one.content for one in found.messages] == contents
+    assert outcome(body, long=True) == outcome(body, long=False)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b"\xc3",
+        b"\xa9",
+        b"\xc3x\xa9",
+        b"\xe5\xa4 \xa7",
+        b"\xc0\x80",
+        b"\xed\xa0\x80",
+        b"\xf5\x80\x80\x80",
+    ],
+)
+@pytest.mark.parametrize("others", ["", "\n", '"\n'])
+def test_what_is_no_utf_8_is_no_conversation(way: int, wrong: bytes, others: str) -> None:
+    messages = [message("Brücke" + others), message("HERE" + others), message("桥")]
+    body = json.dumps({"model": "m", "messages": messages}, ensure_ascii=False).encode()
+
+    assert find(body) is not None
+    assert find(body.replace(b"HERE", wrong)) is None
+
+
+def test_a_name_that_is_not_ascii_is_none_of_ours(way: int) -> None:
+    for name in ("röle", "contént", "rol\u00e9"):
+        body = json.dumps(
+            {"messages": [message("\n") | {name: "n"}, message("")]}, ensure_ascii=False
+        )
+        assert find(body.encode()) is None
+        body = body.replace('"role"', f'"{name}"', 1).replace(f', "{name}": "n"', "")
+        assert find(body.encode()) is None
 
 
 OTHERS: list[Any] = [
