@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from tollway.catalogue import Price
-from tollway.wire.text import text_bytes
+from tollway.wire.text import texts_bytes
 
 TOKENS_PER_PRICE_UNIT = 1_000_000
 OUTPUT_TOKENS_WORTH_STARTING = 16
@@ -87,20 +87,12 @@ def input_tokens_bound(messages: Iterable[object], *others: object) -> int:
     counts.
     """
     total = _BYTES_PER_REQUEST
+    texts: list[str] = []
     for message in messages:
         total += _BYTES_PER_MESSAGE
         content = getattr(message, "content", None)
         if not isinstance(content, str) or getattr(message, "tool_calls", None) is not None:
-            total += _json_bytes(message)
-        elif content.isascii():
-            total += len(content)
-        else:
-            total += text_bytes(content)
-    for other in others:
-        if other is not None:
-            total += _json_bytes(other)
-    return total
-
-
-def _json_bytes(value: object) -> int:
-    return text_bytes(_encode(value).decode())
+            content = _encode(message).decode()
+        texts.append(content)
+    texts += [_encode(other).decode() for other in others if other is not None]
+    return total + texts_bytes(texts)

@@ -140,7 +140,7 @@ class _Whole:
         for choice in answer.choices:
             text = _plain_text(choice)
             if text is not None:
-                meter.text_bytes += len(text)
+                meter.text_bytes += len(text) if text.isascii() else len(text.encode())
                 continue
             meter.finished = meter.finished and bool(choice.finish_reason)
             ids = _call_ids(admission, choice.index) if choice.message.tool_calls else ""
@@ -540,8 +540,7 @@ def _usage_object(
 
 
 def _plain_text(choice: Choice) -> str | None:
-    """Of one that is text alone: by far the most are. It is then as our API has it, and its bytes
-    are its characters."""
+    """Of one that is text alone: by far the most are. It is then as our API has it."""
     message = choice.message
     content = message.content
     if (
@@ -551,7 +550,6 @@ def _plain_text(choice: Choice) -> str | None:
         and message.reasoning is UNSET
         and message.refusal is None
         and content is not None
-        and content.isascii()
     ):
         if message.tool_calls is not UNSET:  # vLLM sends an empty list
             message.tool_calls = UNSET

@@ -32,7 +32,7 @@ from jiter import from_json
 from tollway.wire.chat import Message, Messages
 from tollway.wire.quotes import QUOTES_APART, are_close, is_escaped
 from tollway.wire.strict_json import VALUES_MAX, Json
-from tollway.wire.text import text_bytes
+from tollway.wire.text import never_grows, texts_bytes
 
 MESSAGES_MAX = 1024
 
@@ -144,7 +144,7 @@ def _step_over(body: bytes, array: int, first: int, *, has_escapes: bool) -> Con
         try:
             if not is_bare:
                 size = _size_of_texts(written)
-            elif _grows(written):
+            elif not never_grows(written):
                 size = _sum_of_texts(_read_others(written))
         except ValueError:  # msgspec's is one too
             return None
@@ -187,21 +187,15 @@ def _size_of_read(messages: list[dict[str, str]], written: bytes) -> int:
     """`text_bytes` of messages that were read `_in_ascii`. Raises `UnicodeDecodeError`."""
     contents = [message["content"] for message in messages]
     if written.isascii():
-        return sum(map(text_bytes, contents))
+        return texts_bytes(contents)
     # These are as long as the texts in UTF-8, but for what escapes stand for.
-    if _grows(written) or not all(map(str.isascii, contents)):
-        return _sum_of_texts(_read_others(written))
-    return sum(map(len, contents))
-
-
-def _grows(written: bytes) -> bool:
-    """Whether texts may become longer than they are written, which then have to be counted each by
-    itself. Raises `UnicodeDecodeError`."""
-    return text_bytes(written.decode(), written) > len(written)
+    if never_grows(written) and all(map(str.isascii, contents)):
+        return sum(map(len, contents))
+    return _sum_of_texts(_read_others(written))
 
 
 def _sum_of_texts(messages: list[dict[str, str]]) -> int:
-    return sum(text_bytes(message["content"]) for message in messages)
+    return texts_bytes([message["content"] for message in messages])
 
 
 def _find_closing(body: bytes, first: int) -> re.Match[bytes] | None:

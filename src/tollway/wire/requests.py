@@ -33,7 +33,7 @@ from tollway.wire.chat import (
 )
 from tollway.wire.hollow import hollow
 from tollway.wire.strict_json import parse_object
-from tollway.wire.text import text_bytes
+from tollway.wire.text import texts_bytes
 
 KNOWN_FIELDS = frozenset(ChatRequest.__struct_fields__)
 REWRITTEN_FIELDS = frozenset(RewrittenFields.__struct_fields__)
@@ -176,7 +176,8 @@ def _read_plain(body: bytes) -> ParsedRequest | None:
         request = _decode_request(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    size = _plain_text_bytes(request)
+    others: list[str] = []
+    size = _ascii_bytes(request, others)
     if size is None:
         return None
     written = _encode(request)
@@ -186,14 +187,16 @@ def _read_plain(body: bytes) -> ParsedRequest | None:
     # (`in` for bytes first raises and drops an error, 2,300 instructions; find() does not.)
     if written.count(b'"') != quotes or (body.find(b"\\") >= 0 and body.find(b"\\u0022") >= 0):
         return None
+    if others:
+        size += texts_bytes(others)
     return ParsedRequest(request, Fields(request, (_without_rewritten(written),)), (), (), size)
 
 
-def _plain_text_bytes(request: ChatRequest) -> int | None:
-    """Of its messages; None where any rule of this module but the types has a say in it. Where a
-    type's tag is the only one possible, msgspec takes an object without it and writes it, which
-    would spoil the count of quotes: so none of those either. Nothing that is left can be nested
-    deeper than allowed."""
+def _ascii_bytes(request: ChatRequest, others: list[str]) -> int | None:
+    """Of those of its messages that are in ASCII; the texts of the `others` are put there. None
+    where any rule of this module but the types has a say in the request. Where a type's tag is the
+    only one possible, msgspec takes an object without it and writes it, which would spoil the count
+    of quotes: so none of those either. Nothing that is left can be nested deeper than allowed."""
     if (
         request.tools is not None
         or request.tool_choice is not None
@@ -215,7 +218,10 @@ def _plain_text_bytes(request: ChatRequest) -> int | None:
             return None
         if type(message) is AssistantMessage and message.tool_calls is not None:
             return None
-        total += len(content) if content.isascii() else text_bytes(content)
+        if content.isascii():
+            total += len(content)
+        else:
+            others.append(content)
     return total
 
 

@@ -9,7 +9,7 @@ nothing changes, each character is counted with what it becomes by itself.
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -22,43 +22,65 @@ _UNDONE_BYTES_MAX = 9
 when it is not. Hangul is always composed."""
 
 
-def text_bytes(text: str, written: bytes | None = None) -> int:
+def text_bytes(text: str) -> int:
     """In UTF-8, as it is or normalised to NFKC: whichever is longer, or a little more where some
-    characters become shorter and others longer. `written` is the text in UTF-8, where that is
-    there already."""
-    if text.isascii():
-        return len(text)
-    if written is None:
-        written = text.encode()
-    part_written, part = written, text
-    if len(written) < 1.5 * len(text):
+    characters become shorter and others longer."""
+    return len(text) if text.isascii() else texts_bytes((text,))
+
+
+def texts_bytes(texts: Sequence[str]) -> int:
+    """The sum of `text_bytes` of each: one look at all together is enough where none grows."""
+    # A text that was written as JSON already keeps its UTF-8.
+    written = b"".join([text.encode() for text in texts])
+    if written.isascii() or not _may_grow(written, texts):
+        return len(written)
+    if len(texts) > 1:
+        return sum(map(text_bytes, texts))
+    return len(written) + _growth(texts[0])
+
+
+def never_grows(written: bytes) -> bool:
+    """Whether any texts that are `written` so in UTF-8 are no longer in NFKC. Raises
+    `UnicodeDecodeError`."""
+    return not _may_grow(written, (written.decode(),))
+
+
+def _may_grow(written: bytes, texts: Sequence[str]) -> bool:
+    """Whether one of the texts may, which together are `written` so."""
+    if len(written) < 1.5 * sum(map(len, texts)):
         # Mostly ASCII: nothing of that changes, but for a letter before an accent. Marks that it
         # kept apart come together, so that a little more may be told.
-        part_written = written.translate(None, _ASCII)
-        part = part_written.decode()
-    # No any(): it takes 0.5 us more, and a conversation has many texts.
-    has_accents = part_written.find(_ACCENTS[0]) >= 0 or part_written.find(_ACCENTS[1]) >= 0
+        written = written.translate(None, _ASCII)
+        part = written.decode()
+    else:
+        part = "".join(texts)
+    # No any(): it takes 0.5 us more.
+    has_accents = written.find(_ACCENTS[0]) >= 0 or written.find(_ACCENTS[1]) >= 0
     if not has_accents and unicodedata.is_normalized("NFKC", part):
-        return len(written)
-    growth, may_grow, find_all = _growing()
-    if may_grow(part) is None:
-        return len(written)  # as what is Chinese or Japanese, whose wide commas become shorter
-    others = written.translate(None, _ASCII).decode()
+        return False
+    # What is Chinese or Japanese has wide commas, which become shorter.
+    return _growing().find_one(part) is not None
+
+
+def _growth(text: str) -> int:
+    """By how many bytes, at most."""
+    growth, _, find_all = _growing()
+    others = text.encode().translate(None, _ASCII).decode()
     composed = decomposed = 0
     for character, count in Counter("".join(find_all(others))).items():
         if_composed, if_decomposed = growth.get(character, (0, 0))
         composed += if_composed * count
         decomposed += if_decomposed * count
-    return len(written) + min(composed, decomposed)
+    return min(composed, decomposed)
 
 
 class _Growing(NamedTuple):
     """`growth` is by how many bytes each character can make a text longer, at most, and if nothing
-    is composed again once it is decomposed. `may_grow` finds what is none where the first is 0 for
-    all, which takes 4 ns a character; `find_all` runs of what has either, and a few others."""
+    is composed again once it is decomposed. `find_one` finds the first that has the former, or may
+    have, in 4 ns a character; `find_all` runs of those that have either, and of a few others."""
 
     growth: dict[str, tuple[int, int]]
-    may_grow: Callable[[str], re.Match[str] | None]
+    find_one: Callable[[str], re.Match[str] | None]
     find_all: Callable[[str], list[str]]
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tollway.wire.text import text_bytes
+from tollway.wire.text import never_grows, text_bytes, texts_bytes
 
 _ALL = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code <= 0xDFFF]
 CHANGING = [c for c in _ALL if unicodedata.normalize("NFKD", c) != c]
@@ -46,6 +46,21 @@ texts = st.lists(
 @example("ᄒ½ᅡ")
 def test_no_text_becomes_longer_than_is_told(text: str) -> None:
     assert text_bytes(text) >= longest(text)
+
+
+@given(st.lists(texts | st.sampled_from(["plain", "é", "e", "\u0301", "\u0323"]), max_size=4))
+def test_several_are_as_long_as_each_by_itself(several: list[str]) -> None:
+    assert texts_bytes(several) == sum(map(text_bytes, several))
+    written = "".join(several).encode()
+    assert not never_grows(written) or len(written) == sum(map(text_bytes, several))
+
+
+@pytest.mark.parametrize(
+    "text", ["Brücke", "大桥\uff0c\uff01", "“Don\u2019t”…", "ガラス", "한국어"]
+)
+def test_most_texts_are_known_not_to_grow(text: str) -> None:
+    assert never_grows(text.encode())
+    assert never_grows(b"x" * 99 + text.encode())
 
 
 @pytest.mark.parametrize(
