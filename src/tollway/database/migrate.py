@@ -14,8 +14,6 @@ import sqlite3
 from contextlib import closing
 from datetime import datetime
 from functools import lru_cache
-from importlib.resources import as_file, files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,8 +23,8 @@ from tollway.errors import StartError
 # yoyo writes a datetime through sqlite3's default adapter, which is deprecated from Python 3.12 on.
 sqlite3.register_adapter(datetime, lambda moment: moment.isoformat(" "))
 
-_MIGRATIONS = files("tollway.database") / "migrations" / "sqlite"
-_POSTGRES_MIGRATIONS = files("tollway.database") / "migrations" / "postgres"
+_MIGRATIONS = Path(__file__).with_name("migrations") / "sqlite"
+_POSTGRES_MIGRATIONS = Path(__file__).with_name("migrations") / "postgres"
 
 
 def migrate_sqlite(path: Path) -> None:
@@ -35,21 +33,20 @@ def migrate_sqlite(path: Path) -> None:
         return
     from yoyo import get_backend, read_migrations
 
-    with as_file(_MIGRATIONS) as folder:
-        migrations = read_migrations(str(folder))
-        # yoyo makes a URI of the path: a directory may have a space, # or ? in its name.
-        backend = get_backend(f"sqlite:///{quote(str(path))}")
-        try:
-            known = {migration.id for migration in migrations}
-            if newer := sorted(_applied(backend) - known):
-                raise StartError(
-                    f"The database {path} was written by a newer Tollway (it has "
-                    f"{', '.join(newer)}). Install that version or a later one, or use another "
-                    "--data-dir."
-                )
-            backend.apply_migrations(backend.to_apply(migrations))
-        finally:
-            backend.connection.close()
+    migrations = read_migrations(str(_MIGRATIONS))
+    # yoyo makes a URI of the path: a directory may have a space, # or ? in its name.
+    backend = get_backend(f"sqlite:///{quote(str(path))}")
+    try:
+        known = {migration.id for migration in migrations}
+        if newer := sorted(_applied(backend) - known):
+            raise StartError(
+                f"The database {path} was written by a newer Tollway (it has "
+                f"{', '.join(newer)}). Install that version or a later one, or use another "
+                "--data-dir."
+            )
+        backend.apply_migrations(backend.to_apply(migrations))
+    finally:
+        backend.connection.close()
 
 
 def is_current(path: Path) -> bool:
@@ -69,21 +66,20 @@ def apply_postgres(url: str) -> list[str]:
     `StartError` where the database was written by a newer Tollway."""
     from yoyo import get_backend, read_migrations
 
-    with as_file(_POSTGRES_MIGRATIONS) as folder:
-        migrations = read_migrations(str(folder))
-        backend = get_backend("postgresql+psycopg://" + url.partition("://")[2])
-        try:
-            known = {migration.id for migration in migrations}
-            if newer := sorted(_applied(backend) - known):
-                raise StartError(
-                    f"The database was written by a newer Tollway (it has {', '.join(newer)}). "
-                    "Install that version or a later one."
-                )
-            missing = backend.to_apply(migrations)
-            names = [migration.id for migration in missing]
-            backend.apply_migrations(missing)
-        finally:
-            backend.connection.close()
+    migrations = read_migrations(str(_POSTGRES_MIGRATIONS))
+    backend = get_backend("postgresql+psycopg://" + url.partition("://")[2])
+    try:
+        known = {migration.id for migration in migrations}
+        if newer := sorted(_applied(backend) - known):
+            raise StartError(
+                f"The database was written by a newer Tollway (it has {', '.join(newer)}). "
+                "Install that version or a later one."
+            )
+        missing = backend.to_apply(migrations)
+        names = [migration.id for migration in missing]
+        backend.apply_migrations(missing)
+    finally:
+        backend.connection.close()
     return names
 
 
@@ -93,7 +89,7 @@ def postgres_migrations() -> tuple[str, ...]:
     return _names(_POSTGRES_MIGRATIONS)
 
 
-def _names(folder: Traversable) -> tuple[str, ...]:
+def _names(folder: Path) -> tuple[str, ...]:
     return tuple(
         sorted(
             file.name.rpartition(".")[0]

@@ -23,7 +23,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Sequence
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from tollway.clock import Clock
@@ -42,7 +42,7 @@ JOIN_SECONDS = 1.6
 """In which each live replica has found a Valkey that is new, told it what it lacks, and heard of
 who has just started."""
 
-SCRIPT = resources.files("tollway.rates").joinpath("valkey.lua").read_text(encoding="utf-8")
+SCRIPT = Path(__file__).with_name("valkey.lua").read_text(encoding="utf-8")
 
 log = logging.getLogger("tollway.rates")
 

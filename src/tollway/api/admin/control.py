@@ -16,7 +16,6 @@ import os
 import pwd
 import socket
 import struct
-import tempfile
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -234,6 +233,8 @@ def _short(path: Path) -> Generator[str]:
     if len(os.fsencode(path)) <= _PATH_BYTES_MAX:
         yield str(path)
         return
+    import tempfile  # and with it 1 MB of what can be compressed in: few have such paths
+
     with tempfile.TemporaryDirectory(prefix="tollway-", dir="/tmp") as folder:
         link = Path(folder) / "data"
         link.symlink_to(path.parent.absolute())

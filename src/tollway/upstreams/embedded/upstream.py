@@ -11,7 +11,6 @@ import importlib.util
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +20,6 @@ from tollway.errors import InvalidRequest, RequestError, StartError, Unavailable
 from tollway.upstreams.base import Ask, EventSink, Upstream
 from tollway.upstreams.embedded.assemble import Assembler
 from tollway.upstreams.embedded.chunks import ChoiceMerger, ChoiceSink
-from tollway.upstreams.embedded.model_file import ensure_model, own_model
 from tollway.upstreams.embedded.process import RUNNER, Child, RunnerSettings, RunningChild
 from tollway.upstreams.embedded.progress import Progress
 from tollway.upstreams.embedded.slots import Slots
@@ -66,6 +64,9 @@ class _InputTokens(msgspec.Struct):
 def find_model(settings: EmbeddedSettings, data_dir: Path, *, progress: Progress) -> Path:
     """The file to run: the user's own, or the default one, fetched if need be. Raises
     `StartError`."""
+    # Here, for what it fetches and unpacks with is 1 MB, of no use where another model is served.
+    from tollway.upstreams.embedded.model_file import ensure_model, own_model
+
     if settings.model_path is not None:
         return own_model(settings.model_path)
     return ensure_model(data_dir, progress=progress)
@@ -246,11 +247,7 @@ class EmbeddedUpstream:
 
 
 def _template() -> str:
-    return (
-        resources.files("tollway.upstreams.embedded")
-        .joinpath("template.jinja")
-        .read_text(encoding="utf-8")
-    )
+    return Path(__file__).with_name("template.jinja").read_text(encoding="utf-8")
 
 
 def _too_long(input_tokens: int, context_length: int) -> InvalidRequest:
