@@ -27,7 +27,7 @@ from msgspec.structs import astuple
 from tollway.errors import Refused
 from tollway.ledger.base import Attempt, Entry, Hold, Outcome, Recovered, Settlement
 from tollway.ledger.idempotency import ClaimEnd
-from tollway.ledger.rows import entry_hash, milliseconds
+from tollway.ledger.rows import entry_hash
 
 FILE_AT = 128
 
@@ -190,10 +190,11 @@ def rows_of(charge: Charge) -> Rows:
             outcome.upstream_id,
             _encode(outcome.attempts).decode(),
             outcome.client_request_id,
-            milliseconds(hold.held_at),
-            milliseconds(charge.closed_at),
-            None if first is None else milliseconds(first),
-            milliseconds(outcome.total_seconds),
+            # As `milliseconds`, which is four calls, a third of what this function takes.
+            round(hold.held_at * 1000),
+            round(charge.closed_at * 1000),
+            None if first is None else round(first * 1000),
+            round(outcome.total_seconds * 1000),
         ),
         charge.capped,
         charge.checkpointed,
