@@ -4,9 +4,10 @@
         [--gateways nginx,tollway,vllm-router] [--results FILE] [--nice -20]
 
 Installs each peer in an environment of its own as its lock file says, measures all of them in
-turns, every second round in the opposite order, and writes the table and the plot of
-docs/performance.md. `--results` keeps the rounds in a file and adds to those that are there, so
-that a long run can be made in parts; with `--rounds 0` it only writes from them.
+turns, every second round in the opposite order, and prints the table. Where `--only` and
+`--gateways` left nothing out (but `newer`), it is written into docs/performance.md too, with its
+plot. `--results` keeps the rounds in a file and adds to those that are there, so that a long run
+can be made in parts; with `--rounds 0` it only writes from them.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from benchmarks.environments import NotHere
 from benchmarks.gateways import upstream
 from benchmarks.load import RATE, TESTS, USUAL_TESTS, Figures
 from benchmarks.peers.gateways import ENTRIES
-from benchmarks.peers.report import publish
+from benchmarks.peers.report import publish, report
 from benchmarks.processes import raise_file_limit, take_priority
 
 SPARE = 1.2
@@ -42,7 +43,9 @@ def main() -> None:
         if chosen.results is not None:
             with chosen.results.open("a") as file:
                 file.write(json.dumps(measured) + "\n")
-    publish(rounds)
+    print(report(rounds))
+    if set(USUAL_TESTS) <= set(chosen.only) and set(ENTRIES) - {"newer"} <= set(chosen.gateways):
+        publish(rounds)
 
 
 def _kept(results: Path | None) -> list[dict[str, Figures]]:

@@ -46,14 +46,20 @@ COLUMNS = (
 
 
 def publish(rounds: Sequence[dict[str, Figures]]) -> None:
-    medians = {name: _medians(rounds, name) for name in ENTRIES if name in rounds[-1]}
+    write_between_marks(PAGE, "peers", report(rounds))
+    _plot(_medians_of_all(rounds))
+
+
+def report(rounds: Sequence[dict[str, Figures]]) -> str:
+    medians = _medians_of_all(rounds)
     ratios = {name: _ratios(rounds, name) for name in medians}
-    seconds = time.strftime("%Y-%m-%d")
-    head = f"{seconds}, {machine()}; medians of {len(rounds)} rounds.\n\n"
-    table = head + _table(medians, ratios) + "\n" + _notes(rounds, medians)
-    write_between_marks(PAGE, "peers", table)
-    print(table)
-    _plot(medians)
+    day = time.strftime("%Y-%m-%d")
+    head = f"{day}, {machine()}; medians of {len(rounds)} rounds.\n\n"
+    return head + _table(medians, ratios) + "\n" + _notes(rounds, medians)
+
+
+def _medians_of_all(rounds: Sequence[dict[str, Figures]]) -> dict[str, Figures]:
+    return {name: _medians(rounds, name) for name in ENTRIES if name in rounds[-1]}
 
 
 def _medians(rounds: Sequence[dict[str, Figures]], name: str) -> Figures:
