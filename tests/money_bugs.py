@@ -10,6 +10,7 @@ the order of their cost, until one fails.
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -462,18 +463,21 @@ def _passes(copy: Path, suite: Sequence[str]) -> bool:
 def _failure(copy: Path, suite: Sequence[str]) -> str | None:
     """The end of what was printed, where the suite failed or did not come to its end."""
     environment = {**os.environ, "PYTHONPATH": str(copy / "src")}
-    try:
-        done = subprocess.run(
-            [sys.executable, *suite],
-            cwd=copy,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS_MAX,
-        )
-    except subprocess.TimeoutExpired:
-        return f"It did not end within {SECONDS_MAX} s."
-    return None if done.returncode == 0 else (done.stdout + done.stderr)[-2000:]
+    with subprocess.Popen(
+        [sys.executable, *suite],
+        cwd=copy,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as running:
+        try:
+            printed, _ = running.communicate(timeout=SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            os.killpg(running.pid, signal.SIGKILL)  # with the processes that it began
+            return f"{' '.join(suite)} did not end within {SECONDS_MAX} s."
+    return None if running.returncode == 0 else printed[-2000:]
 
 
 def _say(line: str) -> None:
