@@ -26,7 +26,7 @@ from tollway.wire.hollow import hollow
 from tollway.wire.quotes import QUOTES_APART
 from tollway.wire.requests import parse_chat_request
 from tollway.wire.strict_json import VALUES_MAX
-from tollway.wire.text import text_bytes
+from tollway.wire.text import texts_bytes
 
 CODE = 'x = f("y", 1)\n' * 500
 
@@ -172,7 +172,7 @@ NOT_ASCII = {
 @pytest.mark.parametrize("text", NOT_ASCII.values(), ids=NOT_ASCII)
 @pytest.mark.parametrize("others", ["", "\n", '"\n', "\\" * 999])
 @pytest.mark.parametrize("escaped", ["", "é", "\u0301", "\ufdfa"])
-def test_texts_that_are_not_ascii_are_counted_as_each_by_itself(
+def test_texts_that_are_not_ascii_are_counted_as_what_they_are(
     way: int, text: str, others: str, escaped: str
 ) -> None:
     """Also where some of them is written as escapes."""
@@ -185,7 +185,7 @@ def test_texts_that_are_not_ascii_are_counted_as_each_by_itself(
     found = find(body)
 
     assert found is not None
-    assert found.text_bytes == sum(map(text_bytes, contents))
+    assert found.text_bytes == texts_bytes(contents)
     assert [one.content for one in found.messages] == contents
     assert outcome(body, long=True) == outcome(body, long=False)
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tollway.wire import text as text_module
 from tollway.wire.text import never_grows, text_bytes, texts_bytes
 
 _ALL = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code <= 0xDFFF]
@@ -50,9 +51,19 @@ def test_no_text_becomes_longer_than_is_told(text: str) -> None:
 
 @given(st.lists(texts | st.sampled_from(["plain", "é", "e", "\u0301", "\u0323"]), max_size=4))
 def test_several_are_as_long_as_each_by_itself(several: list[str]) -> None:
-    assert texts_bytes(several) == sum(map(text_bytes, several))
     written = "".join(several).encode()
+    assert texts_bytes(several) == sum(map(text_bytes, several))
     assert not never_grows(written) or len(written) == sum(map(text_bytes, several))
+
+
+def test_a_glance_never_normalises() -> None:
+    """Python looks up whether a text is normalised, unless a character of it may be composed with
+    the one before: then it normalises the text."""
+    composed = [c for c in _ALL if unicodedata.normalize("NFC", c) == c]
+    seconds = {part for c in composed for part in unicodedata.normalize("NFD", c)[1:]}
+    assert len(seconds) > 90
+    firsts = {second.encode()[:1] for second in seconds}
+    assert firsts <= set(text_module._MARKS)  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.mark.parametrize(
