@@ -7,7 +7,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tollway.wire import text as text_module
 from tollway.wire.text import never_grows, text_bytes, texts_bytes
 
 _ALL = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code <= 0xDFFF]
@@ -56,14 +55,21 @@ def test_several_are_as_long_as_each_by_itself(several: list[str]) -> None:
     assert not never_grows(written) or len(written) == sum(map(text_bytes, several))
 
 
-def test_a_glance_never_normalises() -> None:
-    """Python looks up whether a text is normalised, unless a character of it may be composed with
-    the one before: then it normalises the text."""
-    composed = [c for c in _ALL if unicodedata.normalize("NFC", c) == c]
-    seconds = {part for c in composed for part in unicodedata.normalize("NFD", c)[1:]}
-    assert len(seconds) > 90
-    firsts = {second.encode()[:1] for second in seconds}
-    assert firsts <= set(text_module._MARKS)  # pyright: ignore[reportPrivateUsage]
+def test_what_does_not_begin_normalised_is_not_looked_at_as_a_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked: list[int] = []
+    is_normalized = unicodedata.is_normalized
+
+    def counted(form: str, text: str) -> bool:
+        looked.append(len(text))
+        return is_normalized(form, text)
+
+    monkeypatch.setattr(unicodedata, "is_normalized", counted)
+    for text, looks in (("か\u3099", 1), ("カ", 2)):
+        looked.clear()
+        text_bytes(text * 50_000)
+        assert (len(looked), looked[0]) == (looks, 4096)
 
 
 @pytest.mark.parametrize(
