@@ -181,6 +181,12 @@ def test_the_bound_covers_tools_and_schemas(description: str) -> None:
     assert with_both >= input_tokens_bound(plain, None, None) + 2 * _byte_tokens(description)
 
 
+def test_the_bound_covers_calls_beside_a_text() -> None:
+    calls = [{"id": "c1", "function": {"name": "f", "arguments": "x" * 500}}]
+    with_calls = input_tokens_bound([_Message("assistant", "I look.", calls)])
+    assert with_calls >= input_tokens_bound([_Message("assistant", "I look.")]) + 500
+
+
 def test_one_character_that_normalises_to_eighteen_counts_as_eighteen() -> None:
     ligature = "\ufdfa"
 

@@ -212,6 +212,8 @@ def test_what_is_no_utf_8_is_no_conversation(way: int, wrong: bytes, others: str
 
 
 def test_a_name_that_is_not_ascii_is_none_of_ours(way: int) -> None:
+    role = json.dumps({"messages": [message("\n", role="aéistant")]}, ensure_ascii=False)
+    assert find(role.encode()) is None
     for name in ("röle", "contént", "rol\u00e9"):
         body = json.dumps(
             {"messages": [message("\n") | {name: "n"}, message("")]}, ensure_ascii=False

@@ -233,7 +233,7 @@ def _short(path: Path) -> Generator[str]:
     if len(os.fsencode(path)) <= _PATH_BYTES_MAX:
         yield str(path)
         return
-    import tempfile  # and with it 1 MB of what can be compressed in: few have such paths
+    import tempfile  # with it come shutil, bz2 and lzma, 1 MB: few have such paths
 
     with tempfile.TemporaryDirectory(prefix="tollway-", dir="/tmp") as folder:
         link = Path(folder) / "data"
