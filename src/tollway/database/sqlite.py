@@ -121,8 +121,6 @@ class SqliteDatabase:
         self.submit: Callable[[Work], None] = self._writer.put
         """Queues; cannot be lost to a cancelled task. The work's future resolves when it is on
         disk."""
-        self.create_future: Callable[[], asyncio.Future[Any]]
-        """Of the event loop that opened this: asking for the running one costs a system call."""
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="tollway-read")
         self._reader = threading.local()
         self._connections: list[sqlite3.Connection] = []
@@ -142,9 +140,7 @@ class SqliteDatabase:
             raise StartError(
                 f"The database {self.path} cannot be opened: {_first(error)}."
             ) from error
-        loop = asyncio.get_running_loop()
-        self._writer.start(loop)
-        self.create_future = loop.create_future
+        self._writer.start(asyncio.get_running_loop())
 
     async def close(self) -> None:
         await asyncio.to_thread(self._writer.stop)

@@ -201,7 +201,7 @@ class SqliteLedger:
             completed = charged > 0 or outcome.status == "completed"
             reply = None if render is None or not completed else render(settlement)
             claim = self.keys.end(request_id, completed=completed, reply=reply)
-        future: asyncio.Future[Settlement] = self._database.create_future()
+        future: asyncio.Future[Settlement] = asyncio.get_running_loop().create_future()
         charge = Charge(
             hold, outcome, settlement, self._clock.now(), checkpointed, cap is not None, claim
         )
