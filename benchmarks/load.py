@@ -31,6 +31,8 @@ LARGE_RATE = 20
 LARGE_CONNECTIONS = 8
 LARGE_MESSAGES = 200
 LARGE_MESSAGE_BYTES = 5220
+
+# What messages say, as it is written in JSON.
 PROSE = "Explain in three sentences why the Tay Bridge fell. "
 LINES = (
     "The first Tay Bridge was opened in 1878 and fell nineteen months later in a storm.\\n" * 4
@@ -42,7 +44,7 @@ TYPESET = (
     "A court of inquiry called it “badly designed, badly built and badly maintained”.\\n"
 )
 CHINESE = "第一座泰桥在一场风暴中倒塌\uff0c当时一列火车正从桥上经过。请用三句话说明原因\uff01\\n"
-"""All as they are written in JSON, the last two in UTF-8."""
+
 SMALL_MESSAGE_BYTES = 728
 
 Figures = dict[str, float]
@@ -132,42 +134,46 @@ def paced(gateway: Gateway, seconds: int) -> Figures:
     }
 
 
-def large(gateway: Gateway, seconds: int) -> Figures:
-    """A conversation of 1 MiB in 200 messages, as fast as they go."""
-    spent, count, errors = _large(gateway, seconds, PROSE)
-    return {
-        "large_request_us": spent.gateway_us / max(count, 1),
-        "large_load_share": spent.load_share,
-        "errors": errors,
-    }
+@dataclass(frozen=True, slots=True)
+class Large:
+    """A conversation of 1 MiB in 200 messages, each of them `text` over and over, as fast as they
+    go. `name` is the test's."""
+
+    name: str
+    text: str
+
+    @property
+    def unit(self) -> str:
+        return f"{self.name}_request_us"
+
+    def __call__(self, gateway: Gateway, seconds: int) -> Figures:
+        more = {
+            "MESSAGES": str(LARGE_MESSAGES),
+            "MESSAGE_BYTES": str(LARGE_MESSAGE_BYTES),
+            "SENTENCE": self.text,
+        }
+        spent, printed = _closed_loop(
+            gateway, seconds, "post_large.lua", more, connections=LARGE_CONNECTIONS
+        )
+        count, errors = _answered(printed)
+        return {
+            self.unit: spent.gateway_us / max(count, 1),
+            f"{self.name}_load_share": spent.load_share,
+            "errors": errors,
+        }
 
 
-def large_lines(gateway: Gateway, seconds: int) -> Figures:
-    """The same, of texts as people write them: in lines, and with a quotation now and then."""
-    spent, count, errors = _large(gateway, seconds, LINES)
-    return {"large_lines_request_us": spent.gateway_us / max(count, 1), "errors": errors}
-
-
-def large_code(gateway: Gateway, seconds: int) -> Figures:
-    """The same, of texts with an escape every 20 bytes."""
-    spent, count, errors = _large(gateway, seconds, CODE)
-    return {"large_code_request_us": spent.gateway_us / max(count, 1), "errors": errors}
-
-
-def large_typeset(gateway: Gateway, seconds: int) -> Figures:
-    """The same, of English in lines with the quotes and dashes that models write."""
-    spent, count, errors = _large(gateway, seconds, TYPESET)
-    return {"large_typeset_request_us": spent.gateway_us / max(count, 1), "errors": errors}
-
-
-def large_chinese(gateway: Gateway, seconds: int) -> Figures:
-    """The same, of Chinese, with its wide commas."""
-    spent, count, errors = _large(gateway, seconds, CHINESE)
-    return {"large_chinese_request_us": spent.gateway_us / max(count, 1), "errors": errors}
+LARGE = (
+    Large("large", PROSE),
+    Large("large_lines", LINES),
+    Large("large_code", CODE),
+    Large("large_typeset", TYPESET),
+    Large("large_chinese", CHINESE),
+)
 
 
 def large_rate(gateway: Gateway, seconds: int) -> Figures:
-    """The same, twenty a second: each finds the gateway asleep and the caches cold."""
+    """1 MiB of prose, twenty a second: each finds the gateway asleep and the caches cold."""
     with _spent(gateway) as spent:
         asked = _paced_requests(
             gateway,
@@ -219,11 +225,7 @@ TESTS: dict[str, Callable[[Gateway, int], Figures]] = {
     "rate": rate,
     "burst": burst,
     "paced": paced,
-    "large": large,
-    "large_lines": large_lines,
-    "large_code": large_code,
-    "large_typeset": large_typeset,
-    "large_chinese": large_chinese,
+    **{test.name: test for test in LARGE},
     "large_rate": large_rate,
     "low": low,
     "crowd": crowd,
@@ -234,11 +236,7 @@ UNIT_OF = {
     "rate": "rate_request_us",
     "burst": "burst_chunk_us",
     "paced": "paced_chunk_us",
-    "large": "large_request_us",
-    "large_lines": "large_lines_request_us",
-    "large_code": "large_code_request_us",
-    "large_typeset": "large_typeset_request_us",
-    "large_chinese": "large_chinese_request_us",
+    **{test.name: test.unit for test in LARGE},
     "large_rate": "large_rate_request_us",
     "crowd": "crowd_chunk_us",
 }
@@ -303,19 +301,6 @@ def _paced_requests(
     program = [built("rate_load"), str(gateway.port), gateway.path, gateway.token, gateway.model]
     numbers = [connections, seconds, requests_per_second, messages, message_bytes, int(stream)]
     return json.loads(on_load_core([*program, *map(str, numbers)], _env(gateway)))
-
-
-def _large(gateway: Gateway, seconds: int, sentence: str) -> tuple[Spent, int, int]:
-    """What it took; how many requests, and how many of them failed."""
-    size = {"MESSAGES": str(LARGE_MESSAGES), "MESSAGE_BYTES": str(LARGE_MESSAGE_BYTES)}
-    spent, printed = _closed_loop(
-        gateway,
-        seconds,
-        "post_large.lua",
-        size | {"SENTENCE": sentence},
-        connections=LARGE_CONNECTIONS,
-    )
-    return spent, *_answered(printed)
 
 
 def _closed_loop(
