@@ -1,3 +1,3 @@
-"""Tollway: metered access to language models, through one OpenAI-compatible door."""
+"""Tollway: metered access to language models, behind one OpenAI-compatible API."""
 
 __version__ = "0.1.0"

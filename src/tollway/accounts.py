@@ -33,7 +33,7 @@ class Accounts:
         self._database = database
         self._clock = clock
         self._by_id: dict[str, Account] = {}
-        # The dict's own method: it is called twice a request.
+        # The dict's own method: it is called in every request.
         self.get: Callable[[str], Account] = self._by_id.__getitem__
         self._by_name: dict[str, Account] = {}
         # One change after the other: each is made of what is known, and known when it is on disk.

@@ -404,7 +404,7 @@ def _http_server(
 
 
 async def _write_checkpoints(pipeline: Pipeline, store: Store) -> None:
-    """What a stream has delivered so far is on disk every two seconds: a crash costs the operator
+    """What a stream has delivered so far is on disk every second: a crash costs the operator
     no more."""
     while True:
         await asyncio.sleep(CHECKPOINT_SECONDS)

@@ -10,7 +10,7 @@
         │   ├── UnsupportedMediaType
         │   └── HeadTooLarge
         ├── AuthenticationFailed    no usable token
-        ├── InsufficientCredits     the balance does not cover the most it could cost
+        ├── InsufficientCredits     balance or ceiling does not cover the most it could cost
         ├── PermissionDenied        the token or the account may not do this
         ├── NotFound                no such route, model, receipt or token
         ├── MethodNotAllowed

@@ -1,4 +1,4 @@
-"""A head of an HTTP message that a parser has accepted, to know the next one like it by.
+"""Remembers the head of an HTTP message that the parser accepted, to recognise the next like it.
 
 Whoever keeps a connection sends nearly the same head with every message: all but the number in
 Content-Length is the same to the byte. Another message is read without the parser if it begins with
@@ -28,9 +28,8 @@ class LearnedHead:
 
     @classmethod
     def of(cls, data: bytes, length: int) -> "LearnedHead | None":
-        """Of one message that is alone in `data`, with all of its head and no more than the
-        `length` bytes of its body; else None. Whoever knows only the last message that `data` has
-        gives its length: where another comes before it, that one's says something else, or leaves
+        """None unless `data` is one message alone: its whole head, and at most `length` bytes of
+        body. `length` is the last message's in `data`: one before it would say another, or leave
         something over."""
         end = data.find(b"\r\n\r\n") + 4
         digits = _find_length(data, 0, end)

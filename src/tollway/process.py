@@ -32,8 +32,8 @@ def configure_logging() -> None:
 def bind(
     settings: Settings, *, shared: bool = False, as_: socket.socket | None = None
 ) -> socket.socket:
-    """Has the port, and does not listen yet: first of all, so that nothing is fetched in vain. A
-    `shared` one can be had several times, `as_` another has it."""
+    """Binds the port without listening, so that a taken port fails before anything is fetched.
+    `shared` sets SO_REUSEPORT; `as_` is a socket whose port to take."""
     host, port = settings.server.host, settings.server.port
     if as_ is not None:
         port = as_.getsockname()[1]

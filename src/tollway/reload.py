@@ -28,8 +28,8 @@ from tollway.settings import Embedded, Secret, Settings
 
 LOOK_SECONDS = 0.55
 AGAIN_SHARE = 0.6
-"""A file is taken when two looks in a row found it the same. The second follows after this part of
-the time between two, so that it is within a second of its change."""
+"""A file that changed is taken once two looks in a row found it the same. The second comes after
+this share of `LOOK_SECONDS`, so within a second of the change."""
 
 Stamp = tuple[tuple[int, int, int] | None, ...]
 """Of each file: when it was written, its size, and which file it is; None where there is none."""

@@ -51,7 +51,7 @@ class Tokens:
         self._database = database
         self._clock = clock
         self._by_id: dict[str, Token] = {}
-        # The dict's own method: it is called twice a request.
+        # The dict's own method: it is called in every request.
         self.get: Callable[[str], Token | None] = self._by_id.get
         self._id_by_digest: dict[bytes, str] = {}
         self._ids_by_account: dict[str, list[str]] = {}

@@ -2,10 +2,10 @@
 way to the metered route.
 
 uvicorn carries the sockets: listening, TLS, signals, keep-alive, and every other route as ASGI.
-`EdgeProtocol` differs in two respects. A request must arrive in time: its head within 10 s and its
-body within 30 (uvicorn waits for ever). And a POST to `.../chat/completions` is handed to the
-pipeline as a `Call`, and answered on the transport, without an ASGI scope and its messages, which
-saves about 15 us a request (docs/decisions/0001).
+`EdgeProtocol` differs in two respects. A client must keep up: its heads must arrive within 10 s and
+bodies within 30 (uvicorn waits for ever), what it sends is bounded, and it must read. And a POST to
+`.../chat/completions` is handed to the pipeline as a `Call`, and answered on the transport, without
+an ASGI scope and its messages, which saves about 15 us a request (docs/decisions/0001).
 
 A client that keeps its connection sends nearly the same head with every request. So one that was
 parsed is learned (`heads.py`), and the next request's is only compared with it. Then the body of a
@@ -120,6 +120,9 @@ _OF_UVICORN = (
 
 
 class EdgeProtocol(HttpToolsProtocol):
+    """One connection of a client. `door` answers metered requests; `outbox` sends what one turn of
+    the event loop writes."""
+
     __slots__ = (
         *_OF_UVICORN,
         "_deaf",
@@ -179,10 +182,10 @@ class EdgeProtocol(HttpToolsProtocol):
         self._took_at = 0.0  # when the client was last seen to read
         self._deaf = False  # what still comes is not read
         self._serving: Exchange | None = None
+        self._running: RequestResponseCycle | None = None  # the same on uvicorn's way
         self._learned: tuple[LearnedHead, Head] | None = None
         self._learning_tries = LEARNING_TRIES_MAX
         self._missing = 0  # of a body that the parser does not see
-        self._running: RequestResponseCycle | None = None  # the same on uvicorn's way
         self._winding_down = False
         self.url = b""
         self.headers = []
@@ -670,4 +673,17 @@ class _HeadTooLarge(Exception):
     pass
 
 
-_NO_HEAD = Head("", None, None, None, None, None, None, None, False, False, True, False)
+_NO_HEAD = Head(
+    address="",
+    authorization=None,
+    client_request_id=None,
+    credits_max=None,
+    idempotency_key=None,
+    timeout_ms=None,
+    session=None,
+    length=None,
+    expects_100=False,
+    accepts_trailers=False,
+    http_1_1=True,
+    keep_alive=False,
+)

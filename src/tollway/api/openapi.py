@@ -151,9 +151,9 @@ _CHAT = _Described(
     "Besides what the schema says: `max_tokens` and `max_completion_tokens` must be equal where "
     "both are given; `stream_options` needs `stream`, and `top_logprobs` needs `logprobs`; "
     "`tool_choice` must name one of the `tools`; a tool message must answer a call of an assistant "
-    "message before it; images, audio and files have no price and are refused. Fields that are not "
-    "listed, or that the model does not support, are ignored and named in "
-    "`X-Tollway-Ignored-Params`; with a strict token they are refused.",
+    "message before it; images need a model that has a price for them; audio and files have "
+    "none and are refused. Fields that are not listed, or that the model does not support, are "
+    "ignored and named in `X-Tollway-Ignored-Params`; with a strict token they are refused.",
     "llm-all",
     200,
     ChatCompletion,
@@ -328,7 +328,10 @@ _REFUSALS: Mapping[int, tuple[str, tuple[str, ...]]] = {
         "There is no usable token: invalid_api_key, token_expired or token_revoked.",
         ("WWW-Authenticate",),
     ),
-    402: ("The account's available credits do not cover the most this could cost.", ()),
+    402: (
+        "Balance, spend cap or X-Credits-Max does not cover the most this could cost.",
+        (),
+    ),
     403: ("insufficient_scope, or account_frozen.", ()),
     404: ("model_not_found or not_found.", ()),
     409: (
@@ -429,7 +432,7 @@ def document(version: str) -> Json:
             "title": "Tollway",
             "version": version,
             "description": "Metered, prepaid access to language models through one "
-            "OpenAI-compatible door. `/v1` is an alias of `/api/v1`: the same routes.",
+            "OpenAI-compatible API. `/v1` is an alias of `/api/v1`: the same routes.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],

@@ -25,7 +25,7 @@ class Quote(Struct, frozen=True, rename="camel"):
 
 
 async def quote(asked: Asked) -> Answer:
-    """The same checks as for the request itself: what is refused there is refused here."""
+    """Refuses what the request would be refused for, but for lack of credit and its rate."""
     caller, parts = asked.caller, asked.parts
     require_active_account(caller)
     parsed = parse_chat_request(await asked.body())

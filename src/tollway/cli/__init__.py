@@ -20,7 +20,7 @@ from tollway.cli.parameters import group
 from tollway.errors import TollwayError
 
 app = group(
-    "Metered, prepaid access to language models through one OpenAI-compatible door.\n\n"
+    "Metered, prepaid access to language models behind one OpenAI-compatible API.\n\n"
     "`tollway serve` starts it; no configuration is needed. The other commands work whether or not "
     "it runs, and a running server sees their effect at once.\n\n"
     "Exit status: 0 done, 1 refused (with why, on standard error), 2 wrong usage."

@@ -10,9 +10,9 @@ that does not step: a database whose clock is set a day ahead reaps nobody. And 
 database could not be asked does not count: after an outage everyone has 15 s to come back.
 
 An instance hears of what others change (accounts, tokens, prices) by LISTEN, and by a poll behind
-it. It renews only with what it has heard of. So whoever freezes an account waits until all live
-instances have heard of it; one that hears nothing has lost its lease when the waiting ends, and
-knows so by its own clock (`is_live`): it then asks the database at each hold.
+it. A renewal names what it has heard so far. So whoever freezes an account waits until every live
+instance has heard of it; one that hears nothing loses its lease first, and knows so by its own
+clock (`is_live`): it then asks the database at each hold.
 """
 
 import asyncio

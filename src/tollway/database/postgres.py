@@ -1,9 +1,8 @@
 """Postgres, which any number of replicas share: a pool for what is asked now and then, and
 connections of their own for what never stops asking (the ledger's lanes, the ear for changes).
 
-A connection that breaks is replaced at its next use. What was only read is then asked again; of
-what was to be written nobody knows whether it was, so it is `Unavailable`, and whoever may write it
-twice does so.
+A connection that breaks is replaced at its next use. Reads are then tried again. Of a write nobody
+knows whether it happened, so it raises `Unavailable`, and whoever may write twice tries again.
 
 `execute` is for what changes rarely: accounts, tokens, prices. It returns when every replica has
 heard of the change, as far as that comes soon; where something is refused from now on it waits for

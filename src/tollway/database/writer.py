@@ -3,10 +3,9 @@
 It takes all that has queued, applies it in order in one transaction, commits (`synchronous=FULL`:
 on disk), and only then resolves each piece's future on the event loop. Under load it gathers before
 each commit, because a commit costs 0.1 ms of CPU however much is in it, and tiny batches fight the
-event loop for Python's interpreter lock (93 us a request instead of 51, measured). It waits until
-there is as much as last time: the longer the more that was, and no longer than
-`GATHER_SECONDS_MAX`. A write that is alone does not wait for others, unless it comes so soon behind
-many that it may be the first of as many.
+event loop for Python's interpreter lock (93 us a request instead of 51, measured). It waits for as
+many pieces as the last batch had, for at most `GATHER_SECONDS_MAX`. A lone write waits only right
+behind a large batch, where it may be the first of another.
 
 A piece of work that breaks a constraint must not take its neighbours along: the batch is rolled
 back and applied again piece by piece.
@@ -77,7 +76,7 @@ class Work(Protocol):
 
     future: asyncio.Future[Any]
     may_wait: ClassVar[bool]
-    """Whether it neither needs what waits to be filed nor hinders it (`Filing`)."""
+    """Whether it can be committed while earlier work still waits to be filed (`Filing`)."""
 
     @staticmethod
     def apply(connection: sqlite3.Connection, batch: Sequence[Any]) -> list[Any]:

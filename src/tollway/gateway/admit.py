@@ -45,8 +45,7 @@ STANDING_SECONDS = 1.0
 """How old the credits may be that a refusal tells: a flood of refusals asks no more often."""
 
 CountInputTokens = Callable[[Model, ParsedRequest, int], Awaitable[int | None] | None]
-"""Exact, by the model's own tokenizer; None where it cannot be asked cheaply, at once or after it
-was tried."""
+"""Exact, by the model's own tokenizer; None, at once or when awaited, where that is not cheap."""
 
 
 class Limits(Struct, frozen=True):
@@ -58,7 +57,7 @@ class Limits(Struct, frozen=True):
 
 
 class Gate:
-    """`limits` are those of now: a reload puts others in their place."""
+    """A reload replaces `limits`."""
 
     def __init__(
         self,
@@ -87,7 +86,8 @@ class Gate:
         deadline = None if call.timeout_ms is None else call.began + _seconds(call.timeout_ms)
         self._enter(caller)
         taken: list[tuple[str, float]] = []
-        # Who was found in this very turn of the event loop may pay; later the ledger looks again.
+        # Nothing was awaited since the caller was authenticated, so may pay still; later the ledger
+        # looks again.
         waited = call.idempotency_key is not None
         try:
             limit = self._rate_limit(caller)

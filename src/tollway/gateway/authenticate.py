@@ -16,7 +16,7 @@ CALLERS_KEPT_MAX = 65_536
 
 
 class Authenticator:
-    """`failures_per_minute` is the limit of now: a reload puts another in its place."""
+    """A reload replaces `failures_per_minute`."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Authenticator:
         return None
 
     async def authenticate(self, authorization: bytes | None, address: str) -> Caller:
-        """Waits for nothing where it finds one: the hold relies on that (`Gate.admit`). Raises
+        """Awaits nothing where it finds one: `Gate.admit` relies on that. Raises
         `AuthenticationFailed`, or `RateLimited` where this address has failed too often this
         minute."""
         try:

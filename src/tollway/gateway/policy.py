@@ -45,7 +45,7 @@ def _require_images(model: Model, policy: Policy | None, parsed: ParsedRequest) 
 
 
 def images_bound(model: Model, parsed: ParsedRequest) -> int:
-    """What the bound on the prompt of their bytes is off by: an image is not the text of its
+    """What to add to the prompt's bound by bytes: an image counts as tokens, and not by its
     base64."""
     return images_tokens(model, parsed) - sum(len(image.url) for image in parsed.images)
 

@@ -571,7 +571,7 @@ def _text_bytes(choice: Choice) -> int:
         if text:
             total += len(text) if text.isascii() else len(text.encode())
     for call in message.tool_calls or ():
-        total += len(call.function.name) + len(call.function.arguments.encode())
+        total += len(call.function.name.encode()) + len(call.function.arguments.encode())
     return total
 
 

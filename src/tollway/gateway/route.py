@@ -320,7 +320,7 @@ class PoolRoute:
         self._fields = self.ask.fields = {}
 
     def _choose(self) -> Choice | None:
-        """A later tier only where the earlier ones have nobody whose turn one could wait for."""
+        """One of a later priority only where none of an earlier one is worth waiting for."""
         for tier in self._pool.tiers:
             choice = self._best_of(tier)
             if choice is not None or any(

@@ -1,4 +1,4 @@
-"""What an event of a stream is known by, from the last one like it.
+"""Rewrites an event of a stream by the pattern learned from the last one like it.
 
 Nearly all events of a stream differ in one string, what was generated: text, reasoning, or a part
 of a call's arguments. So when an event has been read, checked and written the plain way (5 us),

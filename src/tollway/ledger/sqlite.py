@@ -4,7 +4,7 @@ Because the process owns the file, the balances in its memory are the truth betw
 is a check and two additions, no disk. A settlement changes the memory at once and goes on the
 database's queue; the writer thread gives it its place in the account's chain and commits it with
 all that has queued. Two places keep an account's balance, each for one thread: `_Purse` (event
-loop: what may still be spent) and `_Chain` (writer: the last entry on disk). They meet in the file.
+loop: what may still be spent) and `Chains` (writer: the last entry on disk). They meet in the file.
 
 Credit that is added is spendable only once it is on disk; credit that is charged is gone from
 memory at once. So a crash can only forget what nobody was told.

@@ -3,9 +3,8 @@
 All shares of a limit add up to it, so that no span admits more than the limit in this state either.
 What does not divide evenly goes to some replicas, others for each key.
 
-A replica is known for `keep_seconds` after it was last heard of, told from the listener's side: a
-Valkey that was away hears of one replica after the other when it is back, and fewer replicas would
-mean larger shares.
+A replica counts for `keep_seconds` after it was last heard of, by the listener's own clock: a
+Valkey that is back hears of one replica after the other, and too few would make shares too large.
 """
 
 from collections.abc import Iterable

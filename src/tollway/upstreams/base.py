@@ -19,8 +19,7 @@ from tollway.wire.chat import ChatCompletion
 
 class Ask(msgspec.Struct, gc=False):
     """One request to one upstream. `fields` are the client's, by allow-list, without model, stream
-    and caps on length, and none any more once the answer has begun; without `deadlines` the
-    upstream's own count."""
+    and caps on length; emptied once the answer has begun. `deadlines` None: the upstream's own."""
 
     request_id: str
     model: str

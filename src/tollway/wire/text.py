@@ -103,9 +103,9 @@ def _growth(text: str) -> int:
 
 
 class _Growing(NamedTuple):
-    """`growth` is by how many bytes each character can make a text longer, at most, and if nothing
-    is composed again once it is decomposed. `find_one` finds the first that has the former, or may
-    have, in 4 ns a character; `find_all` runs of those that have either, and of a few others."""
+    """`growth`: the most bytes that each character can add, composed and decomposed. `find_one`
+    finds the first that may add some when composed, in 4 ns a character; `find_all` finds runs of
+    those that may add any, and of a few others."""
 
     growth: dict[str, tuple[int, int]]
     find_one: Callable[[str], re.Match[str] | None]

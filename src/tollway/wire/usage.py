@@ -63,8 +63,8 @@ def read_usage(value: Any) -> UsageReport | None:
 
 
 def with_reasoning_apart(value: object) -> object:
-    """A usage whose count of output has only what was answered, and `total_tokens` what was thought
-    too (Gemini), as one that counts both. What it says of the total is believed where it can be."""
+    """Adds to the output the reasoning that only `total_tokens` counts (Gemini). Unchanged where
+    the total is not credible."""
     if not isinstance(value, dict):
         return value
     usage = cast("Details", value)

@@ -45,7 +45,7 @@ Operation = Callable[..., Awaitable[Object]]
 class Operations:
     """`genesis(account_id)` is where the ledger begins an account's chain of entries; `verify`
     recomputes the books as they are on disk, with what this process holds in memory.
-    `starting_credits` are those of now: a reload puts others in their place."""
+    A reload replaces `starting_credits`."""
 
     def __init__(
         self,
