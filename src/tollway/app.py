@@ -458,9 +458,9 @@ async def _start_upstreams(
             await starting
 
 
-async def _first_of(serving: asyncio.Task[None], stopping: asyncio.Event) -> None:
+async def _first_of(task: asyncio.Task[None], stopping: asyncio.Event) -> None:
     told = asyncio.ensure_future(stopping.wait())
-    await asyncio.wait([serving, told], return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([task, told], return_when=asyncio.FIRST_COMPLETED)
     told.cancel()
 
 

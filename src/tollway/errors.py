@@ -190,20 +190,30 @@ class Unavailable(RequestError):
     """Codes: overloaded (come back in `retry_after_seconds`), unavailable."""
 
     def __init__(
-        self, message: str, *, code: str = "unavailable", retry_after_seconds: float | None = None
+        self,
+        message: str,
+        *,
+        code: str = "unavailable",
+        retry_after_seconds: float | None = None,
+        was_sent: bool = True,
     ) -> None:
         super().__init__(message, code=code)
         self.retry_after_seconds = retry_after_seconds
+        self.was_sent = was_sent
 
 
 class UpstreamFailed(RequestError):
-    def __init__(self, message: str) -> None:
+    """`upstream_status` is the HTTP status that it answered with, None where it did not."""
+
+    def __init__(self, message: str, upstream_status: int | None = None) -> None:
         super().__init__(message, code="upstream_error")
+        self.upstream_status = upstream_status
 
 
 class UpstreamTimeout(RequestError):
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, was_sent: bool = True) -> None:
         super().__init__(message, code="upstream_timeout")
+        self.was_sent = was_sent
 
 
 class DeadlinePassed(UpstreamTimeout):

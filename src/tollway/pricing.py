@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from tollway.catalogue import Price
+from tollway.ledger.base import UsageSource
 from tollway.wire.text import texts_bytes
 
 TOKENS_PER_PRICE_UNIT = 1_000_000
@@ -24,13 +25,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Usage(Struct, frozen=True, gc=False):
-    """Tokens of one request. `source`: upstream (it said so), counted (we did), checkpoint (a crash
-    left only that). Of the input, `cached_tokens` were in the upstream's cache; of the output,
-    `reasoning_tokens` were reasoning."""
+    """Tokens of one request. Of the input, `cached_tokens` were in the upstream's cache; of the
+    output, `reasoning_tokens` were reasoning."""
 
     input_tokens: int
     output_tokens: int
-    source: str
+    source: UsageSource
     cached_tokens: int = 0
     reasoning_tokens: int = 0
 

@@ -23,6 +23,7 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
+from tollway.api.admin.control import Commands
 from tollway.errors import ConfigurationError, Refused, TollwayError
 from tollway.settings import Embedded, Secret, Settings
 
@@ -60,12 +61,6 @@ class Reloads(Protocol):
     """Counts them."""
 
     def reloaded(self, *, ok: bool) -> None: ...
-
-
-class Commands(Protocol):
-    async def execute(
-        self, command: str, arguments: Mapping[str, object], *, actor: str
-    ) -> dict[str, object]: ...
 
 
 class Reloader:

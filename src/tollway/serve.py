@@ -10,33 +10,12 @@ import contextlib
 import os
 import sqlite3
 import sys
-from pathlib import Path
 from typing import NoReturn
 
 import msgspec
-from msgspec import Struct
 
 from tollway.errors import TollwayError
-from tollway.settings import Embedded, Settings, load_settings
-
-
-class Given(Struct, frozen=True):
-    """The command line's words: paths as text, None where there was none."""
-
-    config: str | None
-    data_dir: str | None
-    host: str | None
-    port: int | None
-
-    def settings(self, embedded: Embedded | None = None) -> Settings:
-        """Raises `ConfigurationError`."""
-        return load_settings(
-            None if self.config is None else Path(self.config),
-            data_dir=None if self.data_dir is None else Path(self.data_dir),
-            host=self.host,
-            port=self.port,
-            embedded=embedded,
-        )
+from tollway.settings import CommandLine, Settings
 
 
 def prepare(settings: Settings) -> None:
@@ -59,7 +38,7 @@ def prepare(settings: Settings) -> None:
             migrate_sqlite(path)
 
 
-def become_server(given: Given) -> NoReturn:
+def become_server(given: CommandLine) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     # -P: modules are not looked for in the working directory.
@@ -75,9 +54,8 @@ def main() -> None:
 
     spare_sqlite_its_statistics()
     try:
-        given = msgspec.json.decode(sys.argv[1], type=Given)
-        path = None if given.config is None else Path(given.config).absolute()
-        file = None if path is None else ConfigurationFile(path, given.settings)
+        given = msgspec.json.decode(sys.argv[1], type=CommandLine)
+        file = None if given.file is None else ConfigurationFile(given.file, given.settings)
         console = TerminalConsole() if sys.stdout.isatty() else PlainConsole()
         serve(given.settings(), console, file)
     except TollwayError as error:

@@ -34,14 +34,11 @@ from tollway.console import Console, PlainConsole, Welcome
 from tollway.errors import ConfigurationError, StartError, TollwayError
 from tollway.process import bind, configure_logging
 from tollway.reload import ConfigurationFile
-from tollway.settings import Embedded, Settings, load_settings
-from tollway.upstreams.embedded.process import RunningChild, busy_slots
+from tollway.settings import CommandLine, Embedded, Settings
+from tollway.upstreams.embedded.process import Backoff, RunningChild, busy_slots
 from tollway.upstreams.embedded.upstream import MakeChild
 
 LEASH = "TOLLWAY_LEASH"
-FIRST_WAIT_SECONDS = 0.5
-WAIT_SECONDS_MAX = 30.0
-WELL_AFTER_SECONDS = 60.0
 STOP_SECONDS = 20.0
 """Beyond the drain: then a worker is killed."""
 ALIVE_EVERY_SECONDS = 2.0
@@ -51,28 +48,10 @@ SILENT_SECONDS_MAX = 30
 log = logging.getLogger("tollway.workers")
 
 
-class Given(Struct, frozen=True):
-    """What the command line said."""
-
-    config: Path | None
-    data_dir: Path | None
-    host: str | None
-    port: int | None
-
-    def read(self, embedded: Embedded | None = None) -> Settings:
-        return load_settings(
-            self.config,
-            data_dir=self.data_dir,
-            host=self.host,
-            port=self.port,
-            embedded=embedded,
-        )
-
-
 class _Start(Struct, frozen=True, tag="start"):
     """To a worker, first of all. `listener` is its socket's number."""
 
-    given: Given
+    given: CommandLine
     number: int
     workers: int
     listener: int
@@ -99,7 +78,7 @@ def _path(_type: type, written: str) -> Path:
     return Path(written)
 
 
-_to_worker = msgspec.json.Decoder(_Start | _Model, dec_hook=_path)
+_to_worker = msgspec.json.Decoder(_Start | _Model)
 _from_worker = msgspec.json.Decoder(_Up | _Alive, dec_hook=_path)
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
@@ -111,10 +90,10 @@ def _line(message: Struct) -> bytes:
 # --- the supervisor -------------------------------------------------------------------------------
 
 
-def serve_with_workers(count: int, given: Given, console: Console) -> None:
+def serve_with_workers(count: int, given: CommandLine, console: Console) -> None:
     """Runs until SIGTERM or Ctrl-C. Raises `StartError` and `ConfigurationError`."""
     configure_logging()
-    settings = given.read()
+    settings = given.settings()
     _check(settings, count)
     with contextlib.closing(bind(settings, shared=True)) as reserved:
         child = find_child(settings, console)
@@ -147,7 +126,7 @@ class _Supervisor:
     def __init__(
         self,
         count: int,
-        given: Given,
+        given: CommandLine,
         settings: Settings,
         reserved: socket.socket,
         console: Console,
@@ -200,7 +179,7 @@ class _Supervisor:
 
     async def _keep(self, number: int) -> None:
         loop = asyncio.get_running_loop()
-        wait = 0.0
+        backoff, wait = Backoff(), 0.0
         while not self._stopping.is_set():
             began = loop.time()
             status = await self._run_one(number)
@@ -211,8 +190,7 @@ class _Supervisor:
                 self._failed = True
                 self._stop()
                 return
-            well = loop.time() - began >= WELL_AFTER_SECONDS
-            wait = FIRST_WAIT_SECONDS if well or not wait else min(2 * wait, WAIT_SECONDS_MAX)
+            wait = backoff.after(wait, loop.time() - began)
             log.error("worker %d ended with status %d; again in %g s", number, status, wait)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
@@ -358,7 +336,7 @@ def main() -> None:
     listener = socket.socket(fileno=start.listener)
     configure_logging()
     try:
-        settings = _of_worker(start, start.given.read())
+        settings = _of_worker(start, start.given.settings())
         uvloop.run(_serve(start, settings, leash, listener))
     except TollwayError as error:
         log.error("worker %d: %s", start.number, error.message)
@@ -396,15 +374,15 @@ async def _serve(
     telling = asyncio.create_task(_tell_alive(writer))
 
     def read(embedded: Embedded | None) -> Settings:
-        return _of_worker(start, start.given.read(embedded))
+        return _of_worker(start, start.given.settings(embedded))
 
-    config = start.given.config
+    file = start.given.file
     base = settings.server.data_dir.parent.parent
     await serve_on(
         listener,
         settings,
         _LeashedConsole(writer),
-        None if config is None else ConfigurationFile(config, read),
+        None if file is None else ConfigurationFile(file, read),
         child.attach if settings.serves_embedded else None,
         Siblings(start.number, [_folder(base, number) for number in range(start.workers)]),
     )

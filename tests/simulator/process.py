@@ -280,7 +280,6 @@ def _settings(data_dir: Path, prices: tuple[int, int], concurrent_requests: int)
             concurrent_requests=concurrent_requests,
             failed_authentications_per_minute=1000,
         ),
-        tiers={},
         embedded=Embedded(),
         upstreams=(),
         models=(

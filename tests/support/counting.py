@@ -34,6 +34,7 @@ from tollway import serve
 from tollway.api.admin.control import ask
 from tollway.api.edge import EdgeProtocol
 from tollway.database import writer
+from tollway.settings import CommandLine
 from tollway.upstreams.connection import Connection
 
 MODEL = "acme/parrot"
@@ -355,7 +356,7 @@ def _serve(folder: Path, port: int, model_port: int) -> None:
 
 def serve_here(config: Path, data_dir: Path, port: int) -> None:
     """As `tollway serve` does, but that it does not become another program for it."""
-    given = serve.Given(str(config), str(data_dir), None, port)
+    given = CommandLine.of(config, data_dir, None, port)
     serve.prepare(given.settings())
     sys.argv = ["tollway", msgspec.json.encode(given).decode()]
     with contextlib.suppress(SystemExit):

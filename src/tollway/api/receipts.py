@@ -13,7 +13,7 @@ from tollway.api.accounts import iso_time
 from tollway.api.operation import Answer, Asked
 from tollway.catalogue import Price
 from tollway.errors import InvalidRequest, NotFound
-from tollway.ledger.base import Attempt, Receipt, Status
+from tollway.ledger.base import Attempt, Receipt, Status, UsageSource
 from tollway.ledger.signing import ALGORITHM, Document, SigningKey, key_id, verify_signature
 from tollway.pricing import charge
 
@@ -28,7 +28,7 @@ class ReceiptUsage(Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    source: str
+    source: UsageSource
     cached_tokens: int
     reasoning_tokens: int
 

@@ -56,14 +56,8 @@ def error_reply(
     error: RequestError, request_id: str, standing: Standing | None, *, charged: int = 0
 ) -> ErrorReply:
     """`standing` None: the account is not known, so neither its rate nor its credits are told."""
-    status, type_ = _STATUSES[type(error)]
-    fact: dict[str, object] = {
-        "message": error.message,
-        "type": type_,
-        "param": error.param,
-        "code": error.code,
-        "request_id": request_id,
-    }
+    status = status_of(error)
+    fact = _fact(error, request_id)
     headers: Headers = [
         (b"content-type", b"application/json"),
         (b"x-request-id", request_id.encode()),
@@ -101,6 +95,16 @@ def error_reply(
         headers.append((b"x-should-retry", b"false"))
     body = {"error": fact, "message": error.message, "statusCode": status}
     return ErrorReply(status, headers, _encode(body))
+
+
+def _fact(error: RequestError, request_id: str) -> dict[str, object]:
+    return {
+        "message": error.message,
+        "type": _STATUSES[type(error)][1],
+        "param": error.param,
+        "code": error.code,
+        "request_id": request_id,
+    }
 
 
 def rate_headers(state: RateState) -> Headers:
@@ -231,15 +235,7 @@ class ChatReply(Struct):
         self._end(settlement)
 
     def break_stream(self, settlement: Settlement, error: RequestError) -> None:
-        _, type_ = _STATUSES[type(error)]
-        fact = {
-            "message": error.message,
-            "type": type_,
-            "param": error.param,
-            "code": error.code,
-            "request_id": self._request_id,
-        }
-        event = b"data: " + _encode({"error": fact}) + b"\n\n"
+        event = b"data: " + _encode({"error": _fact(error, self._request_id)}) + b"\n\n"
         self.write(_credits_comment(settlement) + event)
         self._end(settlement)
 

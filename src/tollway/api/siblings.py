@@ -8,20 +8,13 @@ in time is left out: it is starting, or it is gone.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
-from tollway.api.admin.control import ask
+from tollway.api.admin.control import Commands, ask
 from tollway.errors import TollwayError
 from tollway.metrics.pages import merged_pages
 
 METRICS = "metrics"
 ANSWER_SECONDS_MAX = 2.0
-
-
-class Commands(Protocol):
-    async def execute(
-        self, command: str, arguments: Mapping[str, object], *, actor: str
-    ) -> dict[str, object]: ...
 
 
 class Siblings:

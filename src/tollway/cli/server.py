@@ -40,23 +40,18 @@ def serve(
     The first start makes the data directory, an account named `default` and a token for it, and
     prints the token.
     """
+    from tollway.settings import CommandLine
+
+    given = CommandLine.of(config, data_dir, host, port)
     if workers > 1:
         from tollway.console import PlainConsole, TerminalConsole
-        from tollway.workers import Given as GivenToWorkers
         from tollway.workers import serve_with_workers
 
         console = TerminalConsole() if sys.stdout.isatty() else PlainConsole()
-        absolute = None if config is None else config.absolute()
-        serve_with_workers(workers, GivenToWorkers(absolute, data_dir, host, port), console)
+        serve_with_workers(workers, given, console)
         return
-    from tollway.serve import Given, become_server, prepare
+    from tollway.serve import become_server, prepare
 
-    given = Given(
-        None if config is None else str(config.absolute()),
-        None if data_dir is None else str(data_dir),
-        host,
-        port,
-    )
     prepare(given.settings())
     become_server(given)
 

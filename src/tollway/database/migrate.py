@@ -37,13 +37,8 @@ def migrate_sqlite(path: Path) -> None:
     # yoyo makes a URI of the path: a directory may have a space, # or ? in its name.
     backend = get_backend(f"sqlite:///{quote(str(path))}")
     try:
-        known = {migration.id for migration in migrations}
-        if newer := sorted(_applied(backend) - known):
-            raise StartError(
-                f"The database {path} was written by a newer Tollway (it has "
-                f"{', '.join(newer)}). Install that version or a later one, or use another "
-                "--data-dir."
-            )
+        known: set[str] = {migration.id for migration in migrations}
+        require_known(f"The database {path}", _applied(backend), known)
         backend.apply_migrations(backend.to_apply(migrations))
     finally:
         backend.connection.close()
@@ -69,12 +64,8 @@ def apply_postgres(url: str) -> list[str]:
     migrations = read_migrations(str(_POSTGRES_MIGRATIONS))
     backend = get_backend("postgresql+psycopg://" + url.partition("://")[2])
     try:
-        known = {migration.id for migration in migrations}
-        if newer := sorted(_applied(backend) - known):
-            raise StartError(
-                f"The database was written by a newer Tollway (it has {', '.join(newer)}). "
-                "Install that version or a later one."
-            )
+        known: set[str] = {migration.id for migration in migrations}
+        require_known("The database", _applied(backend), known)
         missing = backend.to_apply(migrations)
         names = [migration.id for migration in missing]
         backend.apply_migrations(missing)
@@ -97,6 +88,15 @@ def _names(folder: Path) -> tuple[str, ...]:
             if file.name.endswith((".sql", ".py"))
         )
     )
+
+
+def require_known(name: str, applied: set[str], known: set[str]) -> None:
+    """Raises `StartError` where the database was written by a newer Tollway."""
+    if newer := sorted(applied - known):
+        raise StartError(
+            f"{name} was written by a newer Tollway (it has {', '.join(newer)}). Install that "
+            "version or a later one, or use another database."
+        )
 
 
 def _applied(backend: Any) -> set[str]:

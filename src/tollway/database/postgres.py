@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from tollway.database.base import Row, Statement
-from tollway.database.migrate import postgres_migrations
+from tollway.database.migrate import postgres_migrations, require_known
 from tollway.errors import Refused, StartError, Unavailable
 
 CHANNEL = "tollway"
@@ -264,11 +264,7 @@ SELECT 1 FROM instances WHERE NOT reaped AND expires_at > now_ms()
 def check_versions(name: str, applied: set[str]) -> None:
     """Raises `StartError` where the schema is older or newer than this version's."""
     known = set(postgres_migrations())
-    if newer := sorted(applied - known):
-        raise StartError(
-            f"The database {name} was written by a newer Tollway (it has {', '.join(newer)}). "
-            "Install that version or a later one."
-        )
+    require_known(f"The database {name}", applied, known)
     if missing := sorted(known - applied):
         raise StartError(
             f"The database {name} lacks {', '.join(missing)}. Run `tollway migrate` with the role "

@@ -84,7 +84,9 @@ class Gate:
             ignored = ignored_fields(caller, model, parsed)
         ceiling = None if call.credits_max is None else _credits_max(call.credits_max)
         deadline = None if call.timeout_ms is None else call.began + _seconds(call.timeout_ms)
-        self._enter(caller)
+        places = self._concurrency_limit(caller)
+        if not self._concurrency.enter(caller.account.id, places):
+            raise _crowded(places)
         taken: list[tuple[str, float]] = []
         # Nothing was awaited since the caller was authenticated, so may pay still; later the ledger
         # looks again.
@@ -141,13 +143,6 @@ class Gate:
         counting = self._count_input_tokens(model, parsed, output_tokens)
         counted = None if counting is None else await counting
         return _cost(model, parsed, output_tokens, counted)
-
-    def _enter(self, caller: Caller) -> None:
-        limit = caller.account.concurrent_requests
-        if limit is None:
-            limit = self.limits.concurrent_requests
-        if not self._concurrency.enter(caller.account.id, limit):
-            raise _crowded(limit)
 
     def _concurrency_limit(self, caller: Caller) -> int:
         limit = caller.account.concurrent_requests

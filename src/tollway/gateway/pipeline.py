@@ -85,7 +85,7 @@ class Pipeline:
                         repetition.request_id, repetition.reply, await self._gate.standing(caller)
                     )
                     return
-            call.body = b""
+            call.body = b""  # it may be large, and the request long
             try:
                 admission = await self._gate.admit(caller, call, parsed)
             except BaseException:

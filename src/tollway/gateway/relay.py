@@ -559,9 +559,7 @@ def _plain_text(choice: Choice) -> str | None:
 
 def _failed(message: str) -> UpstreamFailed:
     """Of an upstream that had accepted the request."""
-    error = UpstreamFailed(message)
-    error.upstream_status = 200
-    return error
+    return UpstreamFailed(message, 200)
 
 
 def _text_bytes(choice: Choice) -> int:

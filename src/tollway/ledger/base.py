@@ -30,6 +30,8 @@ from tollway.errors import CreditsWhy, RequestError
 
 EntryKind = Literal["grant", "top_up", "charge", "late_charge", "refund", "adjustment"]
 Status = Literal["completed", "interrupted", "failed"]
+UsageSource = Literal["upstream", "counted", "checkpoint"]
+"""Who counted the tokens: the upstream said so, Tollway did, or a crash left only its last word."""
 
 
 class HoldAsk(Struct, frozen=True, gc=False):
@@ -83,7 +85,7 @@ class Outcome(Struct, frozen=True):
     model: str
     input_tokens: int
     output_tokens: int
-    source: str
+    source: UsageSource
     cost: int
     attempts: tuple[Attempt, ...]
     upstream: str | None = None
@@ -168,7 +170,7 @@ class Receipt(Struct, frozen=True):
     token_id: str
     model: str
     status: Status
-    source: str
+    source: UsageSource
     input_tokens: int
     output_tokens: int
     cached_tokens: int

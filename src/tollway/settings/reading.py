@@ -93,7 +93,6 @@ class _Reader:
         return Settings(
             server=server,
             limits=self._convert(document.get("limits", {}), Limits, "limits"),
-            tiers=tiers,
             embedded=embedded,
             upstreams=tuple(upstreams),
             models=tuple(

@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from tollway.settings.tables import Embedded, Limits, Server, Tier, Upstream
+from tollway.settings.tables import Embedded, Limits, Server, Upstream
 from tollway.settings.values import EMBEDDED, IMAGE_BYTES_MAX
 
 
@@ -50,7 +50,6 @@ class Settings(Struct, frozen=True):
 
     server: Server
     limits: Limits
-    tiers: Mapping[str, Tier]
     embedded: Embedded
     upstreams: tuple[Upstream, ...]
     models: tuple[Model, ...]

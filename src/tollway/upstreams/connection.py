@@ -196,18 +196,16 @@ class ConnectionPool:
             async with asyncio.timeout(seconds_max):
                 return await self._connect_to_any(await self._addresses())
         except TimeoutError:
-            raise _not_sent(
-                UpstreamTimeout(
-                    "The model's server did not accept a connection within "
-                    f"{seconds_max:g} s. Try again."
-                )
+            raise UpstreamTimeout(
+                f"The model's server did not accept a connection within {seconds_max:g} s. Try "
+                "again.",
+                was_sent=False,
             ) from None
         except (OSError, UnicodeError):  # the latter for a name that cannot be one
-            raise _not_sent(
-                Unavailable(
-                    "The model's server cannot be reached. Try again in a moment.",
-                    retry_after_seconds=5,
-                )
+            raise Unavailable(
+                "The model's server cannot be reached. Try again in a moment.",
+                retry_after_seconds=5,
+                was_sent=False,
             ) from None
 
     async def _addresses(self) -> list[str]:
@@ -232,8 +230,9 @@ class ConnectionPool:
                     address,
                     why,
                 )
-                raise _not_sent(
-                    Unavailable("The model is not available: its operator has been told.")
+                raise Unavailable(
+                    "The model is not available: its operator finds why in the log.",
+                    was_sent=False,
                 )
         return addresses
 
@@ -303,11 +302,6 @@ class ConnectionPool:
 def _sweep_seconds(deadlines: Deadlines) -> float:
     shortest = min(deadlines.first_byte, deadlines.between_chunks, deadlines.total)
     return max(SWEEP_SECONDS_MIN, min(1.0, shortest / 4))
-
-
-def _not_sent(error: RequestError) -> RequestError:
-    error.was_sent = False
-    return error
 
 
 class LearnedHeads:

@@ -101,7 +101,7 @@ class OpenAICompatible:
         if reply.status != 200 or reply.excess is not None:
             raise reply.excess or self._refusal(reply)
         if not reply.is_events:
-            raise _failed("The model's server answered a stream with something else.", 200)
+            raise UpstreamFailed("The model's server answered a stream with something else.", 200)
         reply.end()
 
     async def count_input_tokens(self, ask: Ask) -> int | None:
@@ -162,7 +162,7 @@ class OpenAICompatible:
         # The place alone: the words may have some of the reply in them.
         place = str(error).rpartition(" - at ")[2] if " - at " in str(error) else "its JSON"
         log.error("upstream %s: no chat completion, wrong at %s", self.name, place)
-        raise _failed("The model's server answered with what is no chat completion.", 200)
+        raise UpstreamFailed("The model's server answered with what is no chat completion.", 200)
 
     def _request(self, ask: Ask, tail: bytes) -> Request:
         path = _PATH if self._api_version is None else self._deployment_path(ask)
@@ -238,7 +238,7 @@ class _WholeReply:
         elif self.connection is not None:
             self.parts.clear()
             message = f"The model's reply is larger than {REPLY_BYTES_MAX} bytes."
-            self.excess = _failed(message, self.status)
+            self.excess = UpstreamFailed(message, self.status)
             self.connection.abandon(self.excess)
             self.connection = None
 
@@ -288,7 +288,7 @@ class _EventStream:
                 self._frames.feed(data)
             except EventTooLarge:
                 message = "The model's server sent an event that does not end."
-                self.excess = _failed(message, 200)
+                self.excess = UpstreamFailed(message, 200)
                 self._connection.abandon(self.excess)
                 self._connection = None
 
@@ -318,9 +318,3 @@ class _EventStream:
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError, KeyError):
                 pass  # whoever reads it says what it is
         self._sink.event(data)
-
-
-def _failed(message: str, status: int) -> UpstreamFailed:
-    error = UpstreamFailed(message)
-    error.upstream_status = status
-    return error

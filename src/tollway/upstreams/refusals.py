@@ -190,7 +190,7 @@ def _operators(upstream: str, status: int) -> Unavailable:
     log.error(
         "upstream %s answered %d: its key, its credit or its model name is wrong", upstream, status
     )
-    return Unavailable("The model is not available: its operator has been told.")
+    return Unavailable("The model is not available: its operator finds why in the log.")
 
 
 def _refused_as_invalid(facts: ErrorFacts, said: str) -> InvalidRequest:
@@ -227,18 +227,19 @@ def _refused_by_policy() -> InvalidRequest:
 
 
 def _rest_seconds(header: bytes | None, in_body: float | None) -> float | None:
-    try:
-        seconds = float(header) if header else in_body
-    except ValueError:
-        return None
+    seconds = _seconds_asked(header, in_body)
     return min(seconds, _REST_SECONDS_MAX) if seconds is not None and seconds > 0 else None  # NaN
 
 
 def _retry_after_seconds(header: bytes | None, in_body: float | None) -> float:
-    try:
-        seconds = float(header) if header else in_body
-    except ValueError:  # a date: rare, and not worth a parser
-        seconds = None
+    seconds = _seconds_asked(header, in_body)
     if seconds is None:
         seconds = _RETRY_AFTER_SECONDS
     return min(seconds, _RETRY_AFTER_SECONDS_MAX) if seconds > 1 else 1.0  # NaN too
+
+
+def _seconds_asked(header: bytes | None, in_body: float | None) -> float | None:
+    try:
+        return float(header) if header else in_body
+    except ValueError:  # a date: rare, and not worth a parser
+        return None

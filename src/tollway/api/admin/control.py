@@ -210,7 +210,9 @@ def _request(line: bytes) -> tuple[str, dict[str, object]]:
     try:
         request = msgspec.json.decode(line, type=_Request)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise Refused("This is no command: a line of JSON with command and arguments is.") from None
+        raise Refused(
+            "This is no command. Send one line of JSON with `command` and `arguments`."
+        ) from None
     return request.command, request.arguments
 
 

@@ -143,8 +143,10 @@ class Lanes:
     ) -> None:
         """Queues; cannot be lost to a cancelled task. The future resolves to the `Answer`, or to
         what `kept` gives where the journal has it."""
-        lane = self._lanes[zlib.crc32(account_id.encode()) % len(self._lanes)]
-        lane.put(Piece(operation, future, kept))
+        self._lane_of(account_id).put(Piece(operation, future, kept))
+
+    def _lane_of(self, account_id: str) -> "_Lane":
+        return self._lanes[zlib.crc32(account_id.encode()) % len(self._lanes)]
 
     async def apply_journal(self) -> list[tuple[Operation, Answer]]:
         """At the start: what the journal of the process before has, and what came of it. Raises
@@ -194,8 +196,7 @@ class Lanes:
         async with self._keeping:
             if self.fault is None:
                 for piece in kept:
-                    lane = zlib.crc32(piece.operation["account"].encode()) % len(self._lanes)
-                    self._lanes[lane].put(piece)
+                    self._lane_of(piece.operation["account"]).put(piece)
                 return
             self._waiting += kept
             await self._journal_waiting()

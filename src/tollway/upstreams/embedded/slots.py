@@ -127,10 +127,9 @@ class Slots:
         self._give_back(width)
 
     def _overloaded(self, why: str) -> Unavailable:
-        error = Unavailable(
+        return Unavailable(
             f"The embedded model is busy: {why}. Try again in {RETRY_AFTER_SECONDS:g} s.",
             code="overloaded",
             retry_after_seconds=RETRY_AFTER_SECONDS,
+            was_sent=False,
         )
-        error.was_sent = False
-        return error

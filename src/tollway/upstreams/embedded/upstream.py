@@ -227,12 +227,11 @@ class EmbeddedUpstream:
 
     def _usable_client(self) -> ChildClient:
         if self._client is None:
-            error = Unavailable(
+            raise Unavailable(
                 "The embedded model is starting again. Try again in a few seconds.",
                 retry_after_seconds=RESTART_RETRY_SECONDS,
+                was_sent=False,
             )
-            error.was_sent = False
-            raise error
         return self._client
 
     async def _post(
