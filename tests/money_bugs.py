@@ -76,6 +76,24 @@ BUGS = (
         "return -(-left // (price.output_credits_per_million * choices))",
     ),
     Bug(
+        "the bound forgets names and call ids",
+        "pricing.py",
+        "for name in _TEXTS_BESIDE:",
+        "for name in ():",
+    ),
+    Bug(
+        "the bound of a short request forgets names",
+        "wire/requests.py",
+        "if type(message) is ToolMessage or message.name is not None:",
+        "if type(message) is ToolMessage:",
+    ),
+    Bug(
+        "the bound forgets how templates lay tools out",
+        "pricing.py",
+        'return 2 * (len(json) - len(json.translate(None, b",:{}[]")))',
+        "return 0",
+    ),
+    Bug(
         "the bound forgets what NFKC makes longer",
         "wire/text.py",
         "(_growth(text) if _may_grow(written, (text,)) else 0)",

@@ -84,15 +84,37 @@ def input_tokens_bound(messages: Iterable[object], *others: object) -> int:
     the template.
 
     A tokenizer may normalise to NFKC first, which can make text longer, so the larger form
-    counts.
+    counts. Templates write tools and calls anew, with spaces or in lines, so what lays JSON out
+    counts as well.
     """
     total = _BYTES_PER_REQUEST
     texts: list[str] = []
     for message in messages:
         total += _BYTES_PER_MESSAGE
         content = getattr(message, "content", None)
-        if not isinstance(content, str) or getattr(message, "tool_calls", None) is not None:
-            content = _encode(message).decode()
+        calls = getattr(message, "tool_calls", None)
+        if not isinstance(content, str) or calls is not None:
+            texts.append(_encode(message).decode())
+            if calls is not None:
+                total += _layout_tokens(_encode(calls))
+            continue
         texts.append(content)
-    texts += [_encode(other).decode() for other in others if other is not None]
+        for name in _TEXTS_BESIDE:
+            if (text := getattr(message, name, None)) is not None:
+                texts.append(text)
+    for other in others:
+        if other is not None:
+            written = _encode(other)
+            texts.append(written.decode())
+            total += _layout_tokens(written)
     return total + texts_bytes(texts)
+
+
+_TEXTS_BESIDE = ("name", "refusal", "tool_call_id")
+"""What some templates write of a message beside its content."""
+
+
+def _layout_tokens(json: bytes) -> int:
+    """At each comma, colon and bracket a template may put a space, or a line and its indentation:
+    two tokens, whatever the depth (Llama 3.1 indents tools by 4)."""
+    return 2 * (len(json) - len(json.translate(None, b",:{}[]")))

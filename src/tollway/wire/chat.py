@@ -7,7 +7,7 @@ into `ChatCompletion` and written from it: a field not named here is not passed 
 chat completions reference, as typed by the openai-python SDK 3.54.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, final
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -82,6 +82,7 @@ class AssistantMessage(Struct, omit_defaults=True, tag_field="role", tag="assist
     tool_calls: Annotated[list[ToolCall], Meta(max_length=128)] | None = None
 
 
+@final
 class ToolMessage(Struct, omit_defaults=True, tag_field="role", tag="tool"):
     content: str | TextParts
     tool_call_id: str

@@ -214,9 +214,11 @@ def _ascii_bytes(request: ChatRequest, others: list[str]) -> int | None:
         if type(content) is not str:
             return None
         # type() and not isinstance(), which asks the class of a msgspec struct: 0.1 us a message.
-        if type(message) is ToolMessage:
+        if type(message) is ToolMessage or message.name is not None:
             return None
-        if type(message) is AssistantMessage and message.tool_calls is not None:
+        if type(message) is AssistantMessage and (
+            message.tool_calls is not None or message.refusal is not None
+        ):
             return None
         if content.isascii():
             total += len(content)

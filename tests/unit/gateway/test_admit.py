@@ -1,11 +1,15 @@
 """Prices here are one credit a token in and two a token out: the sums can be read."""
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.support.builders import a_tool, chat_bytes, image_part, message
 from tests.support.clock import FixedClock
 from tests.unit.gateway.parts import PRICE, a_call, a_caller, a_model
@@ -24,8 +28,9 @@ from tollway.errors import (
 )
 from tollway.gateway.admit import Gate, Limits
 from tollway.gateway.types import Admission, Caller
-from tollway.ledger.base import Hold, HoldAsk
+from tollway.ledger.base import Hold, HoldAsk, Ledger
 from tollway.ledger.sqlite import SqliteLedger
+from tollway.pricing import input_tokens_bound
 from tollway.rates.base import Take
 from tollway.rates.concurrency import Concurrency
 from tollway.rates.memory import MemoryRateLimiter
@@ -533,3 +538,66 @@ async def test_the_standing_is_the_accounts(door: Door) -> None:
 
 def hold_ask(amount: int) -> HoldAsk:
     return HoldAsk(f"req_other{amount}", "acc_1", "tok_1", PRICE.id, amount, amount, None, 0.0)
+
+
+# --- the bound on the prompt ----------------------------------------------------------------------
+
+_texts = st.text(max_size=20) | st.text(max_size=3).map(lambda text: text * 700)
+_named = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "developer", "user"]), "content": _texts},
+    optional={"name": _texts},
+)
+_replies = st.fixed_dictionaries(
+    {"role": st.just("assistant"), "content": _texts}, optional={"name": _texts, "refusal": _texts}
+)
+_calls = st.tuples(_texts, _texts, _texts).map(
+    lambda of: [
+        {
+            "role": "assistant",
+            "content": of[2],
+            "tool_calls": [
+                {"id": of[0], "type": "function", "function": {"name": of[1], "arguments": of[2]}}
+            ],
+        },
+        {"role": "tool", "tool_call_id": of[0], "content": of[2]},
+        {"role": "tool", "tool_call_id": of[0], "content": of[1]},
+    ]
+)
+_conversations = st.lists(_named | _replies, min_size=1, max_size=20) | _calls
+
+
+def _bytes_of_texts(value: object) -> int:
+    if isinstance(value, str):
+        return len(value.encode())
+    if isinstance(value, list):
+        return sum(map(_bytes_of_texts, cast("list[object]", value)))
+    told = cast("dict[str, object]", value)
+    return sum(_bytes_of_texts(one) for key, one in told.items() if key not in ("role", "type"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(_conversations)
+def test_the_bound_covers_every_text_that_a_template_may_write(messages: list[object]) -> None:
+    parsed = parse_chat_request(chat_bytes(messages=messages))
+    gate = Gate(
+        OneModel(a_model()),
+        lambda model, parsed, output_tokens: None,
+        MemoryRateLimiter(FixedClock()),
+        Concurrency(),
+        cast("Ledger", None),
+        LIMITS,
+    )
+
+    cost = asyncio.run(gate.cost(a_model(), parsed))
+
+    assert cost.input_tokens_max >= _bytes_of_texts(messages)
+
+
+@given(st.recursive(st.integers(0, 9) | st.text(max_size=3), st.lists))
+def test_the_bound_covers_tools_that_a_template_writes_in_lines(enum: object) -> None:
+    tools = [a_tool("add", parameters={"type": "object", "properties": {"a": {"enum": [enum]}}})]
+    in_lines = json.dumps(tools, indent=4, ensure_ascii=False)
+    runs = re.findall(r"\n *", in_lines)
+
+    tokens_max = len(in_lines.encode()) - len("".join(runs)) + 2 * len(runs)
+    assert input_tokens_bound([], tools) >= tokens_max
