@@ -8,13 +8,17 @@ import openai
 import pytest
 from tests.support.answers import (
     Delta,
+    Event,
     EventStyle,
+    Fault,
+    Verbatim,
     comment,
     cut,
     error_event,
     hang,
     pause,
     reasoning,
+    reset,
     stream,
     tool_call,
 )
@@ -370,6 +374,45 @@ def test_a_missing_done_is_made_up_for(upstream: FakeUpstream, customer: Custome
     upstream.answer(stream(["a"], done=False))
 
     assert customer.chat(stream=True).events[-1].data == "[DONE]"
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        [hang()],
+        [cut()],
+        [reset()],
+        [error_event()],
+        [Verbatim(b"data: junk\n\n")],
+        [Event({"choices": [{"index": 0, "delta": {"content": "more"}}]}), cut()],
+    ],
+    ids=["hang", "cut", "reset", "error", "junk", "more"],
+)
+def test_what_follows_done_is_no_part_of_the_answer(
+    upstream: FakeUpstream, customer: Customer, after: list[Fault | Verbatim | Event]
+) -> None:
+    upstream.answer(stream(["a"], after=after))
+    began = time.monotonic()
+
+    reply = customer.chat(stream=True)
+
+    assert reply.events[-1].data == "[DONE]"
+    assert texts(reply) == ["a"]
+    assert customer.receipt_of(reply)["status"] == "completed"
+    assert time.monotonic() - began < 10  # a minute of silence is allowed before it
+
+
+def test_a_done_with_a_space_behind_it_and_events_without_data_are_none(
+    upstream: FakeUpstream, customer: Customer
+) -> None:
+    nothing = Verbatim(b'data:\n\ndata: \n\ndata: {"choices":[],"error":false}\n\n')
+    done = Verbatim(b"data: [DONE] \n\n")
+    upstream.answer(stream([nothing, "a"], done=False, after=[done]))
+
+    reply = customer.chat(stream=True)
+
+    assert reply.events[-1].data == "[DONE]"
+    assert texts(reply) == ["a"]
 
 
 def test_one_slow_client_does_not_hold_up_another(

@@ -410,11 +410,12 @@ def stream(
     running_usage: bool | Callable[[int], object] | None = None,
     role: bool = True,
     done: bool = True,
+    after: Iterable[Pause | Fault | Verbatim | Event] = (),
     style: EventStyle | None = None,
     events_per_write: int = 1,
 ) -> Answer:
     """A `chat.completion.chunk` stream: a role chunk, one for each of `chunks`, a finish, usage,
-    `[DONE]`.
+    `[DONE]`, and what comes `after` it.
 
     Each text is one output token. `usage` is TRUTHFUL, None, an object to send whatever was asked,
     or a list of objects to send one after another. `running_usage` puts usage into each chunk: as
@@ -433,12 +434,8 @@ def stream(
         for chunk in chunks:
             if pace_seconds and not isinstance(chunk, Pause | Fault):
                 yield Pause(pace_seconds)
-            if isinstance(chunk, Pause | Fault):
-                yield chunk
-            elif isinstance(chunk, Verbatim):
-                yield Write(chunk.data)
-            elif isinstance(chunk, Event):
-                yield _event(writer, chunk.data)
+            if isinstance(chunk, Pause | Fault | Verbatim | Event):
+                yield _as_told(writer, chunk)
             else:
                 delta = Delta({"content": chunk}) if isinstance(chunk, str) else chunk
                 sent += delta.tokens
@@ -452,6 +449,8 @@ def stream(
             yield _event(writer, {**_envelope(asked), "choices": [], "usage": told}, told=told)
         if done:
             yield _event(writer, "[DONE]")
+        for told in after:
+            yield _as_told(writer, told)
 
     return Answer(
         lambda asked: _together(body(asked), events_per_write),
@@ -460,6 +459,12 @@ def stream(
             ("cache-control", "no-cache"),
         ),
     )
+
+
+def _as_told(writer: EventStyle, told: Pause | Fault | Verbatim | Event) -> Step:
+    if isinstance(told, Verbatim):
+        return Write(told.data)
+    return _event(writer, told.data) if isinstance(told, Event) else told
 
 
 class _RunningUsage:

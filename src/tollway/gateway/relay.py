@@ -363,11 +363,13 @@ class StreamRelay:
     # --- the plain way ----------------------------------------------------------------------------
 
     def _read(self, payload: bytes) -> None:
+        if not payload:  # some servers keep a connection with these
+            return
         chunk = _chunk(payload)
         if chunk is None:
             self._fail("The model's server sent an event that is no chat completion chunk.")
             return
-        if chunk.error is not None:
+        if chunk.error is not None and chunk.error is not False:
             self._fail("The model's server failed in the middle of its reply.")
             return
         self._meter.upstream_id = self._meter.upstream_id or chunk.id or None

@@ -478,6 +478,21 @@ class Connection(asyncio.Protocol):
         # Not from within the parser's own callback: it would go on with what is closed.
         self._loop.call_soon(self.fail, error)
 
+    def end_soon(self, seconds: float) -> None:
+        """All of the reply that matters is here: the rest must end within `seconds`, or this
+        connection is closed."""
+        if self._done is not None:
+            # Mostly it has ended when all of this read has been looked at.
+            self._loop.call_soon(self._await_end, self._done, seconds)
+
+    def _await_end(self, done: "asyncio.Future[None]", seconds: float) -> None:
+        if not done.done():
+            self._loop.call_later(seconds, self._end, done)
+
+    def _end(self, done: "asyncio.Future[None]") -> None:
+        if not done.done():
+            self.fail(UpstreamFailed("The model's server did not end its reply."))
+
     def pause_reading(self) -> None:
         if self._transport is not None and not self.paused_at:
             self.paused_at = self._loop.time()

@@ -30,6 +30,8 @@ from tollway.wire.usage import with_reasoning_apart
 
 REPLY_BYTES_MAX = 32 * 1024 * 1024
 CHECK_SECONDS_MAX = 5.0
+END_SECONDS_MAX = 1.0
+"""From `[DONE]` to the end of the reply, which some servers never send."""
 _PATH = b"/chat/completions"
 
 log = logging.getLogger("tollway.upstreams")
@@ -97,7 +99,11 @@ class OpenAICompatible:
             self._require_choices(ask)
         reply = _EventStream(sink, self._dialect)
         request = partial(self._request, ask, self._stream_tail)
-        await self._pool.request(request, reply, ask.deadlines)
+        try:
+            await self._pool.request(request, reply, ask.deadlines)
+        except RequestError:
+            if not reply.is_done:
+                raise
         if reply.status != 200 or reply.excess is not None:
             raise reply.excess or self._refusal(reply)
         if not reply.is_events:
@@ -264,7 +270,13 @@ class _EventStream:
         self._sink = sink
         self._frames = Frames(self._event_counted if dialect.counts_reasoning_apart else sink.event)
         self._connection: Connection | None = None
+        """None before the head, and when no more of the body counts."""
         self._error = b""
+
+    @property
+    def is_done(self) -> bool:
+        """It has said so: how its connection ends is no matter of the answer's."""
+        return self._frames.done
 
     def head(self, head: ResponseHead, connection: Connection) -> None:
         self.status = head.status
@@ -291,6 +303,10 @@ class _EventStream:
                 self.excess = UpstreamFailed(message, 200)
                 self._connection.abandon(self.excess)
                 self._connection = None
+            else:
+                if self._frames.done:
+                    self._connection.end_soon(END_SECONDS_MAX)
+                    self._connection = None
 
     def chunks(self, data: bytes) -> None:
         if (

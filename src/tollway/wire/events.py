@@ -22,13 +22,14 @@ class EventTooLarge(Exception):
 
 
 class Frames:
-    """Feeds each event's data (the bytes after `data:`) to `event`; comments, other fields and
-    `[DONE]` are skipped."""
+    """Feeds each event's data (the bytes after `data:`) to `event`; comments and other fields
+    are skipped. `done` after `[DONE]`: nothing that follows is an event."""
 
-    __slots__ = ("_data", "_event", "_rest")
+    __slots__ = ("_data", "_event", "_rest", "done")
 
     def __init__(self, event: Callable[[bytes], None]) -> None:
         self._event = event
+        self.done = False
         self._rest = b""
         self._data: list[bytes] = []
 
@@ -44,9 +45,7 @@ class Frames:
             and data.find(b"\n") == len(data) - 2
             and data.find(b"\r") < 0
         ):
-            payload = data[6:-2]
-            if payload != DONE:
-                self._event(payload)
+            self._hand_on(data[6:-2])
             return
         self._feed_lines(data)
 
@@ -75,7 +74,12 @@ class Frames:
 
     def _dispatch(self) -> None:
         data, self._data = b"\n".join(self._data), []
-        if data != DONE:
+        self._hand_on(data)
+
+    def _hand_on(self, data: bytes) -> None:
+        if data.startswith(DONE):
+            self.done = True
+        elif not self.done:
             self._event(data)
 
 
