@@ -187,6 +187,19 @@ def test_405(customer: Customer, base: str, method: str, path: str, allowed: str
     assert set((refused.header("Allow") or "").split(", ")) == set(allowed.split(", "))
 
 
+@pytest.mark.parametrize(
+    "name", ["X-Credits-Max", "Idempotency-Key", "X-Tollway-Timeout-Ms", "Authorization"]
+)
+def test_a_header_that_says_two_things_is_refused(customer: Customer, name: str) -> None:
+    value = f"Bearer {customer.token}" if name == "Authorization" else "5"
+
+    # The customer's own Authorization is the first of three.
+    refused = customer.chat((name, value), (name, value))
+
+    assert_is_an_error(refused, 400, "invalid_request_error", "invalid_value")
+    assert f"{name.lower()} is there" in refused.json()["message"]
+
+
 def test_413(customer: Customer) -> None:
     refused = customer.ask("POST", "/chat/completions", b"x" * (4 * 1024 * 1024 + 1))
 

@@ -154,6 +154,25 @@ def test_a_stream_that_outlasts_the_drain_is_told_and_pays_for_what_it_received(
     assert customer.available == 100_000 - COUNTED_INPUT - 2 * received
 
 
+def test_a_whole_reply_that_outlasts_the_drain_costs_nothing_and_may_be_asked_for_again(
+    upstream: FakeUpstream, own_server: TollwayServer
+) -> None:
+    customer = a_customer(own_server)
+    upstream.answer(reply("late").delayed(30))
+    before = len(upstream.exchanges)
+
+    with customer.begin_chat(messages=HELLO) as client:
+        upstream.wait_until(lambda: len(upstream.exchanges) > before)
+        own_server.signal(signal.SIGTERM)
+        refused = client.read_reply()
+
+    assert own_server.wait(15) == 0
+    assert refused.status == 503
+    assert refused.header("x-credits-consumed") == "0"
+    assert refused.header("x-should-retry") is None
+    assert refused.header("retry-after") == "1"
+
+
 # --- the server is killed -------------------------------------------------------------------------
 
 

@@ -126,7 +126,10 @@ def test_a_token_may_have_a_limit_of_its_own(customer: Customer) -> None:
     limited = customer.with_token(requests_per_minute=2)
 
     assert [limited.chat().status for _ in range(3)] == [200, 200, 429]
-    assert limited.chat().header("Retry-After")
+    refused = limited.chat()
+    assert refused.header("Retry-After")
+    assert refused.header("x-ratelimit-limit-requests") == "2"
+    assert refused.header("x-ratelimit-remaining-requests") == "0"
     assert customer.chat().status == 200
 
 

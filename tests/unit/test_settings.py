@@ -7,6 +7,7 @@ import pytest
 
 from tollway.errors import ConfigurationError
 from tollway.settings import SECTIONS, Parameter, Secret, ServedBy, Settings, load_settings
+from tollway.settings.values import EMBEDDED_PARAMETERS
 from tollway.wire.requests import OPTIONAL_FIELDS
 
 CONTRACT = """
@@ -121,7 +122,7 @@ def test_every_key_of_the_contract_is_taken_as_written(
     assert glm.confidential
     assert glm.upstreams[0].model == "zai-org/GLM-4.7-Flash"
     assert smol.context_length == 4096
-    assert smol.supported_parameters is None
+    assert smol.supported_parameters == EMBEDDED_PARAMETERS
 
 
 def test_what_the_command_says_goes_before_what_the_file_says(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """What a request's head says about its body, and whether that can be taken."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from tollway.errors import PayloadTooLarge, RequestError, UnsupportedMediaType
+from tollway.errors import InvalidRequest, PayloadTooLarge, RequestError, UnsupportedMediaType
 
 BODY_BYTES_MAX = 4 * 1024 * 1024
 
@@ -21,6 +21,27 @@ def refusal_of_head(headers: Mapping[bytes, bytes]) -> RequestError | None:
             f"The body must be JSON and the Content-Type is {media_type[:100].decode('latin-1')}. "
             "Send Content-Type: application/json."
         )
+    return None
+
+
+_ONCE = (
+    b"authorization",
+    b"content-type",
+    b"idempotency-key",
+    b"x-credits-max",
+    b"x-session-id",
+    b"x-tollway-timeout-ms",
+)
+
+
+def refusal_of_repeated(headers: Sequence[tuple[bytes, bytes]]) -> RequestError | None:
+    """Of two ceilings or two keys nobody knows which is meant."""
+    names = [name for name, _ in headers]
+    for name in _ONCE:
+        if names.count(name) > 1:
+            return InvalidRequest(
+                f"The header {name.decode()} is there {names.count(name)} times. Send it once."
+            )
     return None
 
 

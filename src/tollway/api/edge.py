@@ -33,7 +33,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from tollway.api.address import client_address
-from tollway.api.body import BODY_BYTES_MAX, refusal_of_head
+from tollway.api.body import BODY_BYTES_MAX, refusal_of_head, refusal_of_repeated
 from tollway.api.exchange import Door, Exchange, Head
 from tollway.clock import new_id
 from tollway.errors import (
@@ -394,6 +394,9 @@ class EdgeProtocol(HttpToolsProtocol):
     def _begin_exchange(self) -> None:
         before = self.cycle
         headers = dict(self.headers)
+        refusal = refusal_of_head(headers)
+        if refusal is None and len(headers) < len(self.headers):
+            refusal = refusal_of_repeated(self.headers)
         self.headers.clear()
         head = self._head_of(headers)
         exchange = Exchange(self, head, time.monotonic(), head.keep_alive)
@@ -401,7 +404,7 @@ class EdgeProtocol(HttpToolsProtocol):
         if before is not None and not before.response_complete:
             exchange.waits = True
             self._enqueue(exchange)
-        if (refusal := refusal_of_head(headers)) is not None:
+        if refusal is not None:
             exchange.refuse_body(refusal)
             if isinstance(refusal, PayloadTooLarge) or b"expect" in headers:
                 self._refuse_early(exchange)

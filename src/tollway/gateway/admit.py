@@ -132,6 +132,8 @@ class Gate:
 
     async def standing(self, caller: Caller) -> Standing:
         rate = await self._limiter.state(caller.rate_key, self._rate_limit(caller))
+        if (limit := caller.token.requests_per_minute) is not None:
+            rate = _tighter(rate, await self._limiter.state(_rate_key_of_token(caller), limit))
         with contextlib.suppress(Unavailable):  # it is told as it was known last
             await self._ledger.refresh(caller.account.id, older_than_seconds=STANDING_SECONDS)
         return Standing(rate, self._ledger.available(caller.account.id))
@@ -160,16 +162,24 @@ class Gate:
         two is told."""
         limit = caller.token.requests_per_minute
         assert limit is not None
-        key = "token:" + caller.token.id
+        key = _rate_key_of_token(caller)
         take = await self._limiter.take(key, limit)
         if not take.admitted:
             raise _too_many("token", "token_requests_per_minute", take.state)
         taken.append((key, take.admitted_at))
-        return min(of_account, take.state, key=lambda state: state.remaining)
+        return _tighter(of_account, take.state)
 
     def _rate_limit(self, caller: Caller) -> int:
         limit = caller.account.requests_per_minute
         return self.limits.requests_per_minute if limit is None else limit
+
+
+def _rate_key_of_token(caller: Caller) -> str:
+    return "token:" + caller.token.id
+
+
+def _tighter(of_account: RateState, of_token: RateState) -> RateState:
+    return min(of_account, of_token, key=lambda state: state.remaining)
 
 
 def _output_tokens(model: Model, request: ChatRequest) -> int:

@@ -114,7 +114,9 @@ class Pipeline:
             meter.error = error
         except asyncio.CancelledError:
             meter.status = "interrupted"
-            meter.error = Unavailable("The server is being stopped. Send the request again.")
+            meter.error = Unavailable(
+                "The server is being stopped. Send the request again.", retry_after_seconds=1
+            )
         except Exception:
             # Whatever it was, the hold must end and the client be told.
             log.exception("request %s failed on a fault of the program", admission.call.request_id)

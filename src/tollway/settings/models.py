@@ -9,7 +9,7 @@ from tollway.settings.checks import check_unique
 from tollway.settings.mistakes import wrong
 from tollway.settings.settings import Model, ServedBy
 from tollway.settings.tables import Embedded, ModelTable, Serving, Tier
-from tollway.settings.values import EMBEDDED
+from tollway.settings.values import EMBEDDED, EMBEDDED_PARAMETERS
 
 EMBEDDED_MODEL_ID = "tollway/smollm2-135m"
 
@@ -51,7 +51,6 @@ def model(
             f"{path}.default_max_tokens",
             f"{default_max_tokens} is above max_output_tokens, {max_output_tokens}. Lower it",
         )
-    supported = table.supported_parameters
     _check_parameters(path, table)
     _check_vision(path, table)
     return Model(
@@ -62,7 +61,7 @@ def model(
         context_length=context_length,
         max_output_tokens=max_output_tokens,
         default_max_tokens=default_max_tokens,
-        supported_parameters=None if supported is None else frozenset(supported),
+        supported_parameters=_supported(table),
         confidential=table.confidential,
         upstreams=served_by,
         cached_prompt_rate=price.cached_prompt_rate,
@@ -145,6 +144,13 @@ def _embedded_context(path: str, asked: int | None, embedded: Embedded) -> int:
             "Lower it, or raise embedded.context_length",
         )
     return asked or embedded.context_length
+
+
+def _supported(table: ModelTable) -> frozenset[str] | None:
+    if table.supported_parameters is not None:
+        return frozenset(table.supported_parameters)
+    is_embedded = all(serving.name == EMBEDDED for serving in table.upstreams)
+    return EMBEDDED_PARAMETERS if is_embedded else None
 
 
 def _check_parameters(path: str, table: ModelTable) -> None:

@@ -12,7 +12,8 @@ EMBEDDED = "embedded"
 CREDITS_MAX = 10**15  # JavaScript's clients read whole numbers exactly up to 9 * 10^15
 _TOKENS_MAX = 10**9
 IMAGE_BYTES_MAX = 3 * 1024 * 1024  # in base64 as much as a request's body may have
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}$"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}$(?!\n)"
+"""`$` alone allows a line feed behind it, and `\\Z` is no pattern of JSON Schema's."""
 
 Parameter = Literal[
     "frequency_penalty",
@@ -44,6 +45,25 @@ Parameter = Literal[
 ]
 """The request's optional fields. A test keeps it equal to
 `tollway.wire.requests.OPTIONAL_FIELDS`."""
+
+EMBEDDED_PARAMETERS: frozenset[Parameter] = frozenset(
+    {
+        "frequency_penalty",
+        "logit_bias",
+        "logprobs",
+        "parallel_tool_calls",
+        "presence_penalty",
+        "response_format",
+        "seed",
+        "stop",
+        "temperature",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+        "top_p",
+    }
+)
+"""Those that the embedded model heeds. A test keeps them equal to what its upstream translates."""
 
 DialectName = Literal[
     "generic",

@@ -7,6 +7,7 @@ on: providers echo keys in them.
 
 import logging
 import re
+import time
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ ERROR_BYTES_READ = 64 * 1024
 _RETRY_AFTER_SECONDS_MAX = 60.0
 _RETRY_AFTER_SECONDS = 5.0
 _REST_SECONDS_MAX = 3600.0
+COMPLAINT_SECONDS = 60.0
 
 log = logging.getLogger("tollway.upstreams")
 
@@ -166,7 +168,7 @@ def _refusal(
     if status in (400, 403, 429) and _OPERATORS.search(said) is not None:
         return _operators(upstream, status)
     if status in (400, 413, 422):
-        return _refused_as_invalid(facts, said)
+        return _complaints.told(upstream, status, _refused_as_invalid(facts, said))
     if status == 403 and TOO_LONG.search(facts.message) is not None:
         return _refused_as_too_long()
     if status == 403 and _CONTENT_POLICY.search(said) is not None:
@@ -174,14 +176,16 @@ def _refusal(
     if status in (401, 402, 403, 404):
         return _operators(upstream, status)
     if status in (408, 504):
-        return UpstreamTimeout("The model's server gave up waiting for the model. Try again.")
+        late = UpstreamTimeout("The model's server gave up waiting for the model. Try again.")
+        return _complaints.told(upstream, status, late)
     if status in TOO_BUSY:
         wait = _retry_after_seconds(retry_after, facts.retry_after_seconds)
-        return Unavailable(
+        busy = Unavailable(
             f"The model is at its capacity. Try again in {wait:g} s.",
             code="overloaded",
             retry_after_seconds=wait,
         )
+        return _complaints.told(upstream, status, busy)
     log.error("upstream %s answered %d", upstream, status)
     return UpstreamFailed(f"The model's server failed with status {status}. Try again.")
 
@@ -191,6 +195,29 @@ def _operators(upstream: str, status: int) -> Unavailable:
         "upstream %s answered %d: its key, its credit or its model name is wrong", upstream, status
     )
     return Unavailable("The model is not available: its operator finds why in the log.")
+
+
+class _Complaints:
+    """What an upstream refuses is logged once a minute for each status, with how often it was
+    refused since: a busy one may refuse hundreds in a second."""
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def told(self, upstream: str, status: int, error: RequestError) -> RequestError:
+        now = time.monotonic()
+        told_at, untold = self._told.get((upstream, status), (-COMPLAINT_SECONDS, 0))
+        if now - told_at < COMPLAINT_SECONDS:
+            self._told[upstream, status] = told_at, untold + 1
+            return error
+        self._told[upstream, status] = now, 0
+        about = f" because of {error.param}" if error.param else ""
+        more = f", and did {untold} times more since this was last told" if untold else ""
+        log.warning("upstream %s answered %d%s%s", upstream, status, about, more)
+        return error
+
+
+_complaints = _Complaints()
 
 
 def _refused_as_invalid(facts: ErrorFacts, said: str) -> InvalidRequest:

@@ -42,6 +42,8 @@ _encode = msgspec.json.Encoder().encode
 
 def parse_object(body: bytes) -> dict[str, Json]:
     """Raises `InvalidRequest` (invalid_json), saying what is wrong with the body."""
+    if not body:
+        raise _invalid("The request has no body. Send a JSON object.")
     containers = body.count(b"[") + body.count(b"{")
     count_values(body, containers)
     try:

@@ -271,6 +271,20 @@ async def test_a_reply_that_is_too_large_is_left(
 # --- errors -----------------------------------------------------------------------------------
 
 
+async def test_what_an_upstream_refuses_is_logged_once_a_minute(
+    server: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.answer(refused_with(429, code=KEY), times=3)
+    upstream = OpenAICompatible("often-refuses", server.base_url)
+
+    for _ in range(3):
+        await refusal(upstream)
+    await upstream.stop()
+
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["upstream often-refuses answered 429"]
+
+
 def refused_with(status: int, **facts: object) -> Answer:
     return error(status, {"error": {"message": f"no: {KEY}", "type": "x", **facts}})
 

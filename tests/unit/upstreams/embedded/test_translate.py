@@ -2,8 +2,10 @@ import pytest
 from tests.support.builders import a_tool
 
 from tollway.errors import InvalidRequest
+from tollway.settings.values import EMBEDDED_PARAMETERS
 from tollway.upstreams.base import Ask
 from tollway.upstreams.embedded.translate import ChildRequest, translate
+from tollway.wire.requests import OPTIONAL_FIELDS
 
 OPENER = "<tool_call>["
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -46,6 +48,41 @@ def test_fields_that_the_child_knows_reach_it() -> None:
         "stop": ["a", "b"],
     }
     assert translated(**known).fields == {**translated().fields, **known}
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONAL_FIELDS))
+def test_what_a_model_says_it_heeds_is_what_reaches_the_child(name: str) -> None:
+    values: dict[str, object] = {
+        "logprobs": True,
+        "modalities": ["text"],
+        "moderation": {"model": "m"},
+        "metadata": {"a": "b"},
+        "parallel_tool_calls": True,
+        "prediction": {"type": "content", "content": "x"},
+        "prompt_cache_options": {"mode": "explicit"},
+        "prompt_cache_retention": "24h",
+        "reasoning_effort": "low",
+        "response_format": {"type": "json_object"},
+        "service_tier": "flex",
+        "store": True,
+        "tool_choice": "required",
+        "tools": [ADD],
+        "top_logprobs": 3,
+        "verbosity": "low",
+        "logit_bias": {"7": 1.0},
+    }
+    numbers = {"frequency_penalty", "presence_penalty", "temperature", "top_p"}
+    value = values.get(name, 0.5 if name in numbers else 7 if name == "seed" else "x")
+    needed: dict[str, dict[str, object]] = {
+        "tool_choice": {"tools": [ADD]},
+        "parallel_tool_calls": {"tools": [ADD]},
+        "top_logprobs": {"logprobs": True},
+    }
+    beside = needed.get(name, {})
+
+    reaches = translated(**beside, **{name: value}) != translated(**beside)
+
+    assert reaches == (name in EMBEDDED_PARAMETERS)
 
 
 def test_a_required_call_is_begun_for_the_model() -> None:
