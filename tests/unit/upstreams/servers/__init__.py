@@ -1,5 +1,5 @@
 """What each server really sends: the shapes of their documentation, sources and issues, named in
-the rows of `tollway.upstreams.dialects`. `test_servers.py` plays them back."""
+the rows of `tollway.upstreams.dialects`. `test_dialects_servers.py` plays them back."""
 
 from tests.unit.upstreams.servers.anthropic import ANTHROPIC
 from tests.unit.upstreams.servers.azure import AZURE
