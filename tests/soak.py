@@ -32,7 +32,7 @@ from tests.support.builders import message
 from tests.support.customer import Customer, a_customer
 from tests.support.fake_upstream import Exchange, FakeUpstream
 from tests.support.http import BodyCutError, RawClient
-from tests.support.server import TollwayServer
+from tests.support.server import TollwayServer, parrot
 
 CLIENTS = 12
 REST_SECONDS_MAX = 20.0
@@ -41,16 +41,14 @@ WARM_UP_ROUNDS = 3
 MEMORY_GROWTH_MIB_MAX = 1.0  # a minute, after the warm-up
 FILES_GROWTH_MAX = 8  # each thread that reads the database keeps it open
 
-CONFIG = """
+CONFIG = (
+    parrot('[{{ name = "well" }}, {{ name = "ill-1" }}, {{ name = "ill-2" }}]')
+    + """
 [limits]
 requests_per_minute = 1000000
 other_requests_per_minute = 1000000
 failed_authentications_per_minute = 1000000
 concurrent_requests = 1000
-
-[tiers.parrot]
-prompt_rate = 1000000
-completion_rate = 2000000
 
 [[upstreams]]
 name = "well"
@@ -72,15 +70,8 @@ base_url = "{ill_2}"
 first_byte_seconds = 2
 between_chunks_seconds = 1
 circuit_failures = 0
-
-[[models]]
-id = "acme/parrot"
-tier = "parrot"
-context_length = 100000
-max_output_tokens = 4096
-default_max_tokens = 1000
-upstreams = [{{ name = "well" }}, {{ name = "ill-1" }}, {{ name = "ill-2" }}]
 """
+)
 
 EXPECTED = {200, 400, 401, 404, 409, 422, 502, 503, 504}
 

@@ -3,7 +3,7 @@ those with the embedded model share one. Tests keep apart by their accounts. Whe
 ledger is verified.
 
 A file changes its server's configuration by a fixture `settings` of its own: TOML that goes before
-the models.
+the models. `own_settings` is the same for the server that a test has for itself.
 """
 
 from collections.abc import Iterator
@@ -13,16 +13,13 @@ import pytest
 from tests.support.customer import Customer, a_customer
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.model import put_model_into
-from tests.support.server import TollwayServer
+from tests.support.server import TollwayServer, parrot
 
 EMBEDDED_MODEL = "tollway/smollm2-135m"
 
-# One credit for an input token and two for an output token: a receipt shows each of them.
-MODELS = """
-[tiers.parrot]
-prompt_rate = 1000000
-completion_rate = 2000000
-
+MODELS = (
+    parrot('[{{ name = "gpu-1", model = "parrot-upstream" }}]')
+    + """
 [tiers.free]
 prompt_rate = 0
 completion_rate = 0
@@ -46,14 +43,6 @@ base_url = "{upstream}"
 [[upstreams]]
 name = "gone"
 base_url = "http://127.0.0.1:1/v1"
-
-[[models]]
-id = "acme/parrot"
-tier = "parrot"
-context_length = 100000
-max_output_tokens = 4096
-default_max_tokens = 1000
-upstreams = [{{ name = "gpu-1", model = "parrot-upstream" }}]
 
 [[models]]
 id = "acme/plain"
@@ -89,6 +78,7 @@ tier = "parrot"
 context_length = 4096
 upstreams = [{{ name = "gone" }}]
 """
+)
 
 UPSTREAM_KEY = "sk-upstream-9f2c71"
 
@@ -114,6 +104,23 @@ def server(
         yield running
         assert_ledger_is_whole(running)
         assert UPSTREAM_KEY not in running.stdout + running.stderr
+
+
+@pytest.fixture
+def own_settings() -> str:
+    return ""
+
+
+@pytest.fixture
+def own_server(
+    running_upstream: FakeUpstream, own_settings: str, tmp_path: Path
+) -> Iterator[TollwayServer]:
+    """One that a test may stop and kill."""
+    config = own_settings + MODELS.format(upstream=running_upstream.base_url)
+    with TollwayServer(tmp_path / "data", config, env={"GPU_1_KEY": UPSTREAM_KEY}) as running:
+        yield running
+        if running.runs:
+            assert_ledger_is_whole(running)
 
 
 @pytest.fixture

@@ -10,12 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from tests.acceptance.conftest import MODELS, UPSTREAM_KEY, assert_ledger_is_whole
+from tests.acceptance.conftest import assert_ledger_is_whole
 from tests.support.answers import Answer, Pause, pause, reply, stream
 from tests.support.builders import message
 from tests.support.customer import Customer, a_customer, eventually
@@ -42,10 +41,8 @@ def figure(record_property: Figure) -> Figure:
 
 
 @pytest.fixture
-def own_server(running_upstream: FakeUpstream, tmp_path: Path) -> Iterator[TollwayServer]:
-    config = "[server]\ndrain_seconds = 20\n" + MODELS.format(upstream=running_upstream.base_url)
-    with TollwayServer(tmp_path / "data", config, env={"GPU_1_KEY": UPSTREAM_KEY}) as server:
-        yield server
+def own_settings() -> str:
+    return "[server]\ndrain_seconds = 20\n"
 
 
 # --- the upstream breaks --------------------------------------------------------------------------

@@ -3,11 +3,8 @@
 Each test has an account of its own, and a key is its account's."""
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from tests.acceptance.conftest import MODELS, UPSTREAM_KEY, assert_ledger_is_whole
 from tests.support.answers import error, reply, stream
 from tests.support.builders import message
 from tests.support.customer import Customer, a_customer
@@ -21,18 +18,6 @@ HELLO = [message("Hello!")]
 @pytest.fixture(scope="module")
 def settings() -> str:
     return "[server]\nstore_replies = true\n"
-
-
-@pytest.fixture
-def forgetful(running_upstream: FakeUpstream, tmp_path: Path) -> Iterator[TollwayServer]:
-    """One that does not keep replies, which is the default, and that a test may kill."""
-    config = MODELS.format(upstream=running_upstream.base_url)
-    server = TollwayServer(tmp_path / "data", config, env={"GPU_1_KEY": UPSTREAM_KEY})
-    server.start()
-    yield server
-    if server.runs:
-        assert_ledger_is_whole(server)
-        server.stop()
 
 
 def ask(customer: Customer, key: str, **fields: object) -> Reply:
@@ -173,9 +158,9 @@ def test_an_unusable_key_is_refused(customer: Customer, key: str) -> None:
 
 
 def test_replies_are_not_stored_unless_the_operator_wants_it(
-    upstream: FakeUpstream, forgetful: TollwayServer
+    upstream: FakeUpstream, own_server: TollwayServer
 ) -> None:
-    customer = a_customer(forgetful)
+    customer = a_customer(own_server)  # which has the default
     key = "order-7"
     first = ask(customer, key)
 
@@ -187,9 +172,9 @@ def test_replies_are_not_stored_unless_the_operator_wants_it(
 
 
 def test_after_a_crash_a_charged_key_is_completed_and_another_is_free(
-    upstream: FakeUpstream, forgetful: TollwayServer
+    upstream: FakeUpstream, own_server: TollwayServer
 ) -> None:
-    customer = a_customer(forgetful)
+    customer = a_customer(own_server)
     charged, running = "charged", "running"
     ask(customer, charged)
     upstream.answer(reply("late").delayed(5))
@@ -197,9 +182,9 @@ def test_after_a_crash_a_charged_key_is_completed_and_another_is_free(
     client = customer.begin_chat(("Idempotency-Key", running), messages=HELLO, max_tokens=50)
     upstream.wait_until(lambda: len(upstream.exchanges) > before)
 
-    forgetful.kill()
+    own_server.kill()
     client.close()
-    forgetful.start()
+    own_server.start()
 
     assert ask(customer, charged).status == 409
     assert ask(customer, running).status == 200

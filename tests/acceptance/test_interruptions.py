@@ -4,11 +4,9 @@ second, what was received is paid for, and what a client saw finished was charge
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from tests.acceptance.conftest import MODELS, UPSTREAM_KEY, assert_ledger_is_whole
+from tests.acceptance.conftest import assert_ledger_is_whole
 from tests.support.answers import pause, reply, stream
 from tests.support.builders import message
 from tests.support.customer import Customer, a_customer, eventually
@@ -21,15 +19,8 @@ COUNTED_INPUT = 2
 
 
 @pytest.fixture
-def own_server(running_upstream: FakeUpstream, tmp_path: Path) -> Iterator[TollwayServer]:
-    """One that a test may stop and kill."""
-    config = "[server]\ndrain_seconds = 2\n" + MODELS.format(upstream=running_upstream.base_url)
-    server = TollwayServer(tmp_path / "data", config, env={"GPU_1_KEY": UPSTREAM_KEY})
-    server.start()
-    yield server
-    if server.runs:
-        assert_ledger_is_whole(server)
-        server.stop()
+def own_settings() -> str:
+    return "[server]\ndrain_seconds = 2\n"
 
 
 def wait_for_receipt(customer: Customer, request_id: str) -> None:

@@ -18,7 +18,7 @@ from tests.support.builders import message
 from tests.support.customer import Customer, a_customer, eventually
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.http import RawClient, Reply
-from tests.support.server import TOLLWAY, Finished, TollwayServer, run_tollway
+from tests.support.server import TOLLWAY, Finished, TollwayServer, parrot, run_tollway
 
 HELLO = [message("Hello!")]
 
@@ -64,28 +64,19 @@ class Installation:
         return float(found[1])
 
 
-CONFIG = """
+CONFIG = (
+    parrot('[{{ name = "gpu-1", model = "parrot-1" }}]')
+    + """
 [limits]
 requests_per_minute = 30
 other_requests_per_minute = 100000
-
-[tiers.parrot]
-prompt_rate = 1000000
-completion_rate = 2000000
 
 [[upstreams]]
 name = "gpu-1"
 base_url = "{0}"
 api_key = "file:gpu-1.key"
-
-[[models]]
-id = "acme/parrot"
-tier = "parrot"
-context_length = 100000
-max_output_tokens = 4096
-default_max_tokens = 1000
-upstreams = [{{ name = "gpu-1", model = "parrot-1" }}]
 """
+)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
+from tests.support.edge import EdgeServer, PatientEdge, QuickEdge
 from tests.support.postgres import PostgresServer
 
 
@@ -17,3 +18,15 @@ def database_url(postgres: PostgresServer) -> Iterator[str]:
     name = postgres.new_database()
     yield postgres.url(name)
     postgres.drop_database(name)
+
+
+@pytest.fixture
+def edge() -> Iterator[EdgeServer]:
+    with EdgeServer(PatientEdge) as server:
+        yield server
+
+
+@pytest.fixture
+def quick() -> Iterator[EdgeServer]:
+    with EdgeServer(QuickEdge) as server:
+        yield server

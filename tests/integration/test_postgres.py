@@ -1,6 +1,5 @@
 """The database of many replicas: what it promises, who may do what in it, how it is migrated."""
 
-import asyncio
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
@@ -10,14 +9,13 @@ import asyncpg  # pyright: ignore[reportMissingTypeStubs]
 import psycopg
 import pytest
 from tests.support.postgres import MIGRATOR, PASSWORD, SERVER, PostgresServer
+from tests.unit.database.database_suite import INSERT, DatabaseSuite, prices
 
 from tollway.database.migrate import postgres_migrations, sqlite_schema
 from tollway.database.postgres import PostgresDatabase, dollars
 from tollway.database.rights import ONLY_GROWING, complaints, migrate
-from tollway.errors import Refused, StartError, Unavailable
+from tollway.errors import StartError, Unavailable
 from tollway.ledger.postgres.move import SETTLED_BEFORE, TABLES
-
-INSERT = "INSERT INTO prices VALUES (?, 'm1', 1, 1, 0)"
 
 
 @pytest.fixture
@@ -28,47 +26,11 @@ async def database(database_url: str) -> AsyncIterator[PostgresDatabase]:
     await database.close()
 
 
-async def _prices(database: PostgresDatabase) -> list[str]:
-    return [id_ for (id_,) in await database.fetch("SELECT id FROM prices ORDER BY id")]
-
-
 # --- what is asked of a database ------------------------------------------------------------------
 
 
-async def test_what_was_executed_is_read(database: PostgresDatabase) -> None:
-    changed = await database.execute((INSERT, ("a",)), (INSERT, ("b",)))
-
-    assert changed == 1
-    assert await _prices(database) == ["a", "b"]
-
-
-async def test_statements_together_are_written_together_or_not_at_all(
-    database: PostgresDatabase,
-) -> None:
-    with pytest.raises(Refused):
-        await database.execute((INSERT, ("a",)), (INSERT, ("a",)))
-
-    assert await _prices(database) == []
-
-
-async def test_what_is_refused_does_not_take_its_neighbours_along(
-    database: PostgresDatabase,
-) -> None:
-    answers = await asyncio.gather(
-        *(database.execute((INSERT, (id_,))) for id_ in "abacb"), return_exceptions=True
-    )
-
-    assert sum(isinstance(answer, Refused) for answer in answers) == 2
-    assert await _prices(database) == ["a", "b", "c"]
-
-
-async def test_a_fault_of_the_program_is_no_fault_of_the_database(
-    database: PostgresDatabase,
-) -> None:
-    with pytest.raises(asyncpg.UndefinedTableError):
-        await database.execute(("INSERT INTO nothing VALUES (1)", ()))
-    with pytest.raises(asyncpg.UndefinedTableError):
-        await database.fetch("SELECT 1 FROM nothing")
+class TestPostgresDatabase(DatabaseSuite):
+    no_such_table = asyncpg.UndefinedTableError
 
 
 @pytest.mark.parametrize(
@@ -90,7 +52,7 @@ async def test_a_killed_backend_is_replaced_at_the_next_use(
     await database.execute((INSERT, ("a",)))
     _kill_backends(postgres, database_url)
 
-    assert await _prices(database) == ["a"]
+    assert await prices(database) == ["a"]
     assert await database.execute((INSERT, ("b",))) == 1
 
 
@@ -102,7 +64,7 @@ async def test_a_backend_killed_in_the_middle_of_a_write_is_told_as_unavailable(
             (INSERT, ("a",)), ("SELECT pg_terminate_backend(pg_backend_pid())", ())
         )
 
-    assert await _prices(database) == []
+    assert await prices(database) == []
 
 
 async def test_nobody_listens_there(postgres: PostgresServer) -> None:

@@ -39,7 +39,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Literal, NoReturn, Self
 
 import h11
@@ -146,14 +145,9 @@ class FakeUpstream(ServerInThread):
         self.port = self._listener.getsockname()[1]
         return super().__enter__()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        super().__exit__(kind, error, trace)
-        if self._broken and kind is None:
+    def __exit__(self, *raised: object) -> None:
+        super().__exit__(*raised)
+        if self._broken and raised == (None, None, None):
             raise self._broken[0]
 
     @property

@@ -19,7 +19,7 @@ _plain_init = TollwayServer.__init__
 @cache
 def _postgres() -> PostgresServer:
     postgres = PostgresServer().__enter__()
-    atexit.register(postgres.__exit__, None, None, None)
+    atexit.register(postgres.__exit__)
     return postgres
 
 

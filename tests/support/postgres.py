@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 import psycopg
 from tests.support.users import ordinary_user
@@ -60,12 +59,7 @@ class PostgresServer:
         migrate(self.url(_TEMPLATE, MIGRATOR), SERVER)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.stop(signal.SIGQUIT)
         self._log.close()
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from unittest.mock import patch
 
@@ -40,6 +39,26 @@ class Finished:
         return json.loads(self.stdout)
 
 
+def parrot(
+    upstreams: str, *, model: str = "acme/parrot", rates: tuple[int, int] = A_CREDIT_A_TOKEN
+) -> str:
+    """TOML of a model and its tier; `upstreams` is TOML too."""
+    prompt_rate, completion_rate = rates
+    return f"""
+[tiers.parrot]
+prompt_rate = {prompt_rate}
+completion_rate = {completion_rate}
+
+[[models]]
+id = "{model}"
+tier = "parrot"
+context_length = 100000
+max_output_tokens = 4096
+default_max_tokens = 1000
+upstreams = {upstreams}
+"""
+
+
 def config_for(
     upstream_url: str,
     *,
@@ -48,25 +67,13 @@ def config_for(
     more: str = "",
 ) -> str:
     """One model behind one upstream; `more` is added TOML, before the models."""
-    prompt_rate, completion_rate = rates
+    upstreams = '[{ name = "gpu-1", model = "parrot-upstream" }]'
     return f"""
 {more}
-[tiers.parrot]
-prompt_rate = {prompt_rate}
-completion_rate = {completion_rate}
-
 [[upstreams]]
 name = "gpu-1"
 base_url = "{upstream_url}"
-
-[[models]]
-id = "{model}"
-tier = "parrot"
-context_length = 100000
-max_output_tokens = 4096
-default_max_tokens = 1000
-upstreams = [{{ name = "gpu-1", model = "parrot-upstream" }}]
-"""
+{parrot(upstreams, model=model, rates=rates)}"""
 
 
 class TollwayServer:
@@ -98,12 +105,7 @@ class TollwayServer:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         if self._process is not None:
             self.stop()
 

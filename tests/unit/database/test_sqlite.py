@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import astuple
+from tests.unit.database.database_suite import INSERT, DatabaseSuite, prices
 from yoyo import get_backend, read_migrations
 
 from tollway.database.migrate import sqlite_schema
@@ -20,38 +21,9 @@ from tollway.database.sqlite import DataDirectoryLock, SqliteDatabase
 from tollway.errors import Refused, StartError, Unavailable
 from tollway.ledger.charges import read_unfiled
 
-INSERT = "INSERT INTO prices VALUES (?, 'm1', 1, 1, 0, NULL, NULL)"
 
-
-async def _prices(database: SqliteDatabase) -> list[str]:
-    return [id_ for (id_,) in await database.fetch("SELECT id FROM prices ORDER BY id")]
-
-
-async def test_what_was_executed_is_read(database: SqliteDatabase) -> None:
-    changed = await database.execute((INSERT, ("a",)), (INSERT, ("b",)))
-
-    assert changed == 1
-    assert await _prices(database) == ["a", "b"]
-
-
-async def test_statements_together_are_written_together_or_not_at_all(
-    database: SqliteDatabase,
-) -> None:
-    with pytest.raises(Refused):
-        await database.execute((INSERT, ("a",)), (INSERT, ("a",)))
-
-    assert await _prices(database) == []
-
-
-async def test_what_is_refused_does_not_take_its_neighbours_along(
-    database: SqliteDatabase,
-) -> None:
-    answers = await asyncio.gather(
-        *(database.execute((INSERT, (id_,))) for id_ in "abacb"), return_exceptions=True
-    )
-
-    assert [isinstance(answer, Refused) for answer in answers] == [False, False, True, False, True]
-    assert await _prices(database) == ["a", "b", "c"]
+class TestSqliteDatabase(DatabaseSuite):
+    no_such_table = sqlite3.OperationalError
 
 
 async def test_a_fault_of_the_program_is_no_fault_of_the_disk(database: SqliteDatabase) -> None:
@@ -61,6 +33,16 @@ async def test_a_fault_of_the_program_is_no_fault_of_the_disk(database: SqliteDa
         await database.fetch("SELECT 1 FROM nothing")
 
     assert database.fault is None
+
+
+async def test_of_two_that_may_not_both_be_written_the_later_is_refused(
+    database: SqliteDatabase,
+) -> None:
+    answers = await asyncio.gather(
+        *(database.execute((INSERT, (id_,))) for id_ in "abacb"), return_exceptions=True
+    )
+
+    assert [isinstance(answer, Refused) for answer in answers] == [False, False, True, False, True]
 
 
 async def test_a_number_too_large_for_a_column_is_told_to_its_writer_alone(
@@ -73,7 +55,7 @@ async def test_a_number_too_large_for_a_column_is_told_to_its_writer_alone(
     )
 
     assert isinstance(answers[0], OverflowError)
-    assert await _prices(database) == ["a"]
+    assert await prices(database) == ["a"]
 
 
 async def test_everything_queued_is_written_before_it_closes(tmp_path: Path) -> None:
@@ -102,7 +84,7 @@ async def test_a_data_directory_may_have_any_name(tmp_path: Path, name: str) -> 
 
     await database.execute((INSERT, ("a",)))
 
-    assert await _prices(database) == ["a"]
+    assert await prices(database) == ["a"]
     await database.close()
     assert os.listdir(tmp_path) == [name]
 

@@ -6,7 +6,7 @@ from tests.unit.gateway.parts import a_model
 
 from tollway.catalogue import Policy
 from tollway.errors import InvalidRequest
-from tollway.gateway.policy import images_bound, require_allowed, with_defaults
+from tollway.gateway.policy import images_bound, images_tokens, require_allowed, with_defaults
 from tollway.pricing import input_tokens_bound
 from tollway.wire.requests import ParsedRequest, parse_chat_request
 
@@ -43,7 +43,10 @@ def test_a_denied_parameter_is_refused_with_the_mend() -> None:
 
 def test_a_denied_parameter_that_is_null_is_absent() -> None:
     model = a_model(policy=Policy(denied=frozenset({"seed"})))
+
     require_allowed(model, parsed(seed=None))
+
+    assert refusal(model, parsed(seed=1)).param == "seed"
 
 
 # --- images ---------------------------------------------------------------------------------------
@@ -60,7 +63,15 @@ def test_a_model_without_a_price_for_images_takes_none() -> None:
 
 
 def test_a_model_that_sees_takes_images() -> None:
-    require_allowed(SEES, an_image_request(None, None))
+    request = an_image_request(None, None)
+
+    require_allowed(SEES, request)
+
+    assert [image.path for image in request.images] == [
+        "messages[0].content[1]",
+        "messages[0].content[2]",
+    ]
+    assert images_tokens(SEES, request) == 2 * 1000
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.upstreams.raw_server import Kept
 
 from tollway.deadlines import Deadlines
 from tollway.errors import UpstreamFailed
@@ -41,46 +42,16 @@ class Transport:
     abort = close
 
 
-class Received:
-    def __init__(self) -> None:
-        self.heads: list[ResponseHead] = []
-        self.data = b""
-        self.flushed = b""
-
-    def head(self, head: ResponseHead, connection: Connection) -> None:
-        del connection
-        self.heads.append(head)
-
-    @property
-    def status(self) -> int:
-        return self.heads[-1].status if self.heads else 0
-
-    def whole(self, head: ResponseHead, body: bytes, connection: Connection) -> None:
-        self.head(head, connection)
-        self.body(body)
-        self.flush()
-
-    def body(self, data: bytes) -> None:
-        self.data += data
-
-    def flush(self) -> None:
-        self.flushed = self.data
-
-    def chunks(self, data: bytes) -> None:
-        self.body(data)
-        self.flush()
-
-
-def receive(replies: Sequence[Sequence[bytes]]) -> list[Received]:
+def receive(replies: Sequence[Sequence[bytes]]) -> list[Kept]:
     """Each reply in its reads, all on one connection."""
     loop = asyncio.new_event_loop()
     try:
         connection = Connection(loop, Outbox(), LearnedHeads())
         transport: Any = Transport()
         connection.connection_made(transport)
-        received: list[Received] = []
+        received: list[Kept] = []
         for reads in replies:
-            of_one = Received()
+            of_one = Kept()
             done = connection.exchange(b"", of_one, Deadlines())
             for read in reads:
                 assert not done.done()
@@ -166,7 +137,7 @@ def test_what_is_no_chunk_ends_the_connection_behind_chunks_that_are_sound(wrong
     connection = Connection(loop, Outbox(), LearnedHeads())
     transport: Any = Transport()
     connection.connection_made(transport)
-    received = Received()
+    received = Kept()
     done = connection.exchange(b"", received, Deadlines())
     for read in (head, chunk(b"a", b"%x") * 2, chunk(b"b", b"%x") * 2 + wrong + chunk(b"c", b"%x")):
         connection.data_received(read)

@@ -21,6 +21,7 @@ from tollway.wire.chat import ChatRequest
 from tollway.wire.requests import (
     KNOWN_FIELDS,
     OPTIONAL_FIELDS,
+    REWRITTEN_FIELDS,
     parse_chat_request,
 )
 
@@ -35,6 +36,13 @@ def forwarded(**fields: object) -> dict[str, Any]:
     by_name = json.loads(msgspec.json.encode(dict(sent)))
     assert json.loads(b"{%b}" % sent.json) == by_name
     return by_name
+
+
+def without_nulls(value: object) -> Any:
+    def present(fields: dict[str, Any]) -> dict[str, Any]:
+        return {name: one for name, one in fields.items() if one is not None}
+
+    return json.loads(json.dumps(value), object_hook=present)
 
 
 def refusal(body: bytes) -> InvalidRequest:
@@ -79,9 +87,6 @@ ACCEPTED: list[tuple[str, object]] = [
     ("stream", False),
     ("tools", [a_tool(f"t{number}") for number in range(128)]),
     ("tools", [{"type": "function", "function": {"name": "a-B_9"}}]),
-    ("tools", []),
-    ("tool_choice", "none"),
-    ("tool_choice", "auto"),
     ("response_format", {"type": "text"}),
     ("response_format", {"type": "json_object"}),
     ("response_format", SCHEMA),
@@ -112,6 +117,7 @@ ACCEPTED: list[tuple[str, object]] = [
     ("safety_identifier", "s"),
     ("modalities", ["text"]),
 ]
+FORWARDED = [row for row in ACCEPTED if row[0] not in REWRITTEN_FIELDS]
 
 VALUE, MISSING, UNSUPPORTED = (
     "invalid_value",
@@ -236,8 +242,23 @@ REFUSED: list[tuple[str, object, str, str]] = [
 
 
 @pytest.mark.parametrize(("field", "value"), ACCEPTED)
-def test_a_sound_value_is_taken(field: str, value: object) -> None:
-    parsed(**{field: value})
+def test_a_sound_value_is_taken_as_it_is(field: str, value: object) -> None:
+    request = parsed(**{field: value})
+
+    taken = [*request.messages] if field == "messages" else getattr(request, field)
+    assert json.loads(msgspec.json.encode(taken)) == without_nulls(value)
+
+
+@pytest.mark.parametrize(("field", "value"), FORWARDED)
+def test_a_sound_value_goes_on_as_it_is(field: str, value: object) -> None:
+    assert forwarded(**{field: value})[field] == without_nulls(value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("tools", []), ("tool_choice", "none"), ("tool_choice", "auto")]
+)
+def test_a_sound_value_that_asks_for_nothing_is_as_if_absent(field: str, value: object) -> None:
+    assert getattr(parsed(**{field: value}), field) is None
 
 
 @pytest.mark.parametrize(("field", "value", "code", "param"), REFUSED)

@@ -19,7 +19,8 @@ from msgspec import Struct
 from tests.support.builders import a_tool
 from tests.unit.gateway.parts import ReplyLog, an_admission
 from tests.unit.upstreams.playback import SETTLEMENT, OneTry, sse
-from tests.unit.upstreams.servers import SERVERS, chunk, counts, usage_chunk
+from tests.unit.upstreams.servers import SERVERS
+from tests.unit.upstreams.servers.shapes import chunk, counts, usage_chunk
 
 from tollway.errors import RequestError
 from tollway.gateway import relay as relay_module

@@ -11,9 +11,9 @@ from tests.support.builders import a_tool
 from tests.support.fake_upstream import FakeUpstream
 from tests.unit.gateway.parts import REQUEST_ID
 from tests.unit.upstreams.playback import Played, bytes_of, json_of, play, sse
-from tests.unit.upstreams.servers import (
+from tests.unit.upstreams.servers import SERVERS
+from tests.unit.upstreams.servers.shapes import (
     ARGUMENTS,
-    SERVERS,
     Refusal,
     Shapes,
     chunk,
