@@ -152,7 +152,7 @@ def test_a_whole_reply_that_outlasts_the_drain_costs_nothing_and_may_be_asked_fo
     upstream.answer(reply("late").delayed(30))
     before = len(upstream.exchanges)
 
-    with customer.begin_chat(messages=HELLO) as client:
+    with customer.begin_chat(model="acme/slow", messages=HELLO) as client:
         upstream.wait_until(lambda: len(upstream.exchanges) > before)
         own_server.signal(signal.SIGTERM)
         refused = client.read_reply()

@@ -3,8 +3,8 @@
 Nearly all events of a stream differ in one string, what was generated: text, reasoning, or a part
 of a call's arguments. So when an event has been read, checked and written the plain way (5 us),
 what stood around that string is remembered together with what we wrote around it (`Template`), and
-an event that matches is rewritten by cutting it out (0.9 us). `test_relay.py` shows that both ways
-give the same bytes (docs/decisions/0010).
+an event that matches is rewritten by cutting it out (0.9 us). `test_template.py` shows that both
+ways give the same bytes (docs/decisions/0010).
 """
 
 import re
