@@ -137,7 +137,7 @@ class Steps:
         body = compact({**BODY, "model": MODEL})
         with _timed(took, "authenticate", self.times):
             for _ in times:
-                caller = pipeline._authenticator.recall(self.authorization)
+                caller = pipeline._authenticator.cached_caller(self.authorization)
                 require_scope(caller, CHAT_SCOPE)
                 require_active_account(caller)
         with _timed(took, "parse", self.times):

@@ -336,7 +336,7 @@ def _upstream_now(watched: Watched) -> UpstreamNow:
     return UpstreamNow(
         watched.name,
         watched.may_be_asked(),
-        watched.standing().condition,
+        watched.status().condition,
         places.in_flight,
         places.waiting,
         watched.latency,

@@ -55,7 +55,9 @@ from tollway.upstreams.openai import OpenAICompatible
 from tollway.upstreams.places import Places
 
 MODEL = "acme/m1"
-DEADLINES = Deadlines(connect=1.0, first_byte=5.0, between_chunks=4.0, total=40.0)
+DEADLINES = Deadlines(
+    connect_seconds=1.0, first_byte_seconds=5.0, between_chunks_seconds=4.0, total_seconds=40.0
+)
 WRITE_SECONDS = (0.0, 0.001, 0.001, 0.01, 0.4)
 BALLAST_BYTES = 4096
 

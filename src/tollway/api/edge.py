@@ -59,7 +59,7 @@ UNSENT_BYTES_MAX = 32 * 1024
 METERED_PATHS = frozenset({b"/api/v1/chat/completions", b"/v1/chat/completions"})
 
 LEARNING_TRIES_MAX = 4
-LONG_BYTES = 32 * 1024
+LONG_READ_BYTES = 32 * 1024
 """A request's first read of more than that is mostly not its last."""
 
 log = logging.getLogger("tollway.edge")
@@ -226,7 +226,7 @@ class EdgeProtocol(HttpToolsProtocol):
                 self.cycle = exchange
                 self._serve(exchange, body)
                 return
-            if len(data) > LONG_BYTES and self._begin_long(learned, head, data):
+            if len(data) > LONG_READ_BYTES and self._begin_long(learned, head, data):
                 return
         elif self._missing:
             self._take_part(data)

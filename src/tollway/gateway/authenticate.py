@@ -33,7 +33,7 @@ class Authenticator:
         self._now = clock.now
         self._callers: dict[bytes | None, Caller] = {}
 
-    def recall(self, authorization: bytes | None) -> Caller | None:
+    def cached_caller(self, authorization: bytes | None) -> Caller | None:
         """Who sent this header before, if nothing about them has changed since; else None, which
         says nothing."""
         caller = self._callers.get(authorization)

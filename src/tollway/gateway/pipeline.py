@@ -70,7 +70,7 @@ class Pipeline:
     async def serve(self, call: Call, reply: Reply) -> None:
         caller = None
         try:
-            caller = self._authenticator.recall(call.authorization)
+            caller = self._authenticator.cached_caller(call.authorization)
             if caller is None:
                 caller = await self._authenticator.authenticate(call.authorization, call.address)
             require_scope(caller, CHAT_SCOPE)

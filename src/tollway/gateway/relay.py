@@ -78,7 +78,7 @@ async def relay(
                 if not (asker.may_start_over() and await route.may_try_again(error)):
                     raise
             except BaseException:
-                route.left()
+                route.abandoned()
                 raise
             else:
                 meter.attempts += (Attempt(upstream.name, 200),)

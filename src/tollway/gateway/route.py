@@ -20,7 +20,7 @@ from tollway.errors import InvalidRequest, RequestError, Unavailable, UpstreamTi
 from tollway.gateway.policy import with_defaults
 from tollway.gateway.types import Admission
 from tollway.ledger.base import Outcome, Settlement
-from tollway.upstreams.balance import Choice, Watched, by_key, least_loaded
+from tollway.upstreams.balance import Candidate, Watched, by_key, least_loaded
 from tollway.upstreams.base import Ask, Upstream
 from tollway.upstreams.budget import RetryBudget
 from tollway.upstreams.health import verdict
@@ -101,16 +101,16 @@ class Router:
         None for a model with several upstreams: another may count more than the one that was asked.
         """
         pool = self._pool(model)
-        if (choice := pool.lone) is None:
+        if (candidate := pool.lone) is None:
             if not pool.may_be_asked():
                 raise pool.refusal()
             return None
-        if not (choice.health.clear or choice.health.may_be_asked()):
+        if not (candidate.health.clear or candidate.health.may_be_asked()):
             raise pool.refusal()
-        if not choice.upstream.counts_input_tokens:
+        if not candidate.upstream.counts_input_tokens:
             return None
-        ask = Ask("", choice.serving.model, pool.fields(parsed), output_tokens_max)
-        return choice.upstream.count_input_tokens(ask)
+        ask = Ask("", candidate.serving.model, pool.fields(parsed), output_tokens_max)
+        return candidate.upstream.count_input_tokens(ask)
 
     def _pool(self, model: Model) -> "_Pool":
         pool = self._pools.get(model.id)
@@ -145,20 +145,25 @@ class _Pool:
         self.chance = chance
         self.budget = RetryBudget(monotonic)
         self.takes_all_fields = model.supported_parameters is None and model.policy is None
-        self.choices = [
-            Choice(watched[serving.upstream], serving)
+        self.candidates = [
+            Candidate(watched[serving.upstream], serving)
             for serving in model.servings
             if serving.upstream in watched
         ]
-        self.lone = self.choices[0] if len(self.choices) == 1 else None
+        self.lone = self.candidates[0] if len(self.candidates) == 1 else None
         priorities = sorted({serving.priority for serving in model.servings})
-        self.tiers = tuple(
-            tuple(choice for choice in self.choices if choice.serving.priority == priority)
+        self.by_priority = tuple(
+            tuple(
+                candidate for candidate in self.candidates if candidate.serving.priority == priority
+            )
             for priority in priorities
         )
 
     def is_of(self, watched: Mapping[str, Watched]) -> bool:
-        return all(watched.get(choice.watched.name) is choice.watched for choice in self.choices)
+        return all(
+            watched.get(candidate.watched.name) is candidate.watched
+            for candidate in self.candidates
+        )
 
     def fields(self, parsed: ParsedRequest) -> Mapping[str, object]:
         supported, policy = self.model.supported_parameters, self.model.policy
@@ -172,38 +177,38 @@ class _Pool:
         return fields if policy is None else with_defaults(policy, fields)
 
     def may_be_asked(self) -> bool:
-        for choice in self.choices:  # noqa: SIM110 (a generator takes 0.7 us more)
-            if choice.watched.may_be_asked():
+        for candidate in self.candidates:  # noqa: SIM110 (a generator takes 0.7 us more)
+            if candidate.watched.may_be_asked():
                 return True
         return False
 
     def hindrances(self) -> list[str]:
         """For the operator: what speaks against each upstream."""
         return [
-            f"upstream {choice.watched.name} is not ready, {choice.watched.standing().why}"
-            for choice in self.choices
-            if not choice.watched.may_be_asked()
+            f"upstream {candidate.watched.name} is not ready, {candidate.watched.status().why}"
+            for candidate in self.candidates
+            if not candidate.watched.may_be_asked()
         ]
 
     def refusal(self) -> Unavailable:
         """Why no upstream takes a request, for the client."""
-        asked = [choice for choice in self.choices if choice.watched.may_be_asked()]
+        asked = [candidate for candidate in self.candidates if candidate.watched.may_be_asked()]
         if asked:
             return _busy(asked)
-        waits = [choice.health.seconds_until_asked() for choice in self.choices]
+        waits = [candidate.health.seconds_until_asked() for candidate in self.candidates]
         seconds = min((wait for wait in waits if wait > 0), default=BUSY_RETRY_SECONDS)
-        standings = [choice.watched.standing() for choice in self.choices]
-        is_busy = any(standing.condition == "resting" for standing in standings)
+        statuses = [candidate.watched.status() for candidate in self.candidates]
+        is_busy = any(status.condition == "resting" for status in statuses)
         code = "overloaded" if is_busy else "unavailable"
         if self.lone is not None:
             return Unavailable(
                 f"The model's server is not asked for {max(1.0, seconds):.0f} s, because "
-                f"{standings[0].why}. Try again then, or use another model.",
+                f"{statuses[0].why}. Try again then, or use another model.",
                 code=code,
                 retry_after_seconds=seconds,
             )
         return Unavailable(
-            f"None of the model's {len(self.choices)} servers can be asked now. Try again in "
+            f"None of the model's {len(self.candidates)} servers can be asked now. Try again in "
             f"{max(1.0, seconds):.0f} s, or use another model.",
             code=code,
             retry_after_seconds=seconds,
@@ -212,8 +217,8 @@ class _Pool:
 
 @dataclass(slots=True, eq=False)
 class PoolRoute:
-    """Implements `Route`. Between `enter` (or `wait`) and one of `served`, `failed` and `left` it
-    has a place at an upstream."""
+    """Implements `Route`. Between `enter` (or `wait`) and one of `served`, `failed` and `abandoned`
+    it has a place at an upstream."""
 
     _pool: _Pool
     _fields: Mapping[str, object]
@@ -221,9 +226,9 @@ class PoolRoute:
     _request_id: str
     _output_tokens_max: int
     _key: bytes | None = None
-    _tried: tuple[Choice, ...] = ()
+    _tried: tuple[Candidate, ...] = ()
     _tries: int = 0
-    _choice: Choice = field(init=False)
+    _candidate: Candidate = field(init=False)
     _asked_at: float = field(init=False)
     _began_at: float = field(init=False)
     _answered: bool = field(init=False)
@@ -231,80 +236,80 @@ class PoolRoute:
     ask: Ask = field(init=False)
 
     def enter(self) -> Upstream | None:
-        choice = self._pool.lone
+        candidate = self._pool.lone
         if (
-            choice is None
-            or not choice.health.clear
-            or choice.places.in_flight >= choice.places.limit
+            candidate is None
+            or not candidate.health.clear
+            or candidate.places.in_flight >= candidate.places.limit
         ):
-            choice = self._choose()
-            if choice is None:
+            candidate = self._choose()
+            if candidate is None:
                 return None
-        choice.places.in_flight += 1
-        return self._begin(choice)
+        candidate.places.in_flight += 1
+        return self._begin(candidate)
 
     async def wait(self) -> Upstream:
-        """For a place, where none is free; tier after tier. Raises `Unavailable`."""
-        for tier in self._pool.tiers:
-            choice = self._best_of(tier)
-            if choice is not None:
-                choice.places.in_flight += 1
-                return self._begin(choice)
-            choice = await self._turn(tier)
-            if choice is not None:
-                return self._begin(choice)
-        for tier in self._pool.tiers:  # better at a risk than not at all
-            choice = least_loaded(tier, self._tried, streamed=self._streamed)
-            if choice is not None:
-                choice.places.in_flight += 1
-                return self._begin(choice)
+        """For a place, where none is free; one priority after the other. Raises `Unavailable`."""
+        for group in self._pool.by_priority:
+            candidate = self._best_of(group)
+            if candidate is not None:
+                candidate.places.in_flight += 1
+                return self._begin(candidate)
+            candidate = await self._turn(group)
+            if candidate is not None:
+                return self._begin(candidate)
+        for group in self._pool.by_priority:  # better at a risk than not at all
+            candidate = least_loaded(group, self._tried, streamed=self._streamed)
+            if candidate is not None:
+                candidate.places.in_flight += 1
+                return self._begin(candidate)
         raise self._pool.refusal()
 
     def answered(self) -> None:
         if self._answered:
             return
         self._answered = True
-        choice = self._choice
+        candidate = self._candidate
         seconds = self._pool.monotonic() - self._asked_at
-        choice.watched.answered_after(seconds, self._streamed)
+        candidate.watched.answered_after(seconds, self._streamed)
         if self._probe:
             self._probe = False
-            choice.health.answered()
+            candidate.health.answered()
 
     def served(self) -> None:
-        choice = self._choice
+        candidate = self._candidate
         if not self._answered:
             self.answered()
-        choice.places.leave()
-        choice.health.served()
-        if choice.flakiness:
-            choice.served()
+        candidate.places.leave()
+        candidate.health.served()
+        if candidate.flakiness:
+            candidate.served()
 
     def failed(self, error: RequestError) -> None:
-        choice = self._choice
-        choice.health.failed(error, probe=self._probe)
+        candidate = self._candidate
+        candidate.health.failed(error, probe=self._probe)
         if not isinstance(error, InvalidRequest):
-            choice.failed(self._pool.monotonic())
-        if not choice.health.clear:
-            choice.places.turn_away()
-        choice.places.leave()
+            candidate.failed(self._pool.monotonic())
+        if not candidate.health.clear:
+            candidate.places.turn_away()
+        candidate.places.leave()
 
-    def left(self) -> None:
-        self._choice.places.leave()
-        self._choice.health.left(probe=self._probe)
+    def abandoned(self) -> None:
+        self._candidate.places.leave()
+        self._candidate.health.abandoned(probe=self._probe)
 
     async def may_try_again(self, error: RequestError) -> bool:
         self._tries += 1
         if self._tries == TRIES_MAX or isinstance(error, InvalidRequest):
             return False
-        choice, pool = self._choice, self._pool
-        if pool.monotonic() - self._began_at >= choice.deadlines.total:
+        candidate, pool = self._candidate, self._pool
+        if pool.monotonic() - self._began_at >= candidate.deadlines.total_seconds:
             return False
-        others = (*self._tried, choice)
+        others = (*self._tried, candidate)
         is_other_left = any(
-            other not in others and other.watched.may_be_asked() for other in pool.choices
+            other not in others and other.watched.may_be_asked() for other in pool.candidates
         )
-        if not is_other_left and not (_is_of_a_moment(error) and choice.health.may_be_asked()):
+        if not is_other_left and not (_is_of_a_moment(error) and candidate.health.may_be_asked()):
             return False
         # Where nothing was sent, no server has had any work with it.
         if error.was_sent and not pool.budget.withdraw():
@@ -319,64 +324,66 @@ class PoolRoute:
     def let_go(self) -> None:
         self._fields = self.ask.fields = {}
 
-    def _choose(self) -> Choice | None:
+    def _choose(self) -> Candidate | None:
         """One of a later priority only where none of an earlier one is worth waiting for."""
-        for tier in self._pool.tiers:
-            choice = self._best_of(tier)
-            if choice is not None or any(
-                self._is_worth_waiting_for(other) for other in self._candidates(tier)
+        for group in self._pool.by_priority:
+            candidate = self._best_of(group)
+            if candidate is not None or any(
+                self._is_worth_waiting_for(other) for other in self._without_risk(group)
             ):
-                return choice
+                return candidate
         return None
 
-    def _candidates(self, tier: Sequence[Choice]) -> Sequence[Choice]:
+    def _without_risk(self, group: Sequence[Candidate]) -> Sequence[Candidate]:
         """A request is not risked on an upstream that fails now and then, where it could not be
         tried again and another is steady, though it may have to wait for that one."""
-        for choice in tier:
-            if choice.flakiness:
+        for candidate in group:
+            if candidate.flakiness:
                 break
         else:
-            return tier
+            return group
         now = self._pool.monotonic()
-        for choice in tier:
-            choice.forgive(now)
-        at_risk = 1 + sum(choice.places.in_flight for choice in tier if choice.flakiness)
-        if self._pool.budget.left() >= at_risk:
-            return tier
+        for candidate in group:
+            candidate.forgive(now)
+        at_risk = 1 + sum(candidate.places.in_flight for candidate in group if candidate.flakiness)
+        if self._pool.budget.remaining() >= at_risk:
+            return group
         steady = [
-            choice
-            for choice in tier
-            if not choice.flakiness and choice not in self._tried and choice.watched.may_be_asked()
+            candidate
+            for candidate in group
+            if not candidate.flakiness
+            and candidate not in self._tried
+            and candidate.watched.may_be_asked()
         ]
-        return steady or tier
+        return steady or group
 
-    def _best_of(self, tier: Sequence[Choice]) -> Choice | None:
-        tier = self._candidates(tier)
-        if self._key is not None and (kept := by_key(tier, self._tried, self._key)) is not None:
+    def _best_of(self, group: Sequence[Candidate]) -> Candidate | None:
+        group = self._without_risk(group)
+        if self._key is not None and (kept := by_key(group, self._tried, self._key)) is not None:
             return kept
-        return least_loaded(tier, self._tried, streamed=self._streamed)
+        return least_loaded(group, self._tried, streamed=self._streamed)
 
-    def _is_worth_waiting_for(self, choice: Choice) -> bool:
+    def _is_worth_waiting_for(self, candidate: Candidate) -> bool:
         return (
-            choice.places.queue_length > choice.places.waiting
-            and choice not in self._tried
-            and choice.watched.may_be_asked()
+            candidate.places.queue_length > candidate.places.waiting
+            and candidate not in self._tried
+            and candidate.watched.may_be_asked()
         )
 
-    async def _turn(self, tier: Sequence[Choice]) -> Choice | None:
-        """The first place that becomes free in this tier, in time; it is taken then."""
+    async def _turn(self, group: Sequence[Candidate]) -> Candidate | None:
+        """The first place that becomes free in this group, in time; it is taken then."""
         loop = asyncio.get_running_loop()
         until = 0.0
         while True:
             turn = loop.create_future()
             queued = [
-                choice
-                for choice in self._candidates(tier)
-                if self._is_worth_waiting_for(choice) and choice.places.queue(turn)
+                candidate
+                for candidate in self._without_risk(group)
+                if self._is_worth_waiting_for(candidate) and candidate.places.queue(turn)
             ]
             if not queued:
                 return None
-            longest = max(choice.places.queue_seconds for choice in queued)
+            longest = max(candidate.places.queue_seconds for candidate in queued)
             until = until or loop.time() + longest
             try:
                 async with asyncio.timeout_at(until):
@@ -388,35 +395,35 @@ class PoolRoute:
                     return None
                 raise
             finally:
-                for choice in queued:
-                    choice.places.unqueue(turn)
+                for candidate in queued:
+                    candidate.places.unqueue(turn)
             if places is None:
                 continue
-            choice = next(choice for choice in queued if choice.places is places)
-            if choice.watched.may_be_asked():
-                return choice
+            candidate = next(candidate for candidate in queued if candidate.places is places)
+            if candidate.watched.may_be_asked():
+                return candidate
             places.leave()
 
-    def _begin(self, choice: Choice) -> Upstream:
-        self._choice = choice
+    def _begin(self, candidate: Candidate) -> Upstream:
+        self._candidate = candidate
         self._answered = False
         self._asked_at = now = self._pool.monotonic()
-        deadlines = choice.deadlines
+        deadlines = candidate.deadlines
         if self._tries:
             # The last word is the total's, over all tries.
-            left = max(0.0, deadlines.total - (now - self._began_at))
-            deadlines = msgspec.structs.replace(deadlines, total=left)
+            left = max(0.0, deadlines.total_seconds - (now - self._began_at))
+            deadlines = msgspec.structs.replace(deadlines, total_seconds=left)
         else:
             self._began_at = now
-        self._probe = not choice.health.clear and choice.health.asked()
+        self._probe = not candidate.health.clear and candidate.health.begin_probe()
         self.ask = Ask(
             self._request_id,
-            choice.serving.model,
+            candidate.serving.model,
             self._fields,
             self._output_tokens_max,
             deadlines,
         )
-        return choice.upstream
+        return candidate.upstream
 
 
 def key_of(admission: Admission, *, by_prefix: bool) -> bytes | None:
@@ -447,8 +454,8 @@ def _is_of_a_moment(error: RequestError) -> bool:
     return error.upstream_status in (None, 502, 503) and verdict(error) != "nothing"
 
 
-def _busy(choices: Iterable[Choice]) -> Unavailable:
-    waiting = sum(choice.places.waiting for choice in choices)
+def _busy(candidates: Iterable[Candidate]) -> Unavailable:
+    waiting = sum(candidate.places.waiting for candidate in candidates)
     return Unavailable(
         "The model's servers run as many requests as they may, and "
         f"{waiting} wait for a place. Try again in {BUSY_RETRY_SECONDS:g} s.",

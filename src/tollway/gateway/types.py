@@ -80,7 +80,7 @@ class Admission(Struct, frozen=True):
 
 class Route(Protocol):
     """One request's way through the upstreams of its model. From `enter` or `wait` until `served`,
-    `failed` or `left` it is at one of them, and `ask` is what that one is asked."""
+    `failed` or `abandoned` it is at one of them, and `ask` is what that one is asked."""
 
     ask: Ask
 
@@ -100,7 +100,7 @@ class Route(Protocol):
 
     def failed(self, error: RequestError) -> None: ...
 
-    def left(self) -> None:
+    def abandoned(self) -> None:
         """Nobody waited for the answer."""
         ...
 

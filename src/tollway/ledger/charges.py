@@ -8,8 +8,8 @@ and some hundred of them are filed into their tables together, in one transactio
 their `unfiled` rows (`Unfiled`; docs/decisions/0007). More at once would be no cheaper, and others
 would wait for it.
 
-The rows are made once (`Rows`), put down as they are and bound as they are. Their structs have the
-columns of their tables in order, and no names where they are written: half the bytes to put down.
+The rows are made once (`ChargeRows`), put down as they are and bound as they are. Their structs
+have the columns of their tables in order, and no names where they are written: half the bytes.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ class Chains:
         self._changed.add(entry.account_id)
         return placed, hash_
 
-    def append_charge(self, connection: sqlite3.Connection, rows: "Rows") -> tuple[Any, ...]:
+    def append_charge(self, connection: sqlite3.Connection, rows: "ChargeRows") -> tuple[Any, ...]:
         """The row of its entry, as `append` would place it: this is on every request's path."""
         usage = rows.usage
         account_id, charged = usage.account_id, usage.charged
@@ -151,7 +151,7 @@ class UsageRow(Struct, array_like=True, gc=False):
     total_ms: int
 
 
-class Rows(Struct, array_like=True, gc=False):
+class ChargeRows(Struct, array_like=True, gc=False):
     """What becomes of a charge, but for its place in the account's chain: that is known when it is
     filed."""
 
@@ -161,14 +161,14 @@ class Rows(Struct, array_like=True, gc=False):
     claim: ClaimEnd | None
 
 
-_decode_rows = msgspec.json.Decoder(list[Rows]).decode
+_decode_rows = msgspec.json.Decoder(list[ChargeRows]).decode
 
 
-def rows_of(charge: Charge) -> Rows:
+def rows_of(charge: Charge) -> ChargeRows:
     hold, outcome, settlement = charge.hold, charge.outcome, charge.settlement
     charged = settlement.charged
     first = outcome.first_token_seconds
-    return Rows(
+    return ChargeRows(
         UsageRow(
             hold.request_id,
             hold.account_id,
@@ -209,7 +209,7 @@ class Unfiled:
     def __init__(self, chains: Chains) -> None:
         self.waits = False
         self._chains = chains
-        self._rows: list[Rows] = []
+        self._rows: list[ChargeRows] = []
         self._is_sure = False  # before the first transaction, and after one that was rolled back
         self._may_add = False
 
@@ -224,7 +224,7 @@ class Unfiled:
         self.waits = True
         self._chains.forget()
 
-    def put(self, connection: sqlite3.Connection, rows: list[Rows]) -> None:
+    def put(self, connection: sqlite3.Connection, rows: list[ChargeRows]) -> None:
         """Down in short form where that is all the transaction has, else into their tables."""
         if not self._may_add:
             write_rows(connection, self._chains, rows)
@@ -252,7 +252,7 @@ class Unfiled:
         self._is_sure = True
         self.waits = False
 
-    def _file_one_by_one(self, connection: sqlite3.Connection, rows: Sequence[Rows]) -> None:
+    def _file_one_by_one(self, connection: sqlite3.Connection, rows: Sequence[ChargeRows]) -> None:
         """One that only a bug can have made must not take its neighbours along."""
         for one in rows:
             connection.execute("SAVEPOINT one")
@@ -265,12 +265,12 @@ class Unfiled:
             connection.execute("RELEASE one")
 
 
-def read_unfiled(connection: sqlite3.Connection) -> list[Rows]:
+def read_unfiled(connection: sqlite3.Connection) -> list[ChargeRows]:
     batches = connection.execute("SELECT charges FROM unfiled ORDER BY id").fetchall()
     return [rows for (batch,) in batches for rows in _decode_rows(batch)]
 
 
-def write_rows(connection: sqlite3.Connection, chains: Chains, rows: Sequence[Rows]) -> None:
+def write_rows(connection: sqlite3.Connection, chains: Chains, rows: Sequence[ChargeRows]) -> None:
     append = chains.append_charge
     entries = [append(connection, one) for one in rows if one.usage.charged]
     insert_rows(connection, "usage", [astuple(one.usage) for one in rows])
@@ -288,7 +288,7 @@ def write_rows(connection: sqlite3.Connection, chains: Chains, rows: Sequence[Ro
             one.claim.write(connection)
 
 
-def not_written(connection: sqlite3.Connection, rows: Sequence[Rows]) -> list[Rows]:
+def not_written(connection: sqlite3.Connection, rows: Sequence[ChargeRows]) -> list[ChargeRows]:
     """Each hold once, and not those that the file has: a failed COMMIT may have reached the
     disk."""
     by_id = {one.usage.request_id: one for one in rows}
@@ -310,7 +310,7 @@ def recover(
     kept = [decode_charge(record) for record in records]
     journaled = not_written(connection, [rows_of(charge) for charge in kept])
     write_rows(connection, chains, journaled)
-    expired: list[Rows] = []
+    expired: list[ChargeRows] = []
     for row in connection.execute(_CHECKPOINTS).fetchall():
         rows = rows_of(_charge_of_checkpoint(row, chains.balance(connection, row[1]), now))
         write_rows(connection, chains, [rows])
@@ -358,7 +358,7 @@ def _charge_of_checkpoint(row: tuple[Any, ...], balance: int, now: float) -> Cha
     return Charge(hold, outcome, settlement, now, True, True, None, expired=True)
 
 
-def _recovered(rows: Rows, origin: Literal["journal", "checkpoint"]) -> Recovered:
+def _recovered(rows: ChargeRows, origin: Literal["journal", "checkpoint"]) -> Recovered:
     return Recovered(
         rows.usage.request_id,
         rows.usage.account_id,

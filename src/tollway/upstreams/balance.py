@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterable, Sequence
 from tollway.catalogue import Serving
 from tollway.deadlines import Deadlines
 from tollway.upstreams.base import Upstream
-from tollway.upstreams.health import Health, Standing
+from tollway.upstreams.health import Health, HealthStatus
 from tollway.upstreams.places import Places
 
 FLAKINESS_SECONDS = 10.0
@@ -60,14 +60,14 @@ class Watched:
         health = self.health
         return (health.clear or health.may_be_asked()) and self.upstream.ready()
 
-    def standing(self) -> Standing:
-        standing = self.health.standing()
-        if standing.condition == "serving" and not self.upstream.ready():
-            return Standing("not running", 0.0, 0.0, "it does not run")
-        return standing
+    def status(self) -> HealthStatus:
+        status = self.health.status()
+        if status.condition == "serving" and not self.upstream.ready():
+            return HealthStatus("not running", 0.0, 0.0, "it does not run")
+        return status
 
 
-class Choice:
+class Candidate:
     """An upstream as one of those that serve a model."""
 
     __slots__ = (
@@ -98,8 +98,8 @@ class Choice:
         self._salt = f"{serving.upstream} {serving.model}".encode()
 
     def rank(self, key: bytes) -> float:
-        """By rendezvous: for each key another order of the choices, which stays as it is where one
-        of them goes or comes. A heavier one is the first of more keys."""
+        """By rendezvous: for each key another order of the candidates, which stays as it is where
+        one goes or comes. A heavier one is the first of more keys."""
         digest = hashlib.blake2b(key, digest_size=8, key=self._salt[:64]).digest()
         chance = (int.from_bytes(digest) + 1) / (2**64 + 1)
         return -self.serving.weight / math.log(chance)
@@ -122,51 +122,53 @@ class Choice:
 
 
 def least_loaded(
-    choices: Iterable[Choice], tried: Collection[Choice], *, streamed: bool
-) -> Choice | None:
+    candidates: Iterable[Candidate], tried: Collection[Candidate], *, streamed: bool
+) -> Candidate | None:
     """None where none can be asked at once. One whose circuit waits for a probe goes before all
     others: without one it never comes back."""
-    best: Choice | None = None
+    best: Candidate | None = None
     best_load = 0.0
-    for choice in choices:
-        if choice in tried or not choice.watched.may_be_asked():
+    for candidate in candidates:
+        if candidate in tried or not candidate.watched.may_be_asked():
             continue
-        places = choice.places
+        places = candidate.places
         if places.in_flight >= places.limit:
             continue
-        if not choice.health.clear:
-            return choice
-        load = (places.in_flight + 1) * choice.burden
+        if not candidate.health.clear:
+            return candidate
+        load = (places.in_flight + 1) * candidate.burden
         if (
             best is None
             or load < best_load
             or (
                 load == best_load
-                and choice.watched.latency[streamed] < best.watched.latency[streamed]
+                and candidate.watched.latency[streamed] < best.watched.latency[streamed]
             )
         ):
-            best, best_load = choice, load
+            best, best_load = candidate, load
     return best
 
 
-def by_key(choices: Sequence[Choice], tried: Collection[Choice], key: bytes) -> Choice | None:
+def by_key(
+    candidates: Sequence[Candidate], tried: Collection[Candidate], key: bytes
+) -> Candidate | None:
     """The first in the key's order that is not overloaded; None where none can be asked at once."""
     free = [
-        choice
-        for choice in choices
-        if choice not in tried
-        and choice.watched.may_be_asked()
-        and choice.places.in_flight < choice.places.limit
+        candidate
+        for candidate in candidates
+        if candidate not in tried
+        and candidate.watched.may_be_asked()
+        and candidate.places.in_flight < candidate.places.limit
     ]
-    for choice in free:
-        if not choice.health.clear:  # it waits for a probe
-            return choice
-    in_flight = 1 + sum(choice.places.in_flight for choice in free)
-    weights = sum(choice.serving.weight for choice in free)
-    for choice in sorted(free, key=lambda one: one.rank(key), reverse=True):
-        share = in_flight * choice.serving.weight / weights
-        if choice.flakiness < _FLAKINESS_SHARE and choice.places.in_flight < max(
+    for candidate in free:
+        if not candidate.health.clear:  # it waits for a probe
+            return candidate
+    in_flight = 1 + sum(candidate.places.in_flight for candidate in free)
+    weights = sum(candidate.serving.weight for candidate in free)
+    for candidate in sorted(free, key=lambda one: one.rank(key), reverse=True):
+        share = in_flight * candidate.serving.weight / weights
+        if candidate.flakiness < _FLAKINESS_SHARE and candidate.places.in_flight < max(
             STICKY_REQUESTS_MIN, share * STICKY_LOAD_FACTOR
         ):
-            return choice
+            return candidate
     return None

@@ -31,13 +31,13 @@ class RetryBudget:
 
     def withdraw(self) -> bool:
         """Whether it may be tried once more."""
-        if self.left() < 1:
+        if self.remaining() < 1:
             self.refused += 1
             return False
         self.tokens -= 1
         return True
 
-    def left(self) -> float:
+    def remaining(self) -> float:
         now = self._monotonic()
         if self.tokens < RESERVE:
             refilled = self.tokens + (now - self._refilled_at) * RESERVE_PER_SECOND

@@ -146,7 +146,7 @@ class ConnectionPool:
         is_new = False
         while True:
             if connection is None:
-                connection, is_new = await self._connect(deadlines.connect), True
+                connection, is_new = await self._connect(deadlines.connect_seconds), True
             try:
                 await connection.exchange(request(), receiver, deadlines)
             except _StaleConnection:
@@ -300,7 +300,9 @@ class ConnectionPool:
 
 
 def _sweep_seconds(deadlines: Deadlines) -> float:
-    shortest = min(deadlines.first_byte, deadlines.between_chunks, deadlines.total)
+    shortest = min(
+        deadlines.first_byte_seconds, deadlines.between_chunks_seconds, deadlines.total_seconds
+    )
     return max(SWEEP_SECONDS_MIN, min(1.0, shortest / 4))
 
 
@@ -456,14 +458,14 @@ class Connection(asyncio.Protocol):
         if self._done is None:
             return None
         deadlines = self._deadlines
-        if now - self._sent_at > deadlines.total:
-            return f"The model's server did not finish within {deadlines.total:g} s."
+        if now - self._sent_at > deadlines.total_seconds:
+            return f"The model's server did not finish within {deadlines.total_seconds:g} s."
         if self.paused_at:  # it is the client that is slow
             return None
-        if not self._answered and now - self._sent_at > deadlines.first_byte:
-            return f"The model's server did not answer within {deadlines.first_byte:g} s."
-        if self._answered and now - self.heard_at > deadlines.between_chunks:
-            return f"The model's server fell silent for {deadlines.between_chunks:g} s."
+        if not self._answered and now - self._sent_at > deadlines.first_byte_seconds:
+            return f"The model's server did not answer within {deadlines.first_byte_seconds:g} s."
+        if self._answered and now - self.heard_at > deadlines.between_chunks_seconds:
+            return f"The model's server fell silent for {deadlines.between_chunks_seconds:g} s."
         return None
 
     def fail(self, error: RequestError | _StaleConnection) -> None:

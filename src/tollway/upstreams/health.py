@@ -65,7 +65,7 @@ def verdict(error: RequestError) -> Verdict:
     return "down"
 
 
-class Standing(Struct, frozen=True):
+class HealthStatus(Struct, frozen=True):
     """What an operator is shown. `seconds` is how long it has been so, `again_seconds` when it may
     be asked again, where that is known."""
 
@@ -137,7 +137,7 @@ class Health:
     def may_be_asked(self) -> bool:
         return self.clear or self._may_be_asked_again()
 
-    def asked(self) -> bool:
+    def begin_probe(self) -> bool:
         """Whether this request is the probe of an open circuit: no other goes until it is known how
         it went."""
         if self.clear or not self._open:
@@ -169,7 +169,7 @@ class Health:
         self._close()
         self._in_a_row = max(0, self._failures_max - 1)
 
-    def left(self, *, probe: bool = False) -> None:
+    def abandoned(self, *, probe: bool = False) -> None:
         """Nobody waited for how it went: the next request is the probe."""
         if probe:
             self._probing = False
@@ -180,14 +180,14 @@ class Health:
             if said == "served":
                 self.served(probe=probe)
             else:
-                self.left(probe=probe)
+                self.abandoned(probe=probe)
             return
         now = self._monotonic()
         self.requests += 1
         self.failures += 1
         if said == "rest":
             assert error.upstream_rest_seconds is not None
-            self.left(probe=probe)
+            self.abandoned(probe=probe)
             self._rest(now, error.upstream_rest_seconds)
             return
         if said != "fault":
@@ -239,7 +239,7 @@ class Health:
 
     # --- for operators ----------------------------------------------------------------------------
 
-    def standing(self) -> Standing:
+    def status(self) -> HealthStatus:
         clear = self.may_be_asked() and not self._open
         now = self._monotonic()
         condition: Condition = "serving"
@@ -257,7 +257,7 @@ class Health:
             condition = "resting"
         why = "" if clear else self._why
         again = max(0.0, self._blocked_until() - now)
-        return Standing(condition, now - self._since, again, why)
+        return HealthStatus(condition, now - self._since, again, why)
 
     # --- parts ------------------------------------------------------------------------------------
 

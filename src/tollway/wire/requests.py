@@ -162,7 +162,7 @@ def _read_long(body: bytes) -> ParsedRequest | None:
 
 
 _QUOTES_FEW = 64
-_QUOTES_APART = 32
+_QUOTES_APART_IN_TOOLS = 32
 """In tools they are closer, and in conversations further apart."""
 
 
@@ -170,7 +170,11 @@ def _read_plain(body: bytes) -> ParsedRequest | None:
     """None where the request is not plain, or may be wrong."""
     quotes = body.count(b'"')
     # Tools are not plain, and take longer to read than to look for.
-    if quotes > _QUOTES_FEW and len(body) < quotes * _QUOTES_APART and body.find(b'"tools"') >= 0:
+    if (
+        quotes > _QUOTES_FEW
+        and len(body) < quotes * _QUOTES_APART_IN_TOOLS
+        and body.find(b'"tools"') >= 0
+    ):
         return None
     try:
         request = _decode_request(body)
@@ -275,10 +279,10 @@ def _check_fields_together(request: ChatRequest) -> None:
         )
     if request.modalities is not None and request.modalities != ["text"]:
         raise _unsupported("modalities", 'Only modalities ["text"] has a price here.')
-    _settle_tool_choice(request)
+    _normalise_tool_choice(request)
 
 
-def _settle_tool_choice(request: ChatRequest) -> None:
+def _normalise_tool_choice(request: ChatRequest) -> None:
     """Brings tools and tool_choice into one form: no empty list, and a named function always as
     OpenAI's object."""
     if not request.tools:

@@ -101,18 +101,18 @@ async def test_who_was_found_is_recalled_until_anything_changes(
     house: Gatehouse, secret: str
 ) -> None:
     header = b"Bearer " + secret.encode()
-    assert house.authenticator.recall(header) is None
+    assert house.authenticator.cached_caller(header) is None
     caller = await house.authenticator.authenticate(header, "a")
-    assert house.authenticator.recall(header) is caller
+    assert house.authenticator.cached_caller(header) is caller
 
     await house.accounts.freeze("acme")
-    assert house.authenticator.recall(header) is None
+    assert house.authenticator.cached_caller(header) is None
     frozen = await house.authenticator.authenticate(header, "a")
-    assert house.authenticator.recall(header) is frozen
+    assert house.authenticator.cached_caller(header) is frozen
     assert frozen.account.status == "frozen"
 
     await house.tokens.revoke(frozen.token.id)
-    assert house.authenticator.recall(header) is None
+    assert house.authenticator.cached_caller(header) is None
 
 
 async def test_a_token_that_expires_is_not_recalled(house: Gatehouse) -> None:
@@ -123,12 +123,12 @@ async def test_a_token_that_expires_is_not_recalled(house: Gatehouse) -> None:
     header = b"Bearer " + secret.encode()
     caller = await house.authenticator.authenticate(header, "a")
     house.clock.advance(59)
-    assert house.authenticator.recall(header) is caller
+    assert house.authenticator.cached_caller(header) is caller
     house.clock.advance(1)
-    assert house.authenticator.recall(header) is None
+    assert house.authenticator.cached_caller(header) is None
 
 
 async def test_what_was_refused_is_not_recalled(house: Gatehouse) -> None:
     with pytest.raises(AuthenticationFailed):
         await house.authenticator.authenticate(b"Bearer tw_x", "a")
-    assert house.authenticator.recall(b"Bearer tw_x") is None
+    assert house.authenticator.cached_caller(b"Bearer tw_x") is None

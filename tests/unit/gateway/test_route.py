@@ -404,11 +404,11 @@ async def test_the_total_is_over_all_tries() -> None:
 
     desk = Desk(
         *(Slow(f"gpu-{n}", failing(kind=UpstreamTimeout)) for n in range(4)),
-        deadlines=Deadlines(total=75),
+        deadlines=Deadlines(total_seconds=75),
     )
     assert isinstance(await desk.ask(), UpstreamTimeout)
     asks = [ask for upstream in desk.upstreams for ask in upstream.asks]
-    assert [ask.deadlines.total for ask in asks if ask.deadlines] == [75, 35]
+    assert [ask.deadlines.total_seconds for ask in asks if ask.deadlines] == [75, 35]
     assert len(desk.meter.attempts) == 2
 
 

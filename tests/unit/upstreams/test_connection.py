@@ -12,7 +12,9 @@ from tollway.deadlines import Deadlines
 from tollway.errors import Unavailable, UpstreamFailed, UpstreamTimeout
 from tollway.upstreams.connection import HEAD_BYTES_MAX, Connection, ConnectionPool, ResponseHead
 
-SOON = Deadlines(connect=0.5, first_byte=0.1, between_chunks=0.1, total=0.3)
+SOON = Deadlines(
+    connect_seconds=0.5, first_byte_seconds=0.1, between_chunks_seconds=0.1, total_seconds=0.3
+)
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def test_five_failures_in_a_row_open_the_circuit(
     assert house.health.seconds_until_asked() == 1.0
     assert house.health.times_opened == 1
     assert "gpu-1: it failed 5 times in a row" in caplog.text
-    standing = house.health.standing()
+    standing = house.health.status()
     assert (standing.condition, standing.why) == ("open", "it failed 5 times in a row")
 
 
@@ -127,7 +127,7 @@ def test_half_of_twenty_requests_failing_opens_it(house: House) -> None:
         house.serve()
     house.fail(1, lambda: an_error(500))
     assert not house.health.may_be_asked()
-    assert house.health.standing().why == "it failed 11 of its last 21 requests"
+    assert house.health.status().why == "it failed 11 of its last 21 requests"
 
 
 def test_a_share_below_half_keeps_it_closed(house: House) -> None:
@@ -172,18 +172,18 @@ def test_after_the_cool_down_exactly_one_request_may_try_it(house: House) -> Non
 
     assert house.health.may_be_asked()
     assert not house.health.clear
-    assert house.health.asked()
+    assert house.health.begin_probe()
     assert not house.health.may_be_asked()
-    assert house.health.standing().condition == "probing"
+    assert house.health.status().condition == "probing"
 
 
 def test_a_probe_that_is_served_closes_it(house: House) -> None:
     house.open()
     house.clock.advance(1.1)
-    house.health.asked()
+    house.health.begin_probe()
     house.health.served(probe=True)
     assert house.health.clear
-    assert house.health.standing().condition == "serving"
+    assert house.health.status().condition == "serving"
     house.fail(4)
     assert house.health.may_be_asked()
 
@@ -194,7 +194,7 @@ def test_a_probe_that_fails_opens_it_for_twice_as_long(house: House) -> None:
     for _ in range(8):
         waits.append(house.health.seconds_until_asked())
         house.clock.advance(waits[-1])
-        assert house.health.asked()
+        assert house.health.begin_probe()
         house.health.failed(an_error(), probe=True)
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
     assert house.health.times_opened == 1
@@ -203,10 +203,10 @@ def test_a_probe_that_fails_opens_it_for_twice_as_long(house: House) -> None:
 def test_a_probe_whose_client_left_leaves_the_next_one_to_try(house: House) -> None:
     house.open()
     house.clock.advance(1.1)
-    house.health.asked()
-    house.health.left(probe=True)
+    house.health.begin_probe()
+    house.health.abandoned(probe=True)
     assert house.health.may_be_asked()
-    assert house.health.asked()
+    assert house.health.begin_probe()
 
 
 def test_the_first_byte_of_a_probe_lets_others_in_and_one_failure_shuts_them_out(
@@ -214,7 +214,7 @@ def test_the_first_byte_of_a_probe_lets_others_in_and_one_failure_shuts_them_out
 ) -> None:
     house.open()
     house.clock.advance(1.1)
-    house.health.asked()
+    house.health.begin_probe()
     house.health.answered()
     assert house.health.clear
     house.fail()
@@ -225,7 +225,7 @@ def test_the_first_byte_of_a_probe_lets_others_in_and_one_failure_shuts_them_out
 def test_after_the_probe_was_served_it_has_all_its_failures_again(house: House) -> None:
     house.open()
     house.clock.advance(1.1)
-    house.health.asked()
+    house.health.begin_probe()
     house.health.answered()
     house.serve()
     house.fail(4)
@@ -246,7 +246,7 @@ def test_one_that_opens_again_soon_cools_down_for_longer(house: House) -> None:
         house.open()
         waits.append(house.health.seconds_until_asked())
         house.clock.advance(waits[-1])
-        house.health.asked()
+        house.health.begin_probe()
         house.health.served(probe=True)
     assert waits == [1, 2, 4]
     house.clock.advance(COOL_DOWN_SECONDS_MAX + 1)
@@ -268,12 +268,12 @@ def test_the_cool_down_is_jittered_by_a_quarter_either_way(chance: float) -> Non
 def test_a_retry_after_rests_it_that_long_and_is_no_failure(house: House) -> None:
     house.fail(1, lambda: an_error(429, 7))
     assert house.health.seconds_until_asked() == 7.0
-    assert house.health.standing().condition == "resting"
-    assert house.health.standing().why == "it asked to be left alone for 7 s"
+    assert house.health.status().condition == "resting"
+    assert house.health.status().why == "it asked to be left alone for 7 s"
     house.clock.advance(7)
     assert house.health.may_be_asked()
     assert house.health.clear
-    assert not house.health.asked()
+    assert not house.health.begin_probe()
 
 
 def test_the_longest_of_several_rests_counts(house: House) -> None:
@@ -285,11 +285,11 @@ def test_the_longest_of_several_rests_counts(house: House) -> None:
 def test_a_probe_that_is_told_to_come_back_later_does(house: House) -> None:
     house.open()
     house.clock.advance(1.1)
-    house.health.asked()
+    house.health.begin_probe()
     house.health.failed(an_error(503, 9), probe=True)
     assert house.health.seconds_until_asked() == 9.0
     house.clock.advance(9)
-    assert house.health.asked()
+    assert house.health.begin_probe()
 
 
 # --- set aside ------------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ def test_three_shortfalls_in_a_row_set_it_aside_for_a_minute(
 
     assert house.health.seconds_until_asked() == 60.0
     assert house.health.times_set_aside == 1
-    assert house.health.standing().condition == "set aside"
+    assert house.health.status().condition == "set aside"
     assert "gpu-1" in caplog.text
     assert caplog.records[0].levelname == "ERROR"
     house.clock.advance(60)
@@ -346,7 +346,7 @@ def test_afterwards_an_honest_report_gives_it_three_again(house: House) -> None:
 def test_a_circuit_that_closes_does_not_bring_back_one_that_is_set_aside(house: House) -> None:
     house.open()
     house.clock.advance(1.1)
-    house.health.asked()
+    house.health.begin_probe()
     report(house, 5, 5, 5)
     house.health.served(probe=True)
     assert house.health.seconds_until_asked() == pytest.approx(60)
@@ -360,7 +360,7 @@ def test_two_checks_that_fail_keep_it_from_being_asked_until_one_passes(house: H
     assert house.health.may_be_asked()
     house.health.checked(passed=False)
     assert not house.health.may_be_asked()
-    assert house.health.standing().condition == "unhealthy"
+    assert house.health.status().condition == "unhealthy"
     house.health.checked(passed=True)
     assert house.health.may_be_asked()
     assert house.health.clear
@@ -370,13 +370,13 @@ def test_a_check_that_passes_ends_the_cool_down_and_not_the_circuit(house: House
     house.open()
     house.health.checked(passed=True)
     assert house.health.may_be_asked()
-    assert house.health.asked()
+    assert house.health.begin_probe()
     assert not house.health.may_be_asked()
 
 
 def test_how_long_it_has_been_so_is_known(house: House) -> None:
     house.clock.advance(30)
-    assert house.health.standing().seconds == 30
+    assert house.health.status().seconds == 30
     house.open()
     house.clock.advance(0.5)
-    assert house.health.standing().seconds == 0.5
+    assert house.health.status().seconds == 0.5

@@ -414,7 +414,9 @@ async def test_how_long_to_wait_is_passed_on_within_reason(
 
 async def test_a_silent_server_is_left(server: FakeUpstream) -> None:
     upstream = OpenAICompatible(
-        "gpu-1", server.base_url, deadlines=Deadlines(first_byte=0.1, between_chunks=0.1)
+        "gpu-1",
+        server.base_url,
+        deadlines=Deadlines(first_byte_seconds=0.1, between_chunks_seconds=0.1),
     )
     server.answer(reply("Hello").delayed(5.0))
     assert isinstance(await refusal(upstream), UpstreamTimeout)
@@ -476,7 +478,7 @@ async def test_a_request_has_the_deadlines_that_it_names(
     server: FakeUpstream, upstream: OpenAICompatible
 ) -> None:
     server.answer(reply("a").delayed(30))
-    asked = upstream.complete(an_ask(deadlines=Deadlines(first_byte=0.1)))
+    asked = upstream.complete(an_ask(deadlines=Deadlines(first_byte_seconds=0.1)))
     with pytest.raises(UpstreamTimeout, match=r"did not answer within 0\.1 s"):
         await asked
 

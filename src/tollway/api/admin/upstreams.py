@@ -39,15 +39,15 @@ class UpstreamObject(Struct, frozen=True, rename="camel"):
 
 def upstream_object(watched: Watched, now: float) -> UpstreamObject:
     health, places = watched.health, watched.places
-    standing = watched.standing()
+    status = watched.status()
     chat, chat_stream = (round(seconds * 1000) or None for seconds in watched.latency)
     return UpstreamObject(
         object="upstream",
         name=watched.name,
-        condition=standing.condition,
-        since=iso(now - standing.seconds),
-        why=standing.why,
-        asked_again_seconds=round(standing.again_seconds, 1) or None,
+        condition=status.condition,
+        since=iso(now - status.seconds),
+        why=status.why,
+        asked_again_seconds=round(status.again_seconds, 1) or None,
         ready=watched.may_be_asked(),
         in_flight=places.in_flight,
         concurrent_requests=None if places.limit == UNLIMITED else places.limit,
