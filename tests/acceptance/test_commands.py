@@ -45,6 +45,7 @@ COMMANDS: list[tuple[str, list[str]]] = [
     ("receipt verify", ["FILE", "--key"]),
     ("model list", []),
     ("ledger verify", []),
+    ("usage", ["--by", "--since", "--until", "--account"]),
 ]
 
 
@@ -143,6 +144,25 @@ def test_a_refund_gives_back_what_the_request_cost_once(
     assert customer.balance == before
     assert customer.get("/credit-transactions").json()["data"][0] == done.json()
     assert_refused(again, "was refunded 15 credits on")
+
+
+def test_what_an_account_has_used_is_summed_up_at_once(
+    server: TollwayServer, upstream: FakeUpstream, customer: Customer
+) -> None:
+    upstream.answer(reply("Hello.", input_tokens=9, output_tokens=3), times=2)
+    for _ in range(2):
+        customer.chat()
+
+    of_account = ("usage", "--account", customer.account_id)
+    by_model = server.command(*of_account, "--by", "model", "--since", "1h")
+    by_day = server.command(*of_account, "--by", "day", "--json").json()["data"]
+    in_the_future = server.command(*of_account, "--since", "2100-01-01")
+
+    head, row = by_model.stdout.splitlines()
+    assert head == "model\trequests\tprompt tokens\tcompletion tokens\tcredits"
+    assert row == "acme/parrot\t2\t18\t6\t30"
+    assert sum(day["credits"] for day in by_day) == 30
+    assert in_the_future.stdout.count("\n") == 1
 
 
 def test_the_models_are_listed_as_the_api_lists_them(
@@ -260,6 +280,8 @@ def test_what_is_refused_exits_with_1_and_says_why(
         "token issue",
         "serve --port 65536",
         "account list --nonsense",
+        "usage --since yesterday",
+        "usage --by colour",
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: str) -> None:

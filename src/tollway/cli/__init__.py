@@ -15,7 +15,17 @@ from typing import Annotated
 import typer
 
 from tollway import __version__
-from tollway.cli import accounts, credit, ledger, models, receipts, server, tokens, upstreams
+from tollway.cli import (
+    accounts,
+    credit,
+    ledger,
+    models,
+    receipts,
+    server,
+    tokens,
+    upstreams,
+    usage,
+)
 from tollway.cli.parameters import group
 from tollway.errors import TollwayError
 
@@ -25,7 +35,7 @@ app = group(
     "it runs, and a running server sees their effect at once.\n\n"
     "Exit status: 0 done, 1 refused (with why, on standard error), 2 wrong usage."
 )
-for command in (server.serve, server.check, server.reload, server.migrate):
+for command in (server.serve, server.check, server.reload, server.migrate, usage.usage):
     app.command()(command)
 for name, module in {
     "account": accounts,

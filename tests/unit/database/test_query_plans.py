@@ -141,6 +141,8 @@ async def test_no_command_reads_the_history_from_end_to_end(tmp_path: Path, trac
         ("token issue", {"account": "acme", "name": "t", "spend_cap": 50}),
         ("token list", {}),
         ("model list", {}),
+        ("usage", {"by": "account", "since": 0.0, "until": 20_000.0}),
+        ("usage", {"by": "day", "since": 0.0, "until": 20_000.0, "account": "acme"}),
     ]
 
     async with open_operations(settings, may_create=True) as operations:

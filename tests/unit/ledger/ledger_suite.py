@@ -25,7 +25,9 @@ from tollway.errors import (
 )
 from tollway.ledger.base import Checkpoint, Earlier, NotEnough, Recovered, Settlement
 from tollway.pricing import charge
+from tollway.usage import By, Sums, sums
 
+DAY = 20_780  # since 1970, when the tests' clock stands still
 BODY = b"\x01" * 32
 OTHER_BODY = b"\x02" * 32
 
@@ -641,6 +643,22 @@ class LedgerSuite:
 
         rows = await books.database.fetch("SELECT key FROM idempotency")
         assert rows == [("another",)]
+
+    # --- sums -----------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize(
+        ("by", "key"), [("account", "acc_1"), ("model", MODEL), ("token", "tok_1"), ("day", DAY)]
+    )
+    async def test_what_was_used_is_summed(self, books: Books, by: By, key: str | int) -> None:
+        account = await books.account(100)
+        await books.token(account, None, "tok_1")
+        for cost in (5, 0, 8):
+            await books.charge(account, 10, cost, token_id="tok_1")
+        await books.hold(account, 10, token_id="tok_1")  # it runs still
+
+        summed = await sums(books.database, by, 4_000_000.0, 21_474_837.0, account)
+
+        assert summed == [Sums(key, 3, input_tokens=1, output_tokens=6, credits=13)]
 
     # --- parts ----------------------------------------------------------------------------------
 

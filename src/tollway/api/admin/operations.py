@@ -29,6 +29,7 @@ from tollway.ledger.signing import SigningKey
 from tollway.ledger.verify import Violation
 from tollway.tokens import Token, Tokens
 from tollway.upstreams.balance import Watched
+from tollway.usage import DAY_SECONDS, By, sums
 
 DEFAULT_ACCOUNT = "default"
 _CREDITS_MAX = 10**15  # far within SQLite's integers, and exact in JavaScript
@@ -36,6 +37,8 @@ _CREDITS_MAX = 10**15  # far within SQLite's integers, and exact in JavaScript
 Amount = Annotated[int, Meta(ge=1, le=_CREDITS_MAX)]
 SignedAmount = Annotated[int, Meta(ge=-_CREDITS_MAX, le=_CREDITS_MAX)]
 Limit = Annotated[int, Meta(ge=1, le=1_000_000)]
+Moment = Annotated[float, Meta(ge=0, le=2**40)]
+"""Seconds since 1970."""
 Text = Annotated[str, Meta(min_length=1, max_length=200)]
 
 Object = dict[str, object]
@@ -88,6 +91,7 @@ class Operations:
             "model list": self.model_list,
             "upstream list": self.upstream_list,
             "ledger verify": self.ledger_verify,
+            "usage": self.usage,
         }
         self._upstreams: Callable[[], Iterable[Watched]] | None = None
 
@@ -316,6 +320,28 @@ class Operations:
         violations = await self._verify()
         return {"data": [_as_object(violation) for violation in violations]}
 
+    async def usage(
+        self, *, by: By, since: Moment, until: Moment, account: str | None = None
+    ) -> Object:
+        account_id = None if account is None else self._accounts.named(account).id
+        found = await sums(self._database, by, since, until, account_id)
+        return {
+            "since": iso(since),
+            "until": iso(until),
+            "data": [
+                {
+                    **self._key(by, one.key),
+                    "requests": one.requests,
+                    "promptTokens": one.input_tokens,
+                    "completionTokens": one.output_tokens,
+                    "cachedTokens": one.cached_tokens,
+                    "reasoningTokens": one.reasoning_tokens,
+                    "credits": one.credits,
+                }
+                for one in found
+            ],
+        }
+
     # --- parts ------------------------------------------------------------------------------------
 
     def _find(self, name: str) -> Account | None:
@@ -382,6 +408,21 @@ class Operations:
                 "requestsPerMinute": account.requests_per_minute,
                 "concurrentRequests": account.concurrent_requests,
             },
+        }
+
+    def _key(self, by: By, key: str | int) -> Object:
+        """What the sums are of, by the names that an operator knows."""
+        if by == "day":
+            return {"day": (iso(int(key) * DAY_SECONDS) or "")[:10]}
+        if by == "account":
+            return {"account": self._accounts.get(str(key)).name}
+        token = self._tokens.get(str(key)) if by == "token" else None
+        if token is None:
+            return {by: key}
+        return {
+            "token": key,
+            "name": token.name,
+            "account": self._accounts.get(token.account_id).name,
         }
 
     def _token(self, token: Token) -> Object:

@@ -19,6 +19,7 @@ from tollway.tokens import Tokens
 
 STARTING_CREDITS = 1000
 OUTPUT_TOKENS_A_CREDIT = 250
+TOKEN = "tok_1"
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,16 @@ class Office:
     async def do(self, command: str, **arguments: object) -> dict[str, object]:
         return await self.operations.execute(command, arguments, actor="alice")
 
-    async def charged_request(self, account_id: str, credits: int, number: int = 1) -> str:
+    async def charged_request(
+        self, account_id: str, credits: int, number: int = 1, token_id: str = TOKEN
+    ) -> str:
         """The id of a request that was charged so much."""
         request_id = f"req_{number:032x}"
         hold = await self.ledger.hold(
             HoldAsk(
                 request_id,
                 account_id,
-                "tok_1",
+                token_id,
                 self.catalogue.find("m1", None).price.id,
                 amount_max=credits,
                 amount_min=credits,
