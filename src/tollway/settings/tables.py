@@ -258,7 +258,8 @@ class Upstream(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             ge=0,
             le=1000,
             description="Failures in a row after which it is not asked for a while; 0: it always "
-            "is.",
+            "is. A 500, 400 or 404 is none of them: see [several upstreams]"
+            "(../how-to/several-upstreams.md#what-happens-when-one-fails).",
         ),
     ] = 5
 
