@@ -345,7 +345,12 @@ class ModelTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A model on offer as the file has it, `[[models]]`."""
 
     id: Annotated[
-        str, Meta(pattern=NAME_PATTERN, description="What clients send as `model`: `owner/name`.")
+        str,
+        Meta(
+            pattern=NAME_PATTERN,
+            description="What clients send as `model`, for example `owner/name`: letters, digits "
+            "and `. _ : / @ + -`.",
+        ),
     ]
     tier: Annotated[
         str | None, Meta(description="Its price: the name of a tier. Else both rates below.")
