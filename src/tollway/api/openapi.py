@@ -223,7 +223,7 @@ _OPERATIONS = (
         "get",
         "showModel",
         "Show one model",
-        "The id has a slash in it, which may be sent as itself or as `%2F`.",
+        "A slash in the id may be sent as itself or as `%2F`.",
         "llm-all",
         200,
         ModelObject,
@@ -325,7 +325,8 @@ _REFUSALS: Mapping[int, tuple[str, tuple[str, ...]]] = {
         (),
     ),
     401: (
-        "There is no usable token: invalid_api_key, token_expired or token_revoked.",
+        "There is no usable token: invalid_api_key (malformed, unknown or revoked), token_expired, "
+        "or token_revoked for one that was revoked while the request was on its way.",
         ("WWW-Authenticate",),
     ),
     402: (
@@ -334,6 +335,7 @@ _REFUSALS: Mapping[int, tuple[str, tuple[str, ...]]] = {
     ),
     403: ("insufficient_scope, or account_frozen.", ()),
     404: ("model_not_found or not_found.", ()),
+    405: ("method_not_allowed: the route takes other methods, which `Allow` names.", ("Allow",)),
     409: (
         "idempotency_in_progress (try again after `Retry-After`) or idempotency_completed.",
         ("X-Should-Retry",),
@@ -395,6 +397,7 @@ _HEADERS: Mapping[str, tuple[str, Json]] = {
         {"type": "string", "enum": ["true", "false"]},
     ),
     "WWW-Authenticate": ("`Bearer`", {"type": "string"}),
+    "Allow": ("The methods that the route takes, on a 405.", {"type": "string"}),
     "Retry-After": ("Seconds, 1 to 60.", {"type": "string", "pattern": "^[0-9]+$"}),
     "Retry-After-Ms": ("Milliseconds.", {"type": "string", "pattern": "^[0-9]+$"}),
 }

@@ -28,7 +28,7 @@ def _resources(parts: ApiParts) -> dict[str, ASGIApp]:
         "/chat/completions": Metered(parts),
         "/chat/completions/quote": Resource(parts, POST=Operation("quote", "llm-all", quote.quote)),
         "/models": Resource(parts, GET=Operation("models", "llm-all", models.list_models)),
-        # An id has a slash in it, which arrives as itself or as %2F.
+        # An id may have a slash in it, which arrives as itself or as %2F.
         "/models/{model_id:path}": Resource(
             parts, GET=Operation("model", "llm-all", models.show_model)
         ),

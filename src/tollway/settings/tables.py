@@ -258,7 +258,8 @@ class Upstream(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             ge=0,
             le=1000,
             description="Failures in a row after which it is not asked for a while; 0: it always "
-            "is.",
+            "is. A 500, 400 or 404 is none of them: see [several upstreams]"
+            "(../how-to/several-upstreams.md#what-happens-when-one-fails).",
         ),
     ] = 5
 
@@ -344,7 +345,12 @@ class ModelTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A model on offer as the file has it, `[[models]]`."""
 
     id: Annotated[
-        str, Meta(pattern=NAME_PATTERN, description="What clients send as `model`: `owner/name`.")
+        str,
+        Meta(
+            pattern=NAME_PATTERN,
+            description="What clients send as `model`, for example `owner/name`: letters, digits "
+            "and `. _ : / @ + -`.",
+        ),
     ]
     tier: Annotated[
         str | None, Meta(description="Its price: the name of a tier. Else both rates below.")
