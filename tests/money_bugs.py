@@ -90,8 +90,32 @@ BUGS = (
     Bug(
         "the bound forgets how templates lay tools out",
         "pricing.py",
-        'return 2 * (len(json) - len(json.translate(None, b",:{}[]")))',
+        'return 2 * _count(json, b",:{}[]") + _escape_tokens(json)',
         "return 0",
+    ),
+    Bug(
+        "the bound forgets how templates lay calls out",
+        "pricing.py",
+        "template_tokens += _layout_tokens(_encode(calls))",
+        "pass",
+    ),
+    Bug(
+        "the bound forgets that results are written as JSON",
+        "pricing.py",
+        "template_tokens += longest_name + _json_tokens(content)",
+        "template_tokens += longest_name",
+    ),
+    Bug(
+        "the bound forgets the name before each result",
+        "pricing.py",
+        "template_tokens += longest_name + _json_tokens(content)",
+        "template_tokens += _json_tokens(content)",
+    ),
+    Bug(
+        "room for a template is charged where nobody counted",
+        "gateway/admit.py",
+        "_input_tokens_assumed(model, parsed, bound.text_bytes)",
+        "_input_tokens_assumed(model, parsed, bound.tokens)",
     ),
     Bug(
         "the bound forgets what NFKC makes longer",

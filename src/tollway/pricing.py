@@ -2,13 +2,15 @@
 credits, one rounding, up."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
 
 from tollway.catalogue import Price
 from tollway.ledger.base import UsageSource
-from tollway.wire.text import texts_bytes
+from tollway.wire.chat import AssistantMessage, ToolMessage
+from tollway.wire.text import text_bytes, texts_bytes
 
 TOKENS_PER_PRICE_UNIT = 1_000_000
 OUTPUT_TOKENS_WORTH_STARTING = 16
@@ -75,28 +77,44 @@ def tokens_of_text(text_bytes: int) -> int:
 
 
 def text_tokens_bound(messages: int, text_bytes: int) -> int:
-    """`input_tokens_bound` of so many messages that have nothing but text, of so many bytes."""
+    """`prompt_bound` of so many messages that have nothing but text, of so many bytes."""
     return _BYTES_PER_REQUEST + messages * _BYTES_PER_MESSAGE + text_bytes
 
 
-def input_tokens_bound(messages: Iterable[object], *others: object) -> int:
+class PromptBound(NamedTuple):
+    """The most tokens of a prompt: a token for each of its `text_bytes`, and what the model's
+    template adds."""
+
+    text_bytes: int
+    template_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        return self.text_bytes + self.template_tokens
+
+
+def prompt_bound(messages: Iterable[object], *others: object) -> PromptBound:
     """The most tokens that any byte-level tokenizer makes of these: their UTF-8 bytes, and some for
     the template.
 
     A tokenizer may normalise to NFKC first, which can make text longer, so the larger form
-    counts. Templates write tools and calls anew, with spaces or in lines, so what lays JSON out
-    counts as well.
+    counts. Templates write tools, calls and their results anew as JSON, which counts as well.
     """
-    total = _BYTES_PER_REQUEST
+    template_tokens = _BYTES_PER_REQUEST
+    longest_name = 0
     texts: list[str] = []
     for message in messages:
-        total += _BYTES_PER_MESSAGE
+        template_tokens += _BYTES_PER_MESSAGE
         content = getattr(message, "content", None)
         calls = getattr(message, "tool_calls", None)
+        if isinstance(message, ToolMessage):
+            # gpt-oss writes the name of what was called before each result.
+            template_tokens += longest_name + _json_tokens(content)
         if not isinstance(content, str) or calls is not None:
             texts.append(_encode(message).decode())
             if calls is not None:
-                total += _layout_tokens(_encode(calls))
+                template_tokens += _layout_tokens(_encode(calls))
+                longest_name = max(longest_name, _longest_name(message))
             continue
         texts.append(content)
         for name in _TEXTS_BESIDE:
@@ -106,15 +124,37 @@ def input_tokens_bound(messages: Iterable[object], *others: object) -> int:
         if other is not None:
             written = _encode(other)
             texts.append(written.decode())
-            total += _layout_tokens(written)
-    return total + texts_bytes(texts)
+            template_tokens += _layout_tokens(written)
+    return PromptBound(texts_bytes(texts), template_tokens)
 
 
 _TEXTS_BESIDE = ("name", "refusal", "tool_call_id")
 """What some templates write of a message beside its content."""
 
 
+def _longest_name(message: object) -> int:
+    """In bytes, of what it calls."""
+    calls = message.tool_calls if isinstance(message, AssistantMessage) else None
+    return max((text_bytes(call.function.name) for call in calls or ()), default=0)
+
+
 def _layout_tokens(json: bytes) -> int:
     """At each comma, colon and bracket a template may put a space, or a line and its indentation:
     two tokens, whatever the depth (Llama 3.1 indents tools by 4)."""
-    return 2 * (len(json) - len(json.translate(None, b",:{}[]")))
+    return 2 * _count(json, b",:{}[]") + _escape_tokens(json)
+
+
+def _json_tokens(content: object) -> int:
+    """What a result's content is longer by when a template writes it as JSON."""
+    written = _encode(content)
+    longer = len(written) - len(content.encode()) if isinstance(content, str) else 0
+    return longer + _escape_tokens(written)
+
+
+def _escape_tokens(json: bytes) -> int:
+    """TGI's templates write each of these as an escape of six letters."""
+    return 5 * _count(json, b"<>&'")
+
+
+def _count(json: bytes, signs: bytes) -> int:
+    return len(json) - len(json.translate(None, signs))

@@ -188,16 +188,31 @@ def test_405(customer: Customer, base: str, method: str, path: str, allowed: str
 
 
 @pytest.mark.parametrize(
-    "name", ["X-Credits-Max", "Idempotency-Key", "X-Tollway-Timeout-Ms", "Authorization"]
+    ("name", "value"),
+    [
+        ("X-Credits-Max", "5000"),
+        ("Idempotency-Key", "k"),
+        ("X-Tollway-Timeout-Ms", "5000"),
+        ("X-Session-Id", "s"),
+        ("Content-Type", "application/json"),
+    ],
 )
-def test_a_header_that_says_two_things_is_refused(customer: Customer, name: str) -> None:
-    value = f"Bearer {customer.token}" if name == "Authorization" else "5"
-
-    # The customer's own Authorization is the first of three.
-    refused = customer.chat((name, value), (name, value))
+def test_a_header_that_says_two_things_is_refused(
+    customer: Customer, name: str, value: str
+) -> None:
+    refused = customer.chat((name, value + "x"), (name, value))
+    same = customer.chat((name, value), (name, value))
 
     assert_is_an_error(refused, 400, "invalid_request_error", "invalid_value")
-    assert f"{name.lower()} is there" in refused.json()["message"]
+    assert f"{name.lower()} is there more than once" in refused.json()["message"]
+    assert same.status == 200
+
+
+def test_two_tokens_are_none(customer: Customer) -> None:
+    other = ("Authorization", f"Bearer {customer.token} ")
+
+    assert customer.chat(("Authorization", "Bearer tw_other")).status == 401
+    assert customer.chat(("Authorization", "Bearer tw_other"), other).status == 400
 
 
 def test_413(customer: Customer) -> None:

@@ -394,12 +394,12 @@ def test_what_follows_done_is_no_part_of_the_answer(
     upstream.answer(stream(["a"], after=after))
     began = time.monotonic()
 
-    reply = customer.chat(stream=True)
+    reply = customer.chat(model="acme/slow", stream=True)
 
     assert reply.events[-1].data == "[DONE]"
     assert texts(reply) == ["a"]
     assert customer.receipt_of(reply)["status"] == "completed"
-    assert time.monotonic() - began < 10  # a minute of silence is allowed before it
+    assert time.monotonic() - began < 10  # this model's server may be silent for a minute
 
 
 def test_a_done_with_a_space_behind_it_and_events_without_data_are_none(

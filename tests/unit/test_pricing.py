@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.support.builders import a_tool, message
 
 from tollway.catalogue import Price
-from tollway.pricing import affordable_output_tokens, charge, input_tokens_bound
+from tollway.pricing import affordable_output_tokens, charge, prompt_bound
 
 _tokens = st.integers(0, 2**40)
 _choices = st.integers(1, 4)
@@ -154,7 +154,7 @@ def _byte_tokens(text: str) -> int:
 
 @given(st.lists(_text, max_size=5))
 def test_the_bound_covers_every_byte_of_every_message(texts: list[str]) -> None:
-    bound = input_tokens_bound([_Message("user", text) for text in texts])
+    bound = prompt_bound([_Message("user", text) for text in texts]).tokens
 
     assert bound >= sum(map(_byte_tokens, texts)) + 16 * len(texts) + 256
 
@@ -164,7 +164,7 @@ def test_the_bound_covers_parts_and_tool_calls(texts: list[str]) -> None:
     parts = [{"type": "text", "text": text} for text in texts]
     calls = [{"function": {"name": "f", "arguments": json.dumps(texts)}}]
 
-    bound = input_tokens_bound([_Message("user", parts), _Message("assistant", None, calls)])
+    bound = prompt_bound([_Message("user", parts), _Message("assistant", None, calls)]).tokens
 
     assert bound >= 2 * 16 + 256 + sum(map(_byte_tokens, texts)) + len(json.dumps(texts))
 
@@ -176,19 +176,19 @@ def test_the_bound_covers_tools_and_schemas(description: str) -> None:
     schema: dict[str, Any] = {"type": "json_schema", "json_schema": {"description": description}}
     plain = [_Message("user", message()["content"])]
 
-    with_both = input_tokens_bound(plain, [tool], schema)
+    with_both = prompt_bound(plain, [tool], schema).tokens
 
-    assert with_both >= input_tokens_bound(plain, None, None) + 2 * _byte_tokens(description)
+    assert with_both >= prompt_bound(plain, None, None).tokens + 2 * _byte_tokens(description)
 
 
 def test_the_bound_covers_calls_beside_a_text() -> None:
     calls = [{"id": "c1", "function": {"name": "f", "arguments": "x" * 500}}]
-    with_calls = input_tokens_bound([_Message("assistant", "I look.", calls)])
-    assert with_calls >= input_tokens_bound([_Message("assistant", "I look.")]) + 500
+    with_calls = prompt_bound([_Message("assistant", "I look.", calls)]).tokens
+    assert with_calls >= prompt_bound([_Message("assistant", "I look.")]).tokens + 500
 
 
 def test_one_character_that_normalises_to_eighteen_counts_as_eighteen() -> None:
     ligature = "\ufdfa"
 
     assert len(unicodedata.normalize("NFKC", ligature)) == 18
-    assert input_tokens_bound([_Message("user", ligature)]) == _byte_tokens(ligature) + 272
+    assert prompt_bound([_Message("user", ligature)]).tokens == _byte_tokens(ligature) + 272

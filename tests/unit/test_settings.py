@@ -295,6 +295,14 @@ def test_an_upstream_has_a_dialect(tmp_path: Path) -> None:
             "models[0].denied_parameters: stop is among the supported_parameters too.",
         ),
         (
+            BUDGET.replace("gpu-1", "embedded") + 'defaults = { reasoning_effort = "low" }',
+            "models[0].defaults.reasoning_effort: the model does not take it.",
+        ),
+        (
+            UPSTREAM + BUDGET.replace('"m1"', '"m1\\n"'),
+            "models[0].id: ",
+        ),
+        (
             UPSTREAM + BUDGET + 'denied_parameters = ["n"]',
             "models[0].denied_parameters[0]: invalid enum value 'n'.",
         ),

@@ -36,11 +36,11 @@ _ONCE = (
 
 def refusal_of_repeated(headers: Sequence[tuple[bytes, bytes]]) -> RequestError | None:
     """Of two ceilings or two keys nobody knows which is meant."""
-    names = [name for name, _ in headers]
     for name in _ONCE:
-        if names.count(name) > 1:
+        if len({value for other, value in headers if other == name}) > 1:
             return InvalidRequest(
-                f"The header {name.decode()} is there {names.count(name)} times. Send it once."
+                f"The header {name.decode()} is there more than once, and says different things. "
+                "Send it once."
             )
     return None
 

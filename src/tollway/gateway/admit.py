@@ -31,7 +31,7 @@ from tollway.pricing import (
     OUTPUT_TOKENS_WORTH_STARTING,
     affordable_output_tokens,
     charge,
-    input_tokens_bound,
+    prompt_bound,
     text_tokens_bound,
     tokens_of_text,
 )
@@ -198,8 +198,9 @@ def _cost(model: Model, parsed: ParsedRequest, output_tokens: int, counted: int 
             input_tokens = text_tokens_bound(len(request.messages), parsed.text_bytes)
             assumed = -(-parsed.text_bytes // BYTES_PER_TOKEN)
         else:
-            input_tokens = _input_tokens_bound(model, parsed)
-            assumed = _input_tokens_assumed(model, parsed, input_tokens)
+            bound = prompt_bound(request.messages, request.tools, request.response_format)
+            input_tokens = bound.tokens + images_bound(model, parsed)
+            assumed = _input_tokens_assumed(model, parsed, bound.text_bytes)
     else:
         input_tokens = assumed = counted
         if counted >= model.context_length:
@@ -240,19 +241,10 @@ def _hold_ask(caller: Caller, call: Call, model: Model, cost: Cost, ceiling: int
     )
 
 
-def _input_tokens_bound(model: Model, parsed: ParsedRequest) -> int:
-    request = parsed.request
-    of_text = input_tokens_bound(request.messages, request.tools, request.response_format)
-    return of_text + images_bound(model, parsed) if parsed.images else of_text
-
-
-def _input_tokens_assumed(model: Model, parsed: ParsedRequest, bound: int) -> int:
-    """Of the bound, what is text and images: the rest is room for a template."""
-    of_text = bound - text_tokens_bound(len(parsed.request.messages), 0)
-    if not parsed.images:
-        return tokens_of_text(of_text)
+def _input_tokens_assumed(model: Model, parsed: ParsedRequest, text_bytes: int) -> int:
+    """Of text and images: the rest of the bound is room for a template."""
     of_images = images_tokens(model, parsed)
-    return of_images + tokens_of_text(of_text - of_images)
+    return of_images + tokens_of_text(text_bytes + images_bound(model, parsed) - of_images)
 
 
 def _paid_for(cost: Cost, model: Model, hold: Hold) -> Cost:

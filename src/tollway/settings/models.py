@@ -154,9 +154,9 @@ def _supported(table: ModelTable) -> frozenset[str] | None:
 
 
 def _check_parameters(path: str, table: ModelTable) -> None:
-    supported, denied = table.supported_parameters, table.denied_parameters
+    supported, denied = _supported(table), table.denied_parameters
     for name in denied:
-        if supported is not None and name in supported:
+        if name in (table.supported_parameters or ()):
             raise wrong(
                 f"{path}.denied_parameters",
                 f"{name} is among the supported_parameters too. Keep it in one of them",

@@ -30,7 +30,7 @@ from tollway.wire.usage import with_reasoning_apart
 
 REPLY_BYTES_MAX = 32 * 1024 * 1024
 CHECK_SECONDS_MAX = 5.0
-END_SECONDS_MAX = 1.0
+END_SECONDS_MAX = 0.25
 """From `[DONE]` to the end of the reply, which some servers never send."""
 _PATH = b"/chat/completions"
 

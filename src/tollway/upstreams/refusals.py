@@ -8,7 +8,7 @@ on: providers echo keys in them.
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -197,15 +197,16 @@ def _operators(upstream: str, status: int) -> Unavailable:
     return Unavailable("The model is not available: its operator finds why in the log.")
 
 
-class _Complaints:
+class Complaints:
     """What an upstream refuses is logged once a minute for each status, with how often it was
     refused since: a busy one may refuse hundreds in a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
         self._told: dict[tuple[str, int], tuple[float, int]] = {}
 
     def told(self, upstream: str, status: int, error: RequestError) -> RequestError:
-        now = time.monotonic()
+        now = self._monotonic()
         told_at, untold = self._told.get((upstream, status), (-COMPLAINT_SECONDS, 0))
         if now - told_at < COMPLAINT_SECONDS:
             self._told[upstream, status] = told_at, untold + 1
@@ -217,7 +218,7 @@ class _Complaints:
         return error
 
 
-_complaints = _Complaints()
+_complaints = Complaints()
 
 
 def _refused_as_invalid(facts: ErrorFacts, said: str) -> InvalidRequest:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,10 +30,11 @@ from tollway.gateway.admit import Gate, Limits
 from tollway.gateway.types import Admission, Caller
 from tollway.ledger.base import Hold, HoldAsk, Ledger
 from tollway.ledger.sqlite import SqliteLedger
-from tollway.pricing import input_tokens_bound
+from tollway.pricing import prompt_bound
 from tollway.rates.base import Take
 from tollway.rates.concurrency import Concurrency
 from tollway.rates.memory import MemoryRateLimiter
+from tollway.wire.chat import AssistantMessage, CalledFunction, ToolCall
 from tollway.wire.requests import ParsedRequest, parse_chat_request
 
 LIMITS = Limits(requests_per_minute=30, other_requests_per_minute=100, concurrent_requests=64)
@@ -550,7 +551,7 @@ _named = st.fixed_dictionaries(
 _replies = st.fixed_dictionaries(
     {"role": st.just("assistant"), "content": _texts}, optional={"name": _texts, "refusal": _texts}
 )
-_calls = st.tuples(_texts, _texts, _texts).map(
+_calls = st.tuples(_texts, _texts, _texts, st.integers(0, 40)).map(
     lambda of: [
         {
             "role": "assistant",
@@ -559,25 +560,33 @@ _calls = st.tuples(_texts, _texts, _texts).map(
                 {"id": of[0], "type": "function", "function": {"name": of[1], "arguments": of[2]}}
             ],
         },
-        {"role": "tool", "tool_call_id": of[0], "content": of[2]},
-        {"role": "tool", "tool_call_id": of[0], "content": of[1]},
+        *[{"role": "tool", "tool_call_id": of[0], "content": of[2]}] * of[3],
     ]
 )
 _conversations = st.lists(_named | _replies, min_size=1, max_size=20) | _calls
 
 
-def _bytes_of_texts(value: object) -> int:
-    if isinstance(value, str):
-        return len(value.encode())
-    if isinstance(value, list):
-        return sum(map(_bytes_of_texts, cast("list[object]", value)))
-    told = cast("dict[str, object]", value)
-    return sum(_bytes_of_texts(one) for key, one in told.items() if key not in ("role", "type"))
+def _as_a_template_writes_it(messages: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Each text, a result as JSON (Llama 3.1, TGI) behind the name of what was called (gpt-oss)."""
+    called = ""
+    for one in messages:
+        for call in one.get("tool_calls", ()):
+            called = call["function"]["name"]
+            yield call["id"] + called + call["function"]["arguments"]
+        texts = {name: text for name, text in one.items() if isinstance(text, str)}
+        yield from (texts.get(name, "") for name in ("name", "refusal", "tool_call_id"))
+        if one["role"] == "tool":
+            written = json.dumps(one["content"], ensure_ascii=False)
+            yield called + re.sub("[<>&']", "\\\\u0000", written)
+        else:
+            yield texts["content"]
 
 
 @settings(max_examples=300, deadline=None)
 @given(_conversations)
-def test_the_bound_covers_every_text_that_a_template_may_write(messages: list[object]) -> None:
+def test_the_bound_covers_every_text_that_a_template_may_write(
+    messages: list[dict[str, Any]],
+) -> None:
     parsed = parse_chat_request(chat_bytes(messages=messages))
     gate = Gate(
         OneModel(a_model()),
@@ -590,14 +599,45 @@ def test_the_bound_covers_every_text_that_a_template_may_write(messages: list[ob
 
     cost = asyncio.run(gate.cost(a_model(), parsed))
 
-    assert cost.input_tokens_max >= _bytes_of_texts(messages)
+    written = "".join(_as_a_template_writes_it(messages))
+    assert cost.input_tokens_max >= len(written.encode())
 
 
-@given(st.recursive(st.integers(0, 9) | st.text(max_size=3), st.lists))
+_values = st.recursive(st.integers(0, 9) | st.text("<é&'\"", max_size=3), st.lists)
+
+
+def _tokens_in_lines(value: object) -> int:
+    """At most, where a template indents it and a run of spaces is a token or two."""
+    in_lines = re.sub("[<>&']", "\\\\u0000", json.dumps(value, indent=4, ensure_ascii=False))
+    runs = re.findall(r"\n *", in_lines)
+    return len(in_lines.encode()) - len("".join(runs)) + 2 * len(runs)
+
+
+@given(_values)
 def test_the_bound_covers_tools_that_a_template_writes_in_lines(enum: object) -> None:
     tools = [a_tool("add", parameters={"type": "object", "properties": {"a": {"enum": [enum]}}})]
-    in_lines = json.dumps(tools, indent=4, ensure_ascii=False)
-    runs = re.findall(r"\n *", in_lines)
 
-    tokens_max = len(in_lines.encode()) - len("".join(runs)) + 2 * len(runs)
-    assert input_tokens_bound([], tools) >= tokens_max
+    assert prompt_bound([], tools).tokens >= _tokens_in_lines(tools)
+
+
+@given(_values)
+def test_the_bound_covers_calls_that_a_template_writes_in_lines(value: object) -> None:
+    arguments = {"a": value}
+    written = json.dumps(arguments, separators=(",", ":"), ensure_ascii=False)
+    call = ToolCall("", CalledFunction("f", written))
+
+    bound = prompt_bound([AssistantMessage(tool_calls=[call])])
+
+    assert bound.tokens - prompt_bound([AssistantMessage("f")]).tokens >= _tokens_in_lines(
+        arguments
+    )
+
+
+async def test_the_room_for_a_template_is_not_charged_where_nobody_counted(door: Door) -> None:
+    door.counted = None
+    tools = [a_tool("add")]
+    compact = json.dumps(tools, separators=(",", ":"))
+
+    admission = await door.admit(messages=[message("x" * 100)], tools=tools, max_tokens=1)
+
+    assert admission.cost.input_tokens_assumed == -(-(100 + len(compact)) // 4)

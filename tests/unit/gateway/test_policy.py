@@ -7,7 +7,7 @@ from tests.unit.gateway.parts import a_model
 from tollway.catalogue import Policy
 from tollway.errors import InvalidRequest
 from tollway.gateway.policy import images_bound, images_tokens, require_allowed, with_defaults
-from tollway.pricing import input_tokens_bound
+from tollway.pricing import prompt_bound
 from tollway.wire.requests import ParsedRequest, parse_chat_request
 
 SEES = a_model(policy=Policy(image_tokens=1000, image_bytes_max=100))
@@ -85,9 +85,9 @@ def test_an_image_that_may_not_be_sent_is_refused_where_it_is(url: str) -> None:
 
 def test_an_image_is_bounded_by_its_tokens_and_not_by_its_text() -> None:
     request = an_image_request(data_url(), data_url())
-    text_alone = input_tokens_bound(an_image_request("", "").request.messages)
+    text_alone = prompt_bound(an_image_request("", "").request.messages).tokens
 
-    bound = input_tokens_bound(request.request.messages) + images_bound(SEES, request)
+    bound = prompt_bound(request.request.messages).tokens + images_bound(SEES, request)
 
     assert bound == text_alone + 2 * 1000
 

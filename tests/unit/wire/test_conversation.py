@@ -18,7 +18,7 @@ from tests.support.long_requests import (
     read_long,
 )
 
-from tollway.pricing import input_tokens_bound, text_tokens_bound
+from tollway.pricing import prompt_bound, text_tokens_bound
 from tollway.wire import conversation
 from tollway.wire.chat import Message
 from tollway.wire.conversation import MESSAGES_MAX, Conversation, find_conversation
@@ -96,7 +96,7 @@ def test_a_conversation_without_escapes_is_only_read_if_somebody_looks(
     parsed = parse_chat_request(body)
 
     assert parsed.text_bytes is not None
-    assert text_tokens_bound(len(whole), parsed.text_bytes) == input_tokens_bound(whole)
+    assert text_tokens_bound(len(whole), parsed.text_bytes) == prompt_bound(whole).tokens
     assert len(parsed.request.messages) == count
     assert decoded == []
     assert list(parsed.request.messages) == whole

@@ -181,6 +181,7 @@ REFUSED: list[tuple[str, object, str, str]] = [
     ("tools", [a_tool("twice"), a_tool("twice")], VALUE, "tools"),
     ("tools", [{"type": "custom", "custom": {}}], VALUE, "tools[0].type"),
     ("tools", [{"type": "function", "function": {}}], MISSING, "tools[0].function.name"),
+    ("tools", [a_tool("add\n")], VALUE, "tools[0].function.name"),
     ("tools", [a_tool("a b")], VALUE, "tools[0].function.name"),
     ("tools", [a_tool("x" * 65)], VALUE, "tools[0].function.name"),
     ("tool_choice", "required", VALUE, "tool_choice"),

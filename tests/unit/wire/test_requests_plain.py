@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.support.builders import a_tool, chat_bytes
 
 from tollway.errors import InvalidRequest
-from tollway.pricing import input_tokens_bound, text_tokens_bound
+from tollway.pricing import prompt_bound, text_tokens_bound
 from tollway.wire import requests
 from tollway.wire.chat import ChatRequest, RewrittenFields
 from tollway.wire.requests import ParsedRequest, parse_chat_request
@@ -48,9 +48,9 @@ def same(one: ParsedRequest, other: ParsedRequest) -> bool:
         and dict(one.fields) == dict(other.fields)
         and one.text_bytes is not None
         and text_tokens_bound(len(one.request.messages), one.text_bytes)
-        == input_tokens_bound(
+        == prompt_bound(
             other.request.messages, other.request.tools, other.request.response_format
-        )
+        ).tokens
     )
 
 
