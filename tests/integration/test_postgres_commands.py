@@ -79,6 +79,22 @@ def test_migrate_makes_the_tables_and_check_finds_them(
     assert run_tollway("check", "--config", str(config)).status == 0
 
 
+def test_the_upstreams_are_those_of_the_replica_with_the_data_directory(
+    tmp_path: Path, database_url: str
+) -> None:
+    head = f'[server]\ndatabase = "{database_url}"\n'
+    with FakeUpstream(models=("parrot-upstream",)) as upstream:
+        config = config_for(upstream.base_url, more=head)
+        with TollwayServer(tmp_path / "data", config) as server:
+            listed = server.command("upstream", "list", "--json")
+        stopped = server.command("upstream", "list")
+
+    assert listed.status == 0, listed.stderr
+    assert [one["condition"] for one in listed.json()["data"]] == ["serving"]
+    assert stopped.status == 1
+    assert "No server runs here" in stopped.stderr
+
+
 @pytest.fixture
 def installation(tmp_path: Path) -> Iterator[Path]:
     """A SQLite installation that has served, and its configuration for Postgres afterwards."""

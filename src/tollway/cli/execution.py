@@ -11,6 +11,9 @@ from tollway.errors import StartError
 if TYPE_CHECKING:
     from tollway.settings import Settings
 
+_THE_SERVERS_ALONE = ("upstream list",)
+"""What only a running server knows, whatever keeps the books."""
+
 
 def execute(
     command: str, arguments: Mapping[str, object], config: Path | None, data_dir: Path | None
@@ -20,7 +23,8 @@ def execute(
 
     settings = load_settings(config, data_dir=data_dir, for_serving=False)
     given = {name: value for name, value in arguments.items() if value is not None}
-    if settings.server.database.scheme:  # beside the servers, wherever they run
+    if settings.server.database.scheme and command not in _THE_SERVERS_ALONE:
+        # Beside the servers, wherever they run.
         return _execute_here(settings, command, given)
     result = ask(settings.server.data_dir, command, given)
     if result is not None:
