@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from tollway.database.sqlite import DATABASE_FILE, connect
+from tollway.database.sqlite import DATABASE_FILE, connect, look_into
 from tollway.errors import Refused
 from tollway.settings import Settings, StoreAddress
 from tollway.store import open_postgres, open_store
@@ -15,6 +15,11 @@ from tollway.store import open_postgres, open_store
 if TYPE_CHECKING:
     from tollway.database.rights import Migrated
     from tollway.ledger.postgres.move import Moved
+
+
+def check_data_directory(settings: Settings) -> None:
+    """Raises `StartError` where this user may not look into it. It need not be there yet."""
+    look_into(settings.server.data_dir)
 
 
 async def check_database(settings: Settings) -> tuple[str | None, list[str]]:
@@ -68,6 +73,7 @@ async def move_to_postgres(settings: Settings) -> "Moved":
     server = settings.server
     if not server.database.scheme:
         raise Refused("Say where to: set server.database to postgresql://...")
+    look_into(server.data_dir)
     path = server.data_dir / DATABASE_FILE
     if not path.exists():
         raise Refused(f"There is no SQLite file in {server.data_dir}. Check --data-dir.")

@@ -31,6 +31,7 @@ from tollway.api.admin.control import WORKERS
 from tollway.api.siblings import Siblings
 from tollway.app import find_child, serve_on
 from tollway.console import Console, PlainConsole, Welcome
+from tollway.database.sqlite import look_into
 from tollway.errors import ConfigurationError, StartError, TollwayError
 from tollway.process import bind, configure_logging
 from tollway.reload import ConfigurationFile
@@ -112,6 +113,7 @@ def _check(settings: Settings, count: int) -> None:
             f"server.rate_store: each of {count} workers would count for itself in memory, and "
             f"admit {count} times each limit. Set it to valkey://..., or leave --workers out."
         )
+    look_into(server.data_dir)
     folder = server.data_dir / WORKERS
     for journal in sorted(folder.glob("*/journal")):
         if int(journal.parent.name) >= count and journal.stat().st_size:

@@ -10,6 +10,7 @@ from tests.support.answers import reply
 from tests.support.customer import Customer
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.server import Finished, TollwayServer, config_for, run_tollway
+from tests.support.users import without_override
 
 NOWHERE = "http://127.0.0.1:1/v1"
 
@@ -227,6 +228,41 @@ def test_a_mistyped_data_directory_is_refused_and_not_made(tmp_path: Path) -> No
     assert refused.status == 1
     assert "There is no Tollway in" in refused.stderr
     assert not (tmp_path / "mistyped").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "account list",
+        "account create acme",
+        "serve --port 0",
+        "check",
+        "reload",
+        "upstream list",
+        "receipt verify /dev/null",
+    ],
+)
+def test_a_folder_that_the_user_may_not_enter_is_refused(tmp_path: Path, arguments: str) -> None:
+    data_dir = tmp_path / "locked" / "data"
+    data_dir.mkdir(parents=True)
+    data_dir.parent.chmod(0)
+
+    where = ("--data-dir", str(data_dir))
+    done = run_tollway(*arguments.split(), *where, through=without_override())
+
+    data_dir.parent.chmod(0o700)
+    assert_refused(done, "Permission denied. Run this as the user of the server, or with sudo")
+    assert str(data_dir) in done.stderr
+
+
+@pytest.mark.parametrize("arguments", ["account list", "serve --port 0"])
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path, arguments: str) -> None:
+    file = tmp_path / "tollway.db"
+    file.write_bytes(b"no database" * 1000)
+
+    done = run_tollway(*arguments.split(), "--data-dir", str(tmp_path))
+
+    assert_refused(done, f"The database {file} cannot be opened: file is not a database. Put a")
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,7 @@ def _public_key(
     file: Path | None, config: Path | None, data_dir: Path | None
 ) -> "Ed25519PublicKey":
     from tollway.ledger.signing import SigningKey, read_public_key
+    from tollway.maintenance import check_data_directory
     from tollway.settings import load_settings
 
     if file is not None:
@@ -107,6 +108,7 @@ def _public_key(
 
         stored = asyncio.run(stored_signing_key(settings))
         return read_public_key(stored.public_pem().encode())
+    check_data_directory(settings)
     folder = settings.server.data_dir
     key = SigningKey.existing(folder)
     if key is None:
