@@ -265,6 +265,22 @@ async def test_a_serving_role_that_is_not_there_is_refused(empty_url: str) -> No
         migrate(empty_url, "nobody_here")
 
 
+@pytest.mark.parametrize("is_empty", [True, False])
+async def test_migrating_with_the_serving_role_asks_for_the_owners(
+    postgres: PostgresServer, is_empty: bool
+) -> None:
+    url = postgres.url(postgres.new_database(empty=is_empty))
+    where = url.rpartition("@")[2]
+
+    with pytest.raises(StartError) as refusal:
+        migrate(url, SERVER)
+
+    assert str(refusal.value) == (
+        f"The role {SERVER} may not make tables in {where}. Give the role that owns them: "
+        f"--database postgresql://OWNER:...@{where}, or TOLLWAY_MIGRATE_DATABASE."
+    )
+
+
 def _kill_backends(postgres: PostgresServer, url: str) -> None:
     with postgres.connect() as connection:
         connection.execute(
