@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from tollway.database.sqlite import DATABASE_FILE, connect, look_into
+from tollway.database.sqlite import DATABASE_FILE, MOVED_FILE, connect, look_into, require_not_moved
 from tollway.errors import Refused
 from tollway.settings import Settings, StoreAddress
 from tollway.store import open_postgres, open_store
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 def check_data_directory(settings: Settings) -> None:
     """Raises `StartError` where this user may not look into it. It need not be there yet."""
     look_into(settings.server.data_dir)
+
+
+def check_file(settings: Settings) -> None:
+    """Raises `StartError` where what the SQLite file had is in Postgres by now."""
+    if not settings.server.database.scheme:
+        require_not_moved(settings.server.data_dir)
 
 
 async def check_database(settings: Settings) -> tuple[str | None, list[str]]:
@@ -88,5 +94,5 @@ async def move_to_postgres(settings: Settings) -> "Moved":
                 moved = await move_from_sqlite(connection, database, key)
         finally:
             await database.close()
-    path.rename(path.with_name("moved-to-postgres.db"))
+    path.rename(path.with_name(MOVED_FILE))
     return moved

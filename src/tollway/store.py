@@ -15,7 +15,12 @@ from tollway.api.admin.operations import Operations
 from tollway.catalogue import Catalogue
 from tollway.clock import Clock, SystemClock, new_id
 from tollway.database.base import Database
-from tollway.database.sqlite import DATABASE_FILE, SqliteDatabase, own_data_directory
+from tollway.database.sqlite import (
+    DATABASE_FILE,
+    SqliteDatabase,
+    own_data_directory,
+    require_not_moved,
+)
 from tollway.errors import (
     AuthenticationFailed,
     PermissionDenied,
@@ -67,6 +72,8 @@ async def open_operations(
     configure_logging()
     data_dir = settings.server.data_dir
     is_file = not settings.server.database.scheme
+    if is_file:
+        require_not_moved(data_dir)
     if is_file and not may_create and not (data_dir / DATABASE_FILE).exists():
         raise Refused(
             f"There is no Tollway in {data_dir}. Check --data-dir, or start with `tollway serve`."

@@ -31,6 +31,8 @@ T = TypeVar("T")
 log = logging.getLogger("tollway.database")
 
 DATABASE_FILE = "tollway.db"
+MOVED_FILE = "moved-to-postgres.db"
+"""What the file is called once its books are in Postgres."""
 _AS_THE_SERVER = "Run this as the user of the server, or with sudo"
 
 Connect = Callable[[Path], sqlite3.Connection]
@@ -95,6 +97,17 @@ def look_into(data_dir: Path) -> None:
             (data_dir / DATABASE_FILE).stat()
     except OSError as error:
         raise unusable(data_dir, error) from error
+
+
+def require_not_moved(data_dir: Path) -> None:
+    """Raises `StartError` where a new file would stand beside books that moved to Postgres: with
+    the configuration of before, nobody would see that they are empty."""
+    if (data_dir / DATABASE_FILE).exists() or not (data_dir / MOVED_FILE).exists():
+        return
+    raise StartError(
+        f"The books of {data_dir} moved to Postgres: {MOVED_FILE} lies there. Set server.database "
+        "to postgresql://... in the configuration (and check --config), or use another --data-dir."
+    )
 
 
 def unusable(data_dir: Path, error: OSError) -> StartError:
