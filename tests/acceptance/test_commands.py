@@ -230,6 +230,19 @@ def test_a_mistyped_data_directory_is_refused_and_not_made(tmp_path: Path) -> No
     assert not (tmp_path / "mistyped").exists()
 
 
+def test_an_account_before_the_first_start_says_that_it_makes_the_installation(
+    tmp_path: Path,
+) -> None:
+    where = ("--data-dir", str(tmp_path / "data"))
+    first = run_tollway("account", "create", "acme", *where)
+    second = run_tollway("account", "create", "other", *where)
+
+    assert (first.status, second.status) == (0, 0)
+    assert f"There was no Tollway in {tmp_path / 'data'}, so this made a new one" in first.stderr
+    assert first.stdout.startswith("name:                acme\n")
+    assert second.stderr == ""
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -23,7 +23,8 @@ def account_create(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Make an account, with credits to start with."""
+    """Make an account, with credits to start with. Before the first start it makes the data
+    directory too, and says so."""
     arguments = {"name": name, "credits": credits}
     _print_account(execute("account create", arguments, config, data_dir), as_json)
 

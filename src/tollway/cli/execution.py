@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from tollway.errors import StartError
 
 if TYPE_CHECKING:
@@ -45,11 +47,23 @@ def _execute_here(
     import asyncio
 
     from tollway.api.admin.control import user_name
-    from tollway.store import open_operations
+    from tollway.store import is_new, open_operations
 
     async def run() -> dict[str, Any]:
-        may_create = command == "account create"
+        may_create = command == "account create"  # accounts may be there before the first start
+        makes_one = may_create and is_new(settings)
         async with open_operations(settings, may_create=may_create) as operations:
+            if makes_one:
+                _tell_of_new_one(settings.server.data_dir)
             return await operations.execute(command, arguments, actor=user_name(os.getuid()))
 
     return asyncio.run(run())
+
+
+def _tell_of_new_one(data_dir: Path) -> None:
+    """It may be the wrong place, mistyped: the account would be missed where the server runs."""
+    typer.echo(
+        f"There was no Tollway in {data_dir}, so this made a new one there. If another was meant, "
+        "check --data-dir.",
+        err=True,
+    )
