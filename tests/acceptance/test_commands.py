@@ -196,6 +196,13 @@ def test_an_adjustment_may_be_negative_but_the_balance_may_not(acme: TollwayServ
     assert balance_of_acme(acme) == 450
 
 
+def test_a_limit_is_set_and_taken_back(acme: TollwayServer) -> None:
+    acme.command("account", "set", "acme", "--requests-per-minute", "5", "--concurrent", "2")
+    done = acme.command("account", "set", "acme", "--requests-per-minute", "default")
+
+    assert "requests a minute:   as configured\nrequests at a time:  2\n" in done.stdout
+
+
 def test_a_list_without_a_terminal_is_lines_that_other_programs_can_cut(
     acme: TollwayServer,
 ) -> None:
@@ -302,6 +309,8 @@ def test_what_is_refused_exits_with_1_and_says_why(
         "nonsense",
         "account create",
         "account set acme",
+        "account set acme --requests-per-minute 0",
+        "account set acme --concurrent defualt",
         "credit top-up acme 0",
         "credit top-up acme many",
         "credit adjust acme -50",

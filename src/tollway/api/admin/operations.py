@@ -10,7 +10,7 @@ transaction.
 import inspect
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Annotated, get_type_hints
+from typing import Annotated, Literal, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -154,8 +154,8 @@ class Operations:
         self,
         *,
         name: str,
-        requests_per_minute: Limit | None = None,
-        concurrent_requests: Limit | None = None,
+        requests_per_minute: Limit | Literal["default"] | None = None,
+        concurrent_requests: Limit | Literal["default"] | None = None,
         actor: str,
     ) -> Object:
         audit = self._audit(
