@@ -28,6 +28,14 @@ def check_file(settings: Settings) -> None:
         require_not_moved(settings.server.data_dir)
 
 
+def check_model_file(settings: Settings) -> None:
+    """Raises `StartError` where a model of the operator's own is no GGUF file."""
+    from tollway.upstreams.embedded.model_file import own_model
+
+    if settings.serves_embedded and settings.embedded.gguf is not None:
+        own_model(settings.embedded.gguf)
+
+
 async def check_database(settings: Settings) -> tuple[str | None, list[str]]:
     """Why the configured database could not be served from (None: it could), and what its role
     could do that it need not. Raises `StartError` where it cannot be reached."""

@@ -360,6 +360,19 @@ def test_a_configuration_that_cannot_be_served_is_refused_by_its_key(
     assert not (tmp_path / "data").exists()
 
 
+def test_check_refuses_a_model_file_that_is_not_gguf(tmp_path: Path) -> None:
+    (tmp_path / "tollway.toml").write_text('embedded.gguf = "model.gguf"')
+    model = tmp_path / "model.gguf"
+    arguments = ("check", "--config", str(tmp_path / "tollway.toml"), "--data-dir", str(tmp_path))
+    model.write_bytes(b"PK\x03\x04 a zip")
+    refused = run_tollway(*arguments)
+    model.write_bytes(b"GGUF and more")
+    taken = run_tollway(*arguments)
+
+    assert_refused(refused, f"{model} is not a GGUF file.")
+    assert taken.status == 0, taken.stderr
+
+
 def test_the_help_names_every_command() -> None:
     done = run_tollway("--help")
 

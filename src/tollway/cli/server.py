@@ -60,12 +60,13 @@ def check(config: Config = None, data_dir: DataDir = None, as_json: Json = False
     """Read the configuration, secrets included, and say what would be served. Starts nothing. A
     database server is connected to, and the rights of the role there are looked at; so is a rate
     store."""
-    from tollway.maintenance import check_data_directory, check_file
+    from tollway.maintenance import check_data_directory, check_file, check_model_file
     from tollway.settings import load_settings
 
     settings = load_settings(config, data_dir=data_dir)
     check_data_directory(settings)
     check_file(settings)
+    check_model_file(settings)
     for warning in settings.warnings:
         typer.echo(warning, err=True)
     excess = _check_database(settings)
