@@ -182,13 +182,17 @@ def _wants_signature(asked: Asked) -> bool:
 # --- checking one ---------------------------------------------------------------------------------
 
 
-def faults_of(document: Document, public_key: "Ed25519PublicKey") -> list[str]:
+def faults_of(
+    document: Document, public_key: "Ed25519PublicKey", whose: str = "the key given"
+) -> list[str]:
     """What is wrong with a signed receipt, as sentences; none for one that is right. Needs neither
-    a server nor a ledger."""
-    return [*_faults_of_signature(document, public_key), *_faults_of_sums(document)]
+    a server nor a ledger. `whose` is what the key is called."""
+    return [*_faults_of_signature(document, public_key, whose), *_faults_of_sums(document)]
 
 
-def _faults_of_signature(document: Document, public_key: "Ed25519PublicKey") -> list[str]:
+def _faults_of_signature(
+    document: Document, public_key: "Ed25519PublicKey", whose: str
+) -> list[str]:
     if "signature" not in document:
         return ["It has no signature. Ask for the receipt with ?signed=true."]
     if verify_signature(document, public_key):
@@ -199,7 +203,10 @@ def _faults_of_signature(document: Document, public_key: "Ed25519PublicKey") -> 
         return [f"Its signature cannot be read: {error}."]
     known = key_id(public_key)
     if signed_by != known:
-        return [f"It says that the key {signed_by} signed it, and the key given is {known}."]
+        return [
+            f"It says that the key {signed_by} signed it, and {whose} is {known}. Give the "
+            "--data-dir of the server that signed it, or its public key with --key."
+        ]
     return ["Its signature does not fit: something in it was changed after it was signed."]
 
 
