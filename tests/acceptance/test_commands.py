@@ -294,7 +294,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path, arguments: str) -
         ("credit adjust acme 0 --reason x", "An adjustment by 0 changes nothing."),
         ("token issue --account acme --scope admin", "one or more of llm-all, account"),
         ("token issue --account acme --model m9", "There is no model 'm9'. The models are acme/"),
-        ("token revoke tok_1", "There is no token 'tok_1'."),
+        ("token revoke tok_1", "There is no token 'tok_1'. `tollway token list` shows"),
     ],
 )
 def test_what_is_refused_exits_with_1_and_says_why(
@@ -312,6 +312,8 @@ def test_what_is_refused_exits_with_1_and_says_why(
         "account set acme --requests-per-minute 0",
         "account set acme --concurrent defualt",
         "credit top-up acme 0",
+        "credit top-up acme -5",
+        "credit top-up acme 5 --refernece x",
         "credit top-up acme many",
         "credit adjust acme -50",
         "credit adjust acme -50 --raeson x",
@@ -326,6 +328,12 @@ def test_wrong_usage_exits_with_2(arguments: str) -> None:
     assert done.status == 2
     assert "Usage: " in done.stderr
     assert done.stdout == ""
+
+
+def test_a_top_up_that_takes_credits_says_which_command_does() -> None:
+    done = run_tollway("credit", "top-up", "acme", "-5")
+
+    assert "at least 1 credit, and this is -5. `tollway credit adjust` takes" in done.stderr
 
 
 # --- check, help, completion ----------------------------------------------------------------------

@@ -11,10 +11,14 @@ from tollway.cli.printing import Object, print_json
 commands = group("Add credits to an account, refund a request, correct by hand.")
 
 
-@commands.command("top-up")
+# A negative amount looks like an option that is not known; all that are known are still found.
+_NEGATIVE_TOO = {"ignore_unknown_options": True}
+
+
+@commands.command("top-up", context_settings=_NEGATIVE_TOO)
 def credit_top_up(
     account: AccountArgument,
-    amount: Annotated[int, typer.Argument(metavar="AMOUNT", min=1, help="Credits to add.")],
+    amount: Annotated[int, typer.Argument(metavar="AMOUNT", help="Credits to add, at least 1.")],
     reference: Annotated[
         str | None,
         typer.Option(metavar="R", help="Your own, such as an invoice's. The same one adds once."),
@@ -24,6 +28,11 @@ def credit_top_up(
     as_json: Json = False,
 ) -> None:
     """Add credits that were paid for."""
+    if amount < 1:
+        raise typer.BadParameter(
+            f"A top-up adds at least 1 credit, and this is {amount}. `tollway credit adjust` takes "
+            "credits away."
+        )
     arguments = {"account": account, "amount": amount, "reference": reference}
     _print_entry(execute("credit top-up", arguments, config, data_dir), as_json)
 
@@ -47,8 +56,7 @@ def credit_refund(
     _print_entry(execute("credit refund", arguments, config, data_dir), as_json)
 
 
-# A negative amount looks like an option that is not known; all that are known are still found.
-@commands.command("adjust", context_settings={"ignore_unknown_options": True})
+@commands.command("adjust", context_settings=_NEGATIVE_TOO)
 def credit_adjust(
     account: AccountArgument,
     amount: Annotated[
