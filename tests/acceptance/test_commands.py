@@ -13,6 +13,7 @@ from tests.support.server import Finished, TollwayServer, config_for, run_tollwa
 from tests.support.users import without_override
 
 NOWHERE = "http://127.0.0.1:1/v1"
+KEY_IN_FILE = 'api_key = "file:gpu.key"'
 
 COMMANDS: list[tuple[str, list[str]]] = [
     ("serve", ["--config", "--data-dir", "--host", "--port"]),
@@ -366,6 +367,18 @@ def test_a_configuration_that_cannot_be_served_is_refused_by_its_key(
 
     assert_refused(done, "upstreams[0].api_key: the environment variable NO_KEY is not set")
     assert not (tmp_path / "data").exists()
+
+
+def test_a_key_that_the_user_may_not_read_is_not_asked_for_again(tmp_path: Path) -> None:
+    (tmp_path / "gpu.key").write_text("secret")
+    (tmp_path / "gpu.key").chmod(0)
+    config = tmp_path / "tollway.toml"
+    config.write_text(config_for(NOWHERE).replace(f'"{NOWHERE}"', f'"{NOWHERE}"\n{KEY_IN_FILE}'))
+
+    done = run_tollway("check", "--config", str(config), through=without_override())
+
+    why = "gpu.key cannot be read: Permission denied. Let the server's user read it.\n"
+    assert_refused(done, why)
 
 
 def test_check_refuses_a_model_file_that_is_not_gguf(tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ async def test_nobody_listens_there(postgres: PostgresServer) -> None:
     with pytest.raises(StartError, match=r"127\.0\.0\.1:1/tollway cannot be used") as refusal:
         await PostgresDatabase(url).open()
 
+    assert refusal.value.message.endswith(". Check server.database.")
     assert PASSWORD not in refusal.value.message
     assert "someone" not in refusal.value.message
 
