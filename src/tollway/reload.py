@@ -103,7 +103,7 @@ class Reloader:
         for change in changes.live:
             log.info("changed: %s", change)
         for change in changes.after_restart:
-            log.warning("changes with a restart alone: %s", change)
+            log.warning("changes after a restart: %s", change)
         for warning in self._running.warnings:
             log.warning("%s", warning)
         return changes

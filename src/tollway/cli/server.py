@@ -191,7 +191,7 @@ def reload(config: Config = None, data_dir: DataDir = None, as_json: Json = Fals
     for change in result["changes"]:
         typer.echo(change)
     for change in result["afterRestart"]:
-        typer.echo(f"{change} (with a restart alone)")
+        typer.echo(f"{change} (after a restart)")
     if not result["changes"] and not result["afterRestart"]:
         typer.echo("Nothing has changed.")
 
