@@ -32,7 +32,7 @@ from tollway.api.siblings import Siblings
 from tollway.app import find_child, serve_on
 from tollway.console import Console, PlainConsole, Welcome
 from tollway.database.sqlite import look_into
-from tollway.errors import ConfigurationError, StartError, TollwayError
+from tollway.errors import ConfigurationError, StartError, TollwayError, how_many
 from tollway.process import bind, configure_logging
 from tollway.reload import ConfigurationFile
 from tollway.settings import CommandLine, Embedded, Settings
@@ -417,7 +417,8 @@ class _LeashedConsole(PlainConsole):
         self._writer.write(_line(_Up(welcome)))
 
     def stopping(self, running: int, drain_seconds: float) -> None:
-        log.info("a worker stops: %d requests may run on for up to %g s", running, drain_seconds)
+        requests = how_many(running, "request")
+        log.info("a worker stops: %s may run on for up to %g s", requests, drain_seconds)
 
 
 class _LeashedChild:

@@ -331,6 +331,16 @@ def test_wrong_usage_exits_with_2(arguments: str) -> None:
     assert done.stdout == ""
 
 
+def test_one_credit_is_told_as_one(acme: TollwayServer) -> None:
+    up = acme.command("credit", "top-up", "acme", "1", "--reference", "i-1")
+    down = acme.command("credit", "adjust", "acme", "-500", "--reason", "typo")
+    shown = acme.command("account", "show", "acme")
+
+    assert up.stdout.startswith("top-up i-1: +1 credit, balance 501 ")
+    assert down.stdout.startswith("adjustment: typo: -500 credits, balance 1 ")
+    assert "balance:             1 credit\nheld:                0 credits\n" in shown.stdout
+
+
 def test_a_top_up_that_takes_credits_says_which_command_does() -> None:
     done = run_tollway("credit", "top-up", "acme", "-5")
 

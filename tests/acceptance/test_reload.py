@@ -241,7 +241,9 @@ def test_sighup_reloads(installed: Installation) -> None:
     installed.write(("prompt_rate = 1000000", "prompt_rate = 3000000"))
     installed.server.signal(signal.SIGHUP)
 
-    eventually(lambda: "the configuration was reloaded: 1 changes" in installed.server.stderr, 10.0)
+    eventually(
+        lambda: "the configuration was reloaded: 1 change\n" in installed.server.stderr, 10.0
+    )
 
     assert installed.customer().chat(max_tokens=50).status == 200
 

@@ -12,7 +12,7 @@ from msgspec import UNSET, Struct, UnsetType
 from tollway.api.accounts import iso_time
 from tollway.api.operation import Answer, Asked
 from tollway.catalogue import Price
-from tollway.errors import InvalidRequest, NotFound
+from tollway.errors import InvalidRequest, NotFound, how_many
 from tollway.ledger.base import Attempt, Receipt, Status, UsageSource
 from tollway.ledger.signing import ALGORITHM, Document, SigningKey, key_id, verify_signature
 from tollway.pricing import charge
@@ -236,13 +236,13 @@ def _faults_of_sums(document: Document) -> list[str]:
         faults.append("Cached tokens are part of its prompt, and reasoning of its completion.")
     if credits.consumed + credits.shortfall != cost:
         faults.append(
-            f"Its usage costs {cost} credits at its rates, and it says {credits.consumed} consumed "
-            f"and {credits.shortfall} short."
+            f"Its usage costs {how_many(cost, 'credit')} at its rates, and it says "
+            f"{credits.consumed} consumed and {credits.shortfall} short."
         )
     if credits.consumed > credits.reserved:
         faults.append(
-            f"It says {credits.consumed} credits consumed, more than the {credits.reserved} "
-            "reserved."
+            f"It says {how_many(credits.consumed, 'credit')} consumed, more than the "
+            f"{credits.reserved} reserved."
         )
     if (receipt.ledger is None) != (credits.consumed == 0):
         faults.append("A charge has one entry in the ledger, and what cost nothing has none.")

@@ -7,6 +7,7 @@ import typer
 from tollway.cli.execution import execute
 from tollway.cli.parameters import Config, DataDir, Json, group
 from tollway.cli.printing import Object, print_json, print_list, print_record
+from tollway.errors import how_many
 
 commands = group("Who pays: accounts own credits and tokens.")
 AccountName = Annotated[str, typer.Argument(metavar="NAME", help="The account's name or id.")]
@@ -115,8 +116,8 @@ def _print_account(account: Object, as_json: bool) -> None:
             "name": account["name"],
             "id": account["id"],
             "status": account["status"],
-            "balance": f"{account['creditBalance']} credits",
-            "held": f"{account['creditsHeld']} credits",
+            "balance": how_many(account["creditBalance"], "credit"),
+            "held": how_many(account["creditsHeld"], "credit"),
             "requests a minute": limits["requestsPerMinute"] or "as configured",
             "requests at a time": limits["concurrentRequests"] or "as configured",
             "created": account["createdAt"],

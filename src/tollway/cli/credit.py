@@ -7,6 +7,7 @@ import typer
 from tollway.cli.execution import execute
 from tollway.cli.parameters import AccountArgument, Config, DataDir, Json, RequestId, group
 from tollway.cli.printing import Object, print_json
+from tollway.errors import how_many
 
 commands = group("Add credits to an account, refund a request, correct by hand.")
 
@@ -76,7 +77,8 @@ def _print_entry(entry: Object, as_json: bool) -> None:
     if as_json:
         print_json(entry)
         return
+    sign = "+" if entry["amount"] > 0 else ""
     typer.echo(
-        f"{entry['description']}: {entry['amount']:+} credits, balance {entry['balance']} "
-        f"({entry['createdAt']})"
+        f"{entry['description']}: {sign}{how_many(entry['amount'], 'credit')}, balance "
+        f"{entry['balance']} ({entry['createdAt']})"
     )

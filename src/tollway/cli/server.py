@@ -8,7 +8,7 @@ import typer
 
 from tollway.cli.parameters import Config, DataDir, Json
 from tollway.cli.printing import Object, print_json, print_record, print_table
-from tollway.errors import Refused
+from tollway.errors import Refused, how_many
 
 if TYPE_CHECKING:
     from tollway.settings import Settings
@@ -258,4 +258,5 @@ def migrate(
         typer.echo(f"The role {done.serving_role} may serve from it.")
     if moved is not None:
         counts = ", ".join(f"{count} {table}" for table, count in moved.rows.items() if count)
-        typer.echo(f"Moved {counts or 'nothing'}; {moved.credits} credits in all. Both are whole.")
+        credits = how_many(moved.credits, "credit")
+        typer.echo(f"Moved {counts or 'nothing'}; {credits} in all. Both are whole.")
