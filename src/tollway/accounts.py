@@ -122,14 +122,15 @@ class Accounts:
         self,
         name: str,
         *audit: Statement,
-        requests_per_minute: int | None = None,
-        concurrent_requests: int | None = None,
+        requests_per_minute: int | Literal["default"] | None = None,
+        concurrent_requests: int | Literal["default"] | None = None,
     ) -> Account:
-        """None leaves a limit as it is. `audit` is written with it."""
+        """None leaves a limit as it is, "default" makes it the installation's again. `audit` is
+        written with it."""
         async with self._changing:
             account = self.named(name)
-            per_minute = _or(requests_per_minute, account.requests_per_minute)
-            concurrent = _or(concurrent_requests, account.concurrent_requests)
+            per_minute = _changed(requests_per_minute, account.requests_per_minute)
+            concurrent = _changed(concurrent_requests, account.concurrent_requests)
             await self._database.execute(
                 *audit,
                 (
@@ -168,5 +169,7 @@ def _account(row: Row) -> Account:
     return Account(*values, created_at=created_at / 1000)
 
 
-def _or(value: int | None, otherwise: int | None) -> int | None:
-    return otherwise if value is None else value
+def _changed(wanted: int | Literal["default"] | None, before: int | None) -> int | None:
+    if wanted == "default":
+        return None
+    return before if wanted is None else wanted

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from tollway.errors import how_many
 from tollway.upstreams.embedded.progress import PlainProgress, Progress
 
 
@@ -107,6 +108,6 @@ def _stopping(running: int, drain_seconds: float) -> str:
     if not running:
         return "Stopping: no request runs."
     return (
-        f"Stopping: {running} requests may run on for up to {drain_seconds:g} s. "
+        f"Stopping: {how_many(running, 'request')} may run on for up to {drain_seconds:g} s. "
         "Ctrl-C again stops at once."
     )

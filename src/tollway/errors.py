@@ -61,6 +61,11 @@ class RateWhy(Struct, frozen=True, rename="camel"):
     free_after_seconds: float
 
 
+def how_many(count: int, what: str) -> str:
+    """As messages say it: 1 credit, 2 credits."""
+    return f"{count} {what}" if abs(count) == 1 else f"{count} {what}s"
+
+
 class TollwayError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from tollway.database.sqlite import DATABASE_FILE, connect
+from tollway.database.sqlite import DATABASE_FILE, MOVED_FILE, connect, look_into, require_not_moved
 from tollway.errors import Refused
 from tollway.settings import Settings, StoreAddress
 from tollway.store import open_postgres, open_store
@@ -15,6 +15,25 @@ from tollway.store import open_postgres, open_store
 if TYPE_CHECKING:
     from tollway.database.rights import Migrated
     from tollway.ledger.postgres.move import Moved
+
+
+def check_data_directory(settings: Settings) -> None:
+    """Raises `StartError` where this user may not look into it. It need not be there yet."""
+    look_into(settings.server.data_dir)
+
+
+def check_file(settings: Settings) -> None:
+    """Raises `StartError` where what the SQLite file had is in Postgres by now."""
+    if not settings.server.database.scheme:
+        require_not_moved(settings.server.data_dir)
+
+
+def check_model_file(settings: Settings) -> None:
+    """Raises `StartError` where a model of the operator's own is no GGUF file."""
+    from tollway.upstreams.embedded.model_file import own_model
+
+    if settings.serves_embedded and settings.embedded.gguf is not None:
+        own_model(settings.embedded.gguf)
 
 
 async def check_database(settings: Settings) -> tuple[str | None, list[str]]:
@@ -68,6 +87,7 @@ async def move_to_postgres(settings: Settings) -> "Moved":
     server = settings.server
     if not server.database.scheme:
         raise Refused("Say where to: set server.database to postgresql://...")
+    look_into(server.data_dir)
     path = server.data_dir / DATABASE_FILE
     if not path.exists():
         raise Refused(f"There is no SQLite file in {server.data_dir}. Check --data-dir.")
@@ -82,5 +102,5 @@ async def move_to_postgres(settings: Settings) -> "Moved":
                 moved = await move_from_sqlite(connection, database, key)
         finally:
             await database.close()
-    path.rename(path.with_name("moved-to-postgres.db"))
+    path.rename(path.with_name(MOVED_FILE))
     return moved

@@ -24,7 +24,7 @@ import msgspec
 from msgspec import Struct
 
 from tollway.api.admin.control import Commands
-from tollway.errors import ConfigurationError, Refused, TollwayError
+from tollway.errors import ConfigurationError, Refused, TollwayError, how_many
 from tollway.settings import Embedded, Secret, Settings
 
 LOOK_SECONDS = 0.55
@@ -99,11 +99,11 @@ class Reloader:
         if unless_same and not (changes.live or changes.after_restart):
             return changes
         self._reloads.reloaded(ok=True)
-        log.info("the configuration was reloaded: %d changes", len(changes.live))
+        log.info("the configuration was reloaded: %s", how_many(len(changes.live), "change"))
         for change in changes.live:
             log.info("changed: %s", change)
         for change in changes.after_restart:
-            log.warning("changes with a restart alone: %s", change)
+            log.warning("changes after a restart: %s", change)
         for warning in self._running.warnings:
             log.warning("%s", warning)
         return changes

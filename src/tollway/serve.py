@@ -24,9 +24,16 @@ def prepare(settings: Settings) -> None:
     if server.database.scheme:
         return
     from tollway.database.migrate import is_current, migrate_sqlite
-    from tollway.database.sqlite import DATABASE_FILE, own_data_directory
+    from tollway.database.sqlite import (
+        DATABASE_FILE,
+        look_into,
+        own_data_directory,
+        require_not_moved,
+    )
     from tollway.ledger.signing import KEY_FILE, SigningKey
 
+    look_into(server.data_dir)
+    require_not_moved(server.data_dir)
     path = server.data_dir / DATABASE_FILE
     if is_current(path) and (server.data_dir / KEY_FILE).exists():
         return

@@ -15,7 +15,12 @@ from tollway.api.admin.operations import Operations
 from tollway.catalogue import Catalogue
 from tollway.clock import Clock, SystemClock, new_id
 from tollway.database.base import Database
-from tollway.database.sqlite import DATABASE_FILE, SqliteDatabase, own_data_directory
+from tollway.database.sqlite import (
+    DATABASE_FILE,
+    SqliteDatabase,
+    own_data_directory,
+    require_not_moved,
+)
 from tollway.errors import (
     AuthenticationFailed,
     PermissionDenied,
@@ -58,6 +63,13 @@ class Store:
     """The first token's, where this start made it."""
 
 
+def is_new(settings: Settings) -> bool:
+    """Whether there is no Tollway yet where the settings say. On Postgres somebody else makes the
+    tables, or nothing can be opened."""
+    server = settings.server
+    return not server.database.scheme and not (server.data_dir / DATABASE_FILE).exists()
+
+
 @asynccontextmanager
 async def open_operations(
     settings: Settings, *, may_create: bool = False
@@ -66,11 +78,13 @@ async def open_operations(
     and `Refused` where there is none and `may_create` is not said: it is then a typing error."""
     configure_logging()
     data_dir = settings.server.data_dir
-    is_file = not settings.server.database.scheme
-    if is_file and not may_create and not (data_dir / DATABASE_FILE).exists():
-        raise Refused(
-            f"There is no Tollway in {data_dir}. Check --data-dir, or start with `tollway serve`."
-        )
+    if is_new(settings):
+        require_not_moved(data_dir)
+        if not may_create:
+            raise Refused(
+                f"There is no Tollway in {data_dir}. Check --data-dir, or start with `tollway "
+                "serve`."
+            )
     async with open_store(settings, for_serving=False) as store:
         yield store.operations
 

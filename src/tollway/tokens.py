@@ -164,7 +164,8 @@ class Tokens:
         also for another account's token."""
         token = self._by_id.get(token_id)
         if token is None or (account_id is not None and token.account_id != account_id):
-            raise NotFound(f"There is no token {token_id!r:.100}. List tokens to see their ids.")
+            listed = "`tollway token list`" if account_id is None else "GET /auth/pat"
+            raise NotFound(f"There is no token {token_id!r:.100}. {listed} shows their ids.")
         if token.revoked_at is not None:
             return token
         now = self._clock.now()

@@ -31,7 +31,8 @@ from tollway.api.admin.control import WORKERS
 from tollway.api.siblings import Siblings
 from tollway.app import find_child, serve_on
 from tollway.console import Console, PlainConsole, Welcome
-from tollway.errors import ConfigurationError, StartError, TollwayError
+from tollway.database.sqlite import look_into
+from tollway.errors import ConfigurationError, StartError, TollwayError, how_many
 from tollway.process import bind, configure_logging
 from tollway.reload import ConfigurationFile
 from tollway.settings import CommandLine, Embedded, Settings
@@ -112,6 +113,7 @@ def _check(settings: Settings, count: int) -> None:
             f"server.rate_store: each of {count} workers would count for itself in memory, and "
             f"admit {count} times each limit. Set it to valkey://..., or leave --workers out."
         )
+    look_into(server.data_dir)
     folder = server.data_dir / WORKERS
     for journal in sorted(folder.glob("*/journal")):
         if int(journal.parent.name) >= count and journal.stat().st_size:
@@ -415,7 +417,8 @@ class _LeashedConsole(PlainConsole):
         self._writer.write(_line(_Up(welcome)))
 
     def stopping(self, running: int, drain_seconds: float) -> None:
-        log.info("a worker stops: %d requests may run on for up to %g s", running, drain_seconds)
+        requests = how_many(running, "request")
+        log.info("a worker stops: %s may run on for up to %g s", requests, drain_seconds)
 
 
 class _LeashedChild:

@@ -10,8 +10,10 @@ from tests.support.answers import reply
 from tests.support.customer import Customer
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.server import Finished, TollwayServer, config_for, run_tollway
+from tests.support.users import without_override
 
 NOWHERE = "http://127.0.0.1:1/v1"
+KEY_IN_FILE = 'api_key = "file:gpu.key"'
 
 COMMANDS: list[tuple[str, list[str]]] = [
     ("serve", ["--config", "--data-dir", "--host", "--port"]),
@@ -215,6 +217,13 @@ def test_an_adjustment_may_be_negative_but_the_balance_may_not(acme: TollwayServ
     assert balance_of_acme(acme) == 450
 
 
+def test_a_limit_is_set_and_taken_back(acme: TollwayServer) -> None:
+    acme.command("account", "set", "acme", "--requests-per-minute", "5", "--concurrent", "2")
+    done = acme.command("account", "set", "acme", "--requests-per-minute", "default")
+
+    assert "requests a minute:   as configured\nrequests at a time:  2\n" in done.stdout
+
+
 def test_a_list_without_a_terminal_is_lines_that_other_programs_can_cut(
     acme: TollwayServer,
 ) -> None:
@@ -249,6 +258,54 @@ def test_a_mistyped_data_directory_is_refused_and_not_made(tmp_path: Path) -> No
     assert not (tmp_path / "mistyped").exists()
 
 
+def test_an_account_before_the_first_start_says_that_it_makes_the_installation(
+    tmp_path: Path,
+) -> None:
+    where = ("--data-dir", str(tmp_path / "data"))
+    first = run_tollway("account", "create", "acme", *where)
+    second = run_tollway("account", "create", "other", *where)
+
+    assert (first.status, second.status) == (0, 0)
+    assert f"There was no Tollway in {tmp_path / 'data'}, so this made a new one" in first.stderr
+    assert first.stdout.startswith("name:                acme\n")
+    assert second.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "account list",
+        "account create acme",
+        "serve --port 0",
+        "check",
+        "reload",
+        "upstream list",
+        "receipt verify /dev/null",
+    ],
+)
+def test_a_folder_that_the_user_may_not_enter_is_refused(tmp_path: Path, arguments: str) -> None:
+    data_dir = tmp_path / "locked" / "data"
+    data_dir.mkdir(parents=True)
+    data_dir.parent.chmod(0)
+
+    where = ("--data-dir", str(data_dir))
+    done = run_tollway(*arguments.split(), *where, through=without_override())
+
+    data_dir.parent.chmod(0o700)
+    assert_refused(done, "Permission denied. Run this as the user of the server, or with sudo")
+    assert str(data_dir) in done.stderr
+
+
+@pytest.mark.parametrize("arguments", ["account list", "serve --port 0"])
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path, arguments: str) -> None:
+    file = tmp_path / "tollway.db"
+    file.write_bytes(b"no database" * 1000)
+
+    done = run_tollway(*arguments.split(), "--data-dir", str(tmp_path))
+
+    assert_refused(done, f"The database {file} cannot be opened: file is not a database. Put a")
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
@@ -258,7 +315,7 @@ def test_a_mistyped_data_directory_is_refused_and_not_made(tmp_path: Path) -> No
         ("credit adjust acme 0 --reason x", "An adjustment by 0 changes nothing."),
         ("token issue --account acme --scope admin", "one or more of llm-all, account"),
         ("token issue --account acme --model m9", "There is no model 'm9'. The models are acme/"),
-        ("token revoke tok_1", "There is no token 'tok_1'."),
+        ("token revoke tok_1", "There is no token 'tok_1'. `tollway token list` shows"),
     ],
 )
 def test_what_is_refused_exits_with_1_and_says_why(
@@ -273,7 +330,11 @@ def test_what_is_refused_exits_with_1_and_says_why(
         "nonsense",
         "account create",
         "account set acme",
+        "account set acme --requests-per-minute 0",
+        "account set acme --concurrent defualt",
         "credit top-up acme 0",
+        "credit top-up acme -5",
+        "credit top-up acme 5 --refernece x",
         "credit top-up acme many",
         "credit adjust acme -50",
         "credit adjust acme -50 --raeson x",
@@ -290,6 +351,22 @@ def test_wrong_usage_exits_with_2(arguments: str) -> None:
     assert done.status == 2
     assert "Usage: " in done.stderr
     assert done.stdout == ""
+
+
+def test_one_credit_is_told_as_one(acme: TollwayServer) -> None:
+    up = acme.command("credit", "top-up", "acme", "1", "--reference", "i-1")
+    down = acme.command("credit", "adjust", "acme", "-500", "--reason", "typo")
+    shown = acme.command("account", "show", "acme")
+
+    assert up.stdout.startswith("top-up i-1: +1 credit, balance 501 ")
+    assert down.stdout.startswith("adjustment: typo: -500 credits, balance 1 ")
+    assert "balance:             1 credit\nheld:                0 credits\n" in shown.stdout
+
+
+def test_a_top_up_that_takes_credits_says_which_command_does() -> None:
+    done = run_tollway("credit", "top-up", "acme", "-5")
+
+    assert "at least 1 credit, and this is -5. `tollway credit adjust` takes" in done.stderr
 
 
 # --- check, help, completion ----------------------------------------------------------------------
@@ -322,6 +399,31 @@ def test_a_configuration_that_cannot_be_served_is_refused_by_its_key(
 
     assert_refused(done, "upstreams[0].api_key: the environment variable NO_KEY is not set")
     assert not (tmp_path / "data").exists()
+
+
+def test_a_key_that_the_user_may_not_read_is_not_asked_for_again(tmp_path: Path) -> None:
+    (tmp_path / "gpu.key").write_text("secret")
+    (tmp_path / "gpu.key").chmod(0)
+    config = tmp_path / "tollway.toml"
+    config.write_text(config_for(NOWHERE).replace(f'"{NOWHERE}"', f'"{NOWHERE}"\n{KEY_IN_FILE}'))
+
+    done = run_tollway("check", "--config", str(config), through=without_override())
+
+    why = "gpu.key cannot be read: Permission denied. Let the server's user read it.\n"
+    assert_refused(done, why)
+
+
+def test_check_refuses_a_model_file_that_is_not_gguf(tmp_path: Path) -> None:
+    (tmp_path / "tollway.toml").write_text('embedded.gguf = "model.gguf"')
+    model = tmp_path / "model.gguf"
+    arguments = ("check", "--config", str(tmp_path / "tollway.toml"), "--data-dir", str(tmp_path))
+    model.write_bytes(b"PK\x03\x04 a zip")
+    refused = run_tollway(*arguments)
+    model.write_bytes(b"GGUF and more")
+    taken = run_tollway(*arguments)
+
+    assert_refused(refused, f"{model} is not a GGUF file.")
+    assert taken.status == 0, taken.stderr
 
 
 def test_the_help_names_every_command() -> None:

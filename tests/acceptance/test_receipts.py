@@ -180,6 +180,38 @@ def test_what_cannot_be_checked_is_refused_with_why(tmp_path: Path) -> None:
 
     assert [done.status for done in (no_key, bad_key, no_file)] == [1, 1, 1]
     assert "There is no signing key in" in no_key.stderr
-    assert "is not a public key" in bad_key.stderr
+    assert "is not a public key (Ed25519). Put there" in bad_key.stderr
     assert "cannot be read" in no_file.stderr
     assert not (tmp_path / "data").exists()
+
+
+def test_a_file_that_is_no_receipt_is_refused_by_its_name(
+    tmp_path: Path, server: TollwayServer
+) -> None:
+    file = tmp_path / "tollway.toml"
+    file.write_text("[server]\n")
+
+    no_json = server.command("receipt", "verify", str(file))
+    no_key = server.command("receipt", "verify", str(file), "--key", str(file))
+
+    assert (no_json.status, no_key.status) == (1, 1)
+    assert no_json.stderr.startswith(f"{file} is not valid JSON: ")
+    assert "A receipt is kept as `tollway receipt show --signed` prints it." in no_json.stderr
+    assert no_key.stderr.startswith(f"{file} is not a public key (Ed25519). ")
+    assert "cryptography" not in no_key.stderr
+
+
+def test_a_receipt_of_another_installation_is_told_whose_key_was_tried(
+    server: TollwayServer, customer: Customer, tmp_path: Path
+) -> None:
+    request_id = customer.chat().header("x-request-id") or ""
+    file, data_dir = tmp_path / "receipt.json", tmp_path / "other"
+    file.write_text(server.command("receipt", "show", request_id, "--signed").stdout)
+    where = ("--data-dir", str(data_dir))
+    run_tollway("account", "create", "acme", *where)
+
+    done = run_tollway("receipt", "verify", str(file), *where)
+
+    assert done.status == 1
+    assert f"signed it, and the key in {data_dir} is " in done.stderr
+    assert "Give the --data-dir of the server that signed it, or" in done.stderr

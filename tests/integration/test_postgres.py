@@ -73,6 +73,7 @@ async def test_nobody_listens_there(postgres: PostgresServer) -> None:
     with pytest.raises(StartError, match=r"127\.0\.0\.1:1/tollway cannot be used") as refusal:
         await PostgresDatabase(url).open()
 
+    assert refusal.value.message.endswith(". Check server.database.")
     assert PASSWORD not in refusal.value.message
     assert "someone" not in refusal.value.message
 
@@ -225,6 +226,22 @@ async def test_an_older_schema_is_refused_by_serving(
 async def test_a_serving_role_that_is_not_there_is_refused(empty_url: str) -> None:
     with pytest.raises(StartError, match="There is no role 'nobody_here'"):
         migrate(empty_url, "nobody_here")
+
+
+@pytest.mark.parametrize("is_empty", [True, False])
+async def test_migrating_with_the_serving_role_asks_for_the_owners(
+    postgres: PostgresServer, is_empty: bool
+) -> None:
+    url = postgres.url(postgres.new_database(empty=is_empty))
+    where = url.rpartition("@")[2]
+
+    with pytest.raises(StartError) as refusal:
+        migrate(url, SERVER)
+
+    assert str(refusal.value) == (
+        f"The role {SERVER} may not make tables in {where}. Give the role that owns them: "
+        f"--database postgresql://OWNER:...@{where}, or TOLLWAY_MIGRATE_DATABASE."
+    )
 
 
 def _kill_backends(postgres: PostgresServer, url: str) -> None:

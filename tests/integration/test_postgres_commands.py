@@ -79,6 +79,22 @@ def test_migrate_makes_the_tables_and_check_finds_them(
     assert run_tollway("check", "--config", str(config)).status == 0
 
 
+def test_the_upstreams_are_those_of_the_replica_with_the_data_directory(
+    tmp_path: Path, database_url: str
+) -> None:
+    head = f'[server]\ndatabase = "{database_url}"\n'
+    with FakeUpstream(models=("parrot-upstream",)) as upstream:
+        config = config_for(upstream.base_url, more=head)
+        with TollwayServer(tmp_path / "data", config) as server:
+            listed = server.command("upstream", "list", "--json")
+        stopped = server.command("upstream", "list")
+
+    assert listed.status == 0, listed.stderr
+    assert [one["condition"] for one in listed.json()["data"]] == ["serving"]
+    assert stopped.status == 1
+    assert "No server runs here" in stopped.stderr
+
+
 @pytest.fixture
 def installation(tmp_path: Path) -> Iterator[Path]:
     """A SQLite installation that has served, and its configuration for Postgres afterwards."""
@@ -110,6 +126,7 @@ def test_an_installation_moves_over_with_its_tokens_credits_and_receipts(
 
     assert done.status == 0, done.stderr
     assert "4 holds" in done.stdout
+    assert (installation / "data" / "moved-to-postgres.db").exists()
     account = (installation / "account").read_text()
     where = ("--config", str(config))
     shown = run_tollway("account", "show", account, *where, "--json").json()
@@ -120,6 +137,18 @@ def test_an_installation_moves_over_with_its_tokens_credits_and_receipts(
     again = run_tollway("migrate", *arguments, "--from", "sqlite")
     assert again.status == 1
     assert "There is no SQLite file" in again.stderr
+
+
+@pytest.mark.parametrize("command", ["serve --port 0", "check", "account list", "account create a"])
+def test_what_moved_to_postgres_is_not_begun_anew_as_a_file(tmp_path: Path, command: str) -> None:
+    (tmp_path / "moved-to-postgres.db").touch()
+
+    done = run_tollway(*command.split(), "--data-dir", str(tmp_path))
+
+    assert done.status == 1
+    assert f"The books of {tmp_path} moved to Postgres" in done.stderr
+    assert "Set server.database" in done.stderr
+    assert not (tmp_path / "tollway.db").exists()
 
 
 def test_a_ledger_that_is_not_whole_is_not_moved(

@@ -224,6 +224,13 @@ def test_a_changed_configuration_reaches_every_worker(
     assert models() == {"acme/kea"}
 
 
+def test_the_upstreams_are_listed_as_the_first_worker_knows_them(server: TollwayServer) -> None:
+    listed = server.command("upstream", "list", "--json")
+
+    assert listed.status == 0, listed.stderr
+    assert [one["name"] for one in listed.json()["data"]] == ["gpu-1"]
+
+
 def test_where_a_worker_cannot_start_the_start_is_refused(
     head: str, upstream: FakeUpstream, tmp_path: Path, redis: RedisServer
 ) -> None:

@@ -258,9 +258,12 @@ async def _operate(
         return await operations.execute(command, arguments, actor="tests")
 
 
-def run_tollway(*arguments: str, env: dict[str, str] | None = None) -> Finished:
+def run_tollway(
+    *arguments: str, env: dict[str, str] | None = None, through: Sequence[str] = ()
+) -> Finished:
+    """`through` is a command that runs it, such as `setpriv`."""
     done = subprocess.run(
-        [*TOLLWAY, *arguments],
+        [*through, *TOLLWAY, *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -4,6 +4,11 @@ import os
 import pwd
 
 
+def without_override() -> list[str]:
+    """A command that runs another whom the modes of files bind, as they do not bind root."""
+    return [] if os.getuid() else ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+
+
 def ordinary_user() -> pwd.struct_passwd | None:
     """To become, for a test that is run by root; None where it is somebody already."""
     if os.getuid():

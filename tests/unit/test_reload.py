@@ -217,7 +217,7 @@ async def test_what_needs_a_restart_is_told_and_stays(
     (adopted,) = server.adopted
     assert adopted.server == server.running.server
     assert adopted.embedded == server.running.embedded
-    assert "changes with a restart alone: server.port: 8080 -> 9090" in caplog.text
+    assert "changes after a restart: server.port: 8080 -> 9090" in caplog.text
 
 
 async def test_a_model_is_judged_by_the_embedded_model_that_runs(server: Server) -> None:

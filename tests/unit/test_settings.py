@@ -243,7 +243,18 @@ def test_an_upstream_has_a_dialect(tmp_path: Path) -> None:
             "upstreams[0].name: `embedded` is the model that Tollway runs itself",
         ),
         (UPSTREAM + UPSTREAM, "upstreams[1].name: 'gpu-1' is taken by upstreams[0]."),
-        (UPSTREAM + 'dialect = "klingon"', "upstreams[0].dialect: invalid enum value 'klingon'."),
+        (
+            UPSTREAM + 'dialect = "klingon"',
+            "upstreams[0].dialect: invalid enum value 'klingon'. There are generic, vllm, sglang,",
+        ),
+        (
+            UPSTREAM + 'dialect = "opnai"',
+            "upstreams[0].dialect: invalid enum value 'opnai'. Did you mean `openai`?",
+        ),
+        (
+            UPSTREAM + BUDGET + 'defaults = { verbosity = "loud" }',
+            "models[0].defaults.verbosity: invalid enum value 'loud'. There are low, medium, high.",
+        ),
         (UPSTREAM + 'api_version = "2024-10-21"', "upstreams[0].api_version: only Azure has one."),
         (
             UPSTREAM + 'dialect = "azure"\napi_version = "v/1"',
@@ -335,7 +346,8 @@ def test_an_upstream_has_a_dialect(tmp_path: Path) -> None:
         ),
         (
             UPSTREAM + MODEL + 'tier = "budget"\nsupported_parameters = ["temprature"]',
-            "models[0].supported_parameters[0]: invalid enum value 'temprature'.",
+            "models[0].supported_parameters[0]: invalid enum value 'temprature'. Did you mean "
+            "`temperature`?",
         ),
         (
             UPSTREAM + (MODEL + 'tier = "budget"\n') * 2,

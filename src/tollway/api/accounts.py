@@ -235,7 +235,7 @@ def parse_token_ask(body: bytes) -> TokenAsk:
     try:
         return msgspec.convert(document, TokenAsk)
     except msgspec.ValidationError as error:
-        raise explain_invalid(error, document) from None
+        raise explain_invalid(error, document, TokenAsk) from None
 
 
 def token_object(token: Token) -> TokenObject:

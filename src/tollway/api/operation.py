@@ -37,6 +37,7 @@ from tollway.errors import (
     RateWhy,
     RequestError,
     Unavailable,
+    how_many,
 )
 from tollway.gateway.admit import STANDING_SECONDS, Gate
 from tollway.gateway.authenticate import Authenticator, require_scope
@@ -135,8 +136,9 @@ class Asked:
         take = await self.parts.limiter.take(self._rate_key, self._rate_limit)
         if not take.admitted:
             raise RateLimited(
-                f"This account may make {take.state.limit} requests in any 60 s besides chat "
-                f"completions. The next place is free in {take.state.reset_seconds:.1f} s.",
+                f"This account may make {how_many(take.state.limit, 'request')} in any 60 s "
+                "besides chat completions. "
+                f"The next place is free in {take.state.reset_seconds:.1f} s.",
                 RateWhy("other_requests_per_minute", take.state.limit, take.state.reset_seconds),
             )
         self._take = take

@@ -12,7 +12,7 @@ from msgspec import UNSET, Struct, UnsetType
 from tollway.api.accounts import iso_time
 from tollway.api.operation import Answer, Asked
 from tollway.catalogue import Price
-from tollway.errors import InvalidRequest, NotFound
+from tollway.errors import InvalidRequest, NotFound, how_many
 from tollway.ledger.base import Attempt, Receipt, Status, UsageSource
 from tollway.ledger.signing import ALGORITHM, Document, SigningKey, key_id, verify_signature
 from tollway.pricing import charge
@@ -182,13 +182,17 @@ def _wants_signature(asked: Asked) -> bool:
 # --- checking one ---------------------------------------------------------------------------------
 
 
-def faults_of(document: Document, public_key: "Ed25519PublicKey") -> list[str]:
+def faults_of(
+    document: Document, public_key: "Ed25519PublicKey", whose: str = "the key given"
+) -> list[str]:
     """What is wrong with a signed receipt, as sentences; none for one that is right. Needs neither
-    a server nor a ledger."""
-    return [*_faults_of_signature(document, public_key), *_faults_of_sums(document)]
+    a server nor a ledger. `whose` is what the key is called."""
+    return [*_faults_of_signature(document, public_key, whose), *_faults_of_sums(document)]
 
 
-def _faults_of_signature(document: Document, public_key: "Ed25519PublicKey") -> list[str]:
+def _faults_of_signature(
+    document: Document, public_key: "Ed25519PublicKey", whose: str
+) -> list[str]:
     if "signature" not in document:
         return ["It has no signature. Ask for the receipt with ?signed=true."]
     if verify_signature(document, public_key):
@@ -199,7 +203,10 @@ def _faults_of_signature(document: Document, public_key: "Ed25519PublicKey") -> 
         return [f"Its signature cannot be read: {error}."]
     known = key_id(public_key)
     if signed_by != known:
-        return [f"It says that the key {signed_by} signed it, and the key given is {known}."]
+        return [
+            f"It says that the key {signed_by} signed it, and {whose} is {known}. Give the "
+            "--data-dir of the server that signed it, or its public key with --key."
+        ]
     return ["Its signature does not fit: something in it was changed after it was signed."]
 
 
@@ -229,13 +236,13 @@ def _faults_of_sums(document: Document) -> list[str]:
         faults.append("Cached tokens are part of its prompt, and reasoning of its completion.")
     if credits.consumed + credits.shortfall != cost:
         faults.append(
-            f"Its usage costs {cost} credits at its rates, and it says {credits.consumed} consumed "
-            f"and {credits.shortfall} short."
+            f"Its usage costs {how_many(cost, 'credit')} at its rates, and it says "
+            f"{credits.consumed} consumed and {credits.shortfall} short."
         )
     if credits.consumed > credits.reserved:
         faults.append(
-            f"It says {credits.consumed} credits consumed, more than the {credits.reserved} "
-            "reserved."
+            f"It says {how_many(credits.consumed, 'credit')} consumed, more than the "
+            f"{credits.reserved} reserved."
         )
     if (receipt.ledger is None) != (credits.consumed == 0):
         faults.append("A charge has one entry in the ledger, and what cost nothing has none.")

@@ -7,6 +7,7 @@ import typer
 from tollway.cli.execution import execute
 from tollway.cli.parameters import Config, DataDir, Json, group
 from tollway.cli.printing import Object, print_json, print_list, print_record
+from tollway.errors import how_many
 
 commands = group("Who pays: accounts own credits and tokens.")
 AccountName = Annotated[str, typer.Argument(metavar="NAME", help="The account's name or id.")]
@@ -23,7 +24,8 @@ def account_create(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Make an account, with credits to start with."""
+    """Make an account, with credits to start with. Before the first start it makes the data
+    directory too, and says so."""
     arguments = {"name": name, "credits": credits}
     _print_account(execute("account create", arguments, config, data_dir), as_json)
 
@@ -75,24 +77,33 @@ def account_unfreeze(
 def account_set(
     name: AccountName,
     requests_per_minute: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Chat requests in any 60 seconds.")
+        str | None, typer.Option(metavar="N", help="Chat requests in any 60 seconds.")
     ] = None,
     concurrent: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Chat requests at a time.")
+        str | None, typer.Option(metavar="N", help="Chat requests at a time.")
     ] = None,
     config: Config = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Give an account limits of its own."""
+    """Give an account limits of its own. `default` instead of a number takes one back: it is then
+    what the configuration says."""
     if requests_per_minute is None and concurrent is None:
         raise typer.BadParameter("Give --requests-per-minute, --concurrent or both.")
     arguments = {
         "name": name,
-        "requests_per_minute": requests_per_minute,
-        "concurrent_requests": concurrent,
+        "requests_per_minute": _limit("--requests-per-minute", requests_per_minute),
+        "concurrent_requests": _limit("--concurrent", concurrent),
     }
     _print_account(execute("account set", arguments, config, data_dir), as_json)
+
+
+def _limit(option: str, given: str | None) -> int | str | None:
+    if given is None or given == "default":
+        return given
+    if given.isascii() and given.isdecimal() and int(given) >= 1:
+        return int(given)
+    raise typer.BadParameter(f"{option} is a number from 1 on or `default`, not {given!r:.80}.")
 
 
 def _print_account(account: Object, as_json: bool) -> None:
@@ -105,8 +116,8 @@ def _print_account(account: Object, as_json: bool) -> None:
             "name": account["name"],
             "id": account["id"],
             "status": account["status"],
-            "balance": f"{account['creditBalance']} credits",
-            "held": f"{account['creditsHeld']} credits",
+            "balance": how_many(account["creditBalance"], "credit"),
+            "held": how_many(account["creditsHeld"], "credit"),
             "requests a minute": limits["requestsPerMinute"] or "as configured",
             "requests at a time": limits["concurrentRequests"] or "as configured",
             "created": account["createdAt"],

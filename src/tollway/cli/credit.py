@@ -7,14 +7,19 @@ import typer
 from tollway.cli.execution import execute
 from tollway.cli.parameters import AccountArgument, Config, DataDir, Json, RequestId, group
 from tollway.cli.printing import Object, print_json
+from tollway.errors import how_many
 
 commands = group("Add credits to an account, refund a request, correct by hand.")
 
 
-@commands.command("top-up")
+# A negative amount looks like an option that is not known; all that are known are still found.
+_NEGATIVE_TOO = {"ignore_unknown_options": True}
+
+
+@commands.command("top-up", context_settings=_NEGATIVE_TOO)
 def credit_top_up(
     account: AccountArgument,
-    amount: Annotated[int, typer.Argument(metavar="AMOUNT", min=1, help="Credits to add.")],
+    amount: Annotated[int, typer.Argument(metavar="AMOUNT", help="Credits to add, at least 1.")],
     reference: Annotated[
         str | None,
         typer.Option(metavar="R", help="Your own, such as an invoice's. The same one adds once."),
@@ -24,6 +29,11 @@ def credit_top_up(
     as_json: Json = False,
 ) -> None:
     """Add credits that were paid for."""
+    if amount < 1:
+        raise typer.BadParameter(
+            f"A top-up adds at least 1 credit, and this is {amount}. `tollway credit adjust` takes "
+            "credits away."
+        )
     arguments = {"account": account, "amount": amount, "reference": reference}
     _print_entry(execute("credit top-up", arguments, config, data_dir), as_json)
 
@@ -47,8 +57,7 @@ def credit_refund(
     _print_entry(execute("credit refund", arguments, config, data_dir), as_json)
 
 
-# A negative amount looks like an option that is not known; all that are known are still found.
-@commands.command("adjust", context_settings={"ignore_unknown_options": True})
+@commands.command("adjust", context_settings=_NEGATIVE_TOO)
 def credit_adjust(
     account: AccountArgument,
     amount: Annotated[
@@ -68,7 +77,8 @@ def _print_entry(entry: Object, as_json: bool) -> None:
     if as_json:
         print_json(entry)
         return
+    sign = "+" if entry["amount"] > 0 else ""
     typer.echo(
-        f"{entry['description']}: {entry['amount']:+} credits, balance {entry['balance']} "
-        f"({entry['createdAt']})"
+        f"{entry['description']}: {sign}{how_many(entry['amount'], 'credit')}, balance "
+        f"{entry['balance']} ({entry['createdAt']})"
     )

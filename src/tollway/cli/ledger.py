@@ -5,6 +5,7 @@ import typer
 from tollway.cli.execution import execute
 from tollway.cli.parameters import Config, DataDir, Json, group
 from tollway.cli.printing import print_json, print_table
+from tollway.errors import how_many
 
 commands = group("The books.")
 
@@ -24,5 +25,5 @@ def ledger_verify(config: Config = None, data_dir: DataDir = None, as_json: Json
     else:
         typer.echo("The ledger is whole.")
     if violations:
-        typer.echo(f"The ledger has {len(violations)} violations.", err=True)
+        typer.echo(f"The ledger has {how_many(len(violations), 'violation')}.", err=True)
         raise typer.Exit(1)

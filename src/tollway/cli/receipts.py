@@ -8,10 +8,12 @@ import typer
 from tollway.cli.execution import execute
 from tollway.cli.parameters import Config, DataDir, Json, RequestId, group
 from tollway.cli.printing import Object, print_json, print_record
-from tollway.errors import Refused
+from tollway.errors import InvalidRequest, Refused
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    from tollway.ledger.signing import Document
 
 commands = group("What a request used and cost, signed, and checked.")
 
@@ -73,11 +75,9 @@ def receipt_verify(
     """Check a signed receipt, without a server: is it as it was signed, and is the charge what the
     usage costs at the rates? Each fault is printed."""
     from tollway.api.receipts import faults_of
-    from tollway.wire.strict_json import parse_object
 
-    public_key = _public_key(key, config, data_dir)
-    document = parse_object(_read(file))
-    faults = faults_of(document, public_key)
+    public_key, whose = _public_key(key, config, data_dir)
+    faults = faults_of(_document(file), public_key, whose)
     if as_json:
         print_json({"data": faults})
     elif not faults:
@@ -90,15 +90,20 @@ def receipt_verify(
 
 def _public_key(
     file: Path | None, config: Path | None, data_dir: Path | None
-) -> "Ed25519PublicKey":
+) -> tuple["Ed25519PublicKey", str]:
+    """And what it is called."""
     from tollway.ledger.signing import SigningKey, read_public_key
+    from tollway.maintenance import check_data_directory
     from tollway.settings import load_settings
 
     if file is not None:
         try:
-            return read_public_key(_read(file))
-        except ValueError as error:
-            raise Refused(f"{file} is not a public key: {error}.") from None
+            return read_public_key(_read(file)), f"the key in {file}"
+        except ValueError:
+            raise Refused(
+                f"{file} is not a public key (Ed25519). Put there what GET /receipts/public-key "
+                "shows, or the key in PEM."
+            ) from None
     settings = load_settings(config, data_dir=data_dir, for_serving=False)
     if settings.server.database.scheme:
         import asyncio
@@ -106,12 +111,26 @@ def _public_key(
         from tollway.store import stored_signing_key
 
         stored = asyncio.run(stored_signing_key(settings))
-        return read_public_key(stored.public_pem().encode())
+        where = f"the key in the database {settings.server.database}"
+        return read_public_key(stored.public_pem().encode()), where
+    check_data_directory(settings)
     folder = settings.server.data_dir
     key = SigningKey.existing(folder)
     if key is None:
         raise Refused(f"There is no signing key in {folder}. Give the public one with --key.")
-    return read_public_key(key.public_pem().encode())
+    return read_public_key(key.public_pem().encode()), f"the key in {folder}"
+
+
+def _document(file: Path) -> "Document":
+    from tollway.wire.strict_json import parse_object
+
+    try:
+        return parse_object(_read(file))
+    except InvalidRequest as error:
+        why = error.message.removeprefix("The request body")  # it is read as one
+        raise Refused(
+            f"{file}{why} A receipt is kept as `tollway receipt show --signed` prints it."
+        ) from None
 
 
 def _read(file: Path) -> bytes:

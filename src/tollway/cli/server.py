@@ -8,7 +8,7 @@ import typer
 
 from tollway.cli.parameters import Config, DataDir, Json
 from tollway.cli.printing import Object, print_json, print_record, print_table
-from tollway.errors import Refused
+from tollway.errors import Refused, how_many
 
 if TYPE_CHECKING:
     from tollway.settings import Settings
@@ -60,9 +60,13 @@ def check(config: Config = None, data_dir: DataDir = None, as_json: Json = False
     """Read the configuration, secrets included, and say what would be served. Starts nothing. A
     database server is connected to, and the rights of the role there are looked at; so is a rate
     store."""
+    from tollway.maintenance import check_data_directory, check_file, check_model_file
     from tollway.settings import load_settings
 
     settings = load_settings(config, data_dir=data_dir)
+    check_data_directory(settings)
+    check_file(settings)
+    check_model_file(settings)
     for warning in settings.warnings:
         typer.echo(warning, err=True)
     excess = _check_database(settings)
@@ -187,7 +191,7 @@ def reload(config: Config = None, data_dir: DataDir = None, as_json: Json = Fals
     for change in result["changes"]:
         typer.echo(change)
     for change in result["afterRestart"]:
-        typer.echo(f"{change} (with a restart alone)")
+        typer.echo(f"{change} (after a restart)")
     if not result["changes"] and not result["afterRestart"]:
         typer.echo("Nothing has changed.")
 
@@ -254,4 +258,5 @@ def migrate(
         typer.echo(f"The role {done.serving_role} may serve from it.")
     if moved is not None:
         counts = ", ".join(f"{count} {table}" for table, count in moved.rows.items() if count)
-        typer.echo(f"Moved {counts or 'nothing'}; {moved.credits} credits in all. Both are whole.")
+        credits = how_many(moved.credits, "credit")
+        typer.echo(f"Moved {counts or 'nothing'}; {credits} in all. Both are whole.")

@@ -45,7 +45,8 @@ def migrate_sqlite(path: Path) -> None:
 
 
 def is_current(path: Path) -> bool:
-    """Whether the file has all migrations of this version and no others."""
+    """Whether the file has all migrations of this version and no others. Raises `OSError` where it
+    cannot be looked at, and `StartError` where it is no database."""
     if not path.exists() or not path.stat().st_size:
         return False
     with closing(sqlite3.connect(path)) as connection:
@@ -53,6 +54,11 @@ def is_current(path: Path) -> bool:
             rows = connection.execute("SELECT migration_id FROM _yoyo_migration").fetchall()
         except sqlite3.OperationalError:  # the table is not there yet
             return False
+        except sqlite3.DatabaseError as error:
+            raise StartError(
+                f"The database {path} cannot be opened: {error}. Put a backup in its place, or "
+                "move it away: the next start then makes an empty one."
+            ) from error
     return {id_ for (id_,) in rows} == set(_names(_MIGRATIONS))
 
 

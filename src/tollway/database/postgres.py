@@ -122,7 +122,9 @@ class PostgresDatabase:
             raise
         except (*_UNREACHABLE, asyncpg.PostgresError, ValueError) as error:
             await self.close()
-            raise StartError(f"The database {self.name} cannot be used: {reason(error)}.") from None
+            raise StartError(
+                f"The database {self.name} cannot be used: {reason(error)}. Check server.database."
+            ) from None
 
     async def close(self) -> None:
         if self._pool is None:

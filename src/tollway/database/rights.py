@@ -57,6 +57,7 @@ def migrate(url: str, serving_role: str | None) -> Migrated:
     try:
         with psycopg.connect(url, autocommit=True, connect_timeout=5) as connection:
             connection.execute("SET lock_timeout = '60s'")
+            _require_owner(connection, name)
             connection.execute("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
             applied = apply_postgres(url)
             if serving_role is not None and serving_role != connection.info.user:
@@ -64,6 +65,17 @@ def migrate(url: str, serving_role: str | None) -> Migrated:
     except psycopg.Error as error:
         raise StartError(f"The database {name} cannot be migrated: {reason(error)}.") from None
     return Migrated(name, applied, serving_role)
+
+
+def _require_owner(connection: "psycopg.Connection[tuple[object, ...]]", name: str) -> None:
+    """Else yoyo fails in the middle, with words that do not say whose right is missing."""
+    may_create = "SELECT has_schema_privilege(current_schema(), 'CREATE')"
+    if connection.execute(may_create).fetchone() == (True,):
+        return
+    raise StartError(
+        f"The role {connection.info.user} may not make tables in {name}. Give the role that owns "
+        f"them: --database postgresql://OWNER:...@{name}, or TOLLWAY_MIGRATE_DATABASE."
+    )
 
 
 def _grant(connection: "psycopg.Connection[tuple[object, ...]]", role: str) -> None:

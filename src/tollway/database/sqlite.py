@@ -31,6 +31,9 @@ T = TypeVar("T")
 log = logging.getLogger("tollway.database")
 
 DATABASE_FILE = "tollway.db"
+MOVED_FILE = "moved-to-postgres.db"
+"""What the file is called once its books are in Postgres."""
+_AS_THE_SERVER = "Run this as the user of the server, or with sudo"
 
 Connect = Callable[[Path], sqlite3.Connection]
 
@@ -87,11 +90,31 @@ def own_data_directory(data_dir: Path) -> Generator[None]:
         lock.release()
 
 
-def unusable(data_dir: Path, error: OSError) -> StartError:
-    return StartError(
-        f"The data directory {data_dir} cannot be used: {error.strerror}. "
-        "Choose another with --data-dir."
+def look_into(data_dir: Path) -> None:
+    """Raises `StartError` where this user may not look into it. It need not be there yet."""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            (data_dir / DATABASE_FILE).stat()
+    except OSError as error:
+        raise unusable(data_dir, error) from error
+
+
+def require_not_moved(data_dir: Path) -> None:
+    """Raises `StartError` where a new file would stand beside books that moved to Postgres: with
+    the configuration of before, nobody would see that they are empty."""
+    if (data_dir / DATABASE_FILE).exists() or not (data_dir / MOVED_FILE).exists():
+        return
+    raise StartError(
+        f"The books of {data_dir} moved to Postgres: {MOVED_FILE} lies there. Set server.database "
+        "to postgresql://... in the configuration (and check --config), or use another --data-dir."
     )
+
+
+def unusable(data_dir: Path, error: OSError) -> StartError:
+    mend = "Choose another with --data-dir."
+    if isinstance(error, PermissionError):
+        mend = f"{_AS_THE_SERVER}, or choose another with --data-dir."
+    return StartError(f"The data directory {data_dir} cannot be used: {error.strerror}. {mend}")
 
 
 class SqliteDatabase:
@@ -137,9 +160,7 @@ class SqliteDatabase:
                     raise
                 migrate_sqlite(self.path)
         except (OSError, sqlite3.DatabaseError) as error:
-            raise StartError(
-                f"The database {self.path} cannot be opened: {_first(error)}."
-            ) from error
+            raise _unopened(self.path, _first(error)) from error
         self._writer.start(asyncio.get_running_loop())
 
     async def close(self) -> None:
@@ -241,6 +262,14 @@ class SqliteDatabase:
                 raise
             log.error("The database cannot be read: %s", error)
             raise Unavailable("The database cannot be read now. Try again later.") from error
+
+
+def _unopened(path: Path, why: BaseException) -> StartError:
+    code = getattr(why, "sqlite_errorcode", None)
+    mend = "Look at the disk and at the rights of the folder."
+    if code == sqlite3.SQLITE_CANTOPEN or isinstance(why, PermissionError):
+        mend = f"{_AS_THE_SERVER}."
+    return StartError(f"The database {path} cannot be opened: {why}. {mend}")
 
 
 def _first(error: BaseException) -> BaseException:

@@ -22,6 +22,7 @@ from tollway.errors import (
     RateLimited,
     RateWhy,
     Unavailable,
+    how_many,
 )
 from tollway.gateway.policy import images_bound, images_tokens, require_allowed
 from tollway.gateway.types import Admission, Call, Caller, Cost, Standing
@@ -289,15 +290,16 @@ def _seconds(header: bytes) -> float:
 
 def _crowded(limit: int) -> RateLimited:
     return RateLimited(
-        f"This account has {limit} requests running, its limit. Wait until one of them ends.",
+        f"This account has {how_many(limit, 'request')} running, its limit. Wait until one "
+        "of them ends.",
         RateWhy("concurrent_requests", limit, CONCURRENCY_RETRY_SECONDS),
     )
 
 
 def _too_many(whose: str, limit: RateLimit, state: RateState) -> RateLimited:
     return RateLimited(
-        f"This {whose} may make {state.limit} requests in any 60 s. The next place is free in "
-        f"{state.reset_seconds:.1f} s.",
+        f"This {whose} may make {how_many(state.limit, 'request')} in any 60 s. The next "
+        f"place is free in {state.reset_seconds:.1f} s.",
         RateWhy(limit, state.limit, state.reset_seconds),
     )
 
@@ -322,7 +324,7 @@ def _insufficient(model: Model, cost: Cost, required: int, why: CreditsWhy) -> I
         mend = f"lower max_tokens to {affordable} or {mend}"
     held = f", while requests in flight hold {why.held}" if why.held else ""
     return InsufficientCredits(
-        f"This request could cost up to {required} credits and "
+        f"This request could cost up to {how_many(required, 'credit')} and "
         f"{limit.format(value=why.value, available=why.available)}{held}. "
         f"{mend[0].upper()}{mend[1:]}.",
         required=required,

@@ -26,7 +26,7 @@ import msgspec
 from msgspec import Struct
 
 from tollway.database.base import Statement
-from tollway.errors import CreditsWhy, RequestError
+from tollway.errors import CreditsWhy, RequestError, how_many
 
 EntryKind = Literal["grant", "top_up", "charge", "late_charge", "refund", "adjustment"]
 Status = Literal["completed", "interrupted", "failed"]
@@ -130,6 +130,15 @@ class Recovered(Struct, frozen=True):
     output_tokens: int
     charged: int
     shortfall: int
+
+    def __str__(self) -> str:
+        """For the log."""
+        short = f", {how_many(self.shortfall, 'credit')} short" if self.shortfall else ""
+        return (
+            f"the request {self.request_id} of {self.account_id} was charged "
+            f"{how_many(self.charged, 'credit')}{short}, for {self.input_tokens} input and "
+            f"{self.output_tokens} output tokens, as the {self.origin} says"
+        )
 
 
 class Earlier(Struct, frozen=True):

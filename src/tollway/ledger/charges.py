@@ -24,7 +24,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import astuple
 
-from tollway.errors import Refused
+from tollway.errors import Refused, how_many
 from tollway.ledger.base import Attempt, Entry, Hold, Outcome, Recovered, Settlement
 from tollway.ledger.idempotency import ClaimEnd
 from tollway.ledger.rows import entry_hash
@@ -49,7 +49,7 @@ class Chains:
         balance, seq, head = self._tip(connection, entry.account_id)
         balance += entry.amount
         if balance < 0:
-            raise Refused(f"The balance would fall to {balance} credits.")
+            raise Refused(f"The balance would fall to {how_many(balance, 'credit')}.")
         placed = msgspec.structs.replace(entry, seq=seq + 1, balance_after=balance)
         hash_ = entry_hash(head, placed)
         self._tips[entry.account_id] = (balance, seq + 1, hash_)

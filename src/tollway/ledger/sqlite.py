@@ -27,7 +27,7 @@ from msgspec import Struct
 from tollway.clock import Clock, first_id_since
 from tollway.database.base import Statement
 from tollway.database.sqlite import SqliteDatabase
-from tollway.errors import CreditsWhy, Refused, Unavailable
+from tollway.errors import CreditsWhy, Refused, Unavailable, how_many
 from tollway.ledger.base import (
     Checkpoint,
     Entry,
@@ -257,8 +257,8 @@ class SqliteLedger:
                 if (before := await self._entry(ref, kind)) is not None:
                     return before, False
                 raise Refused(
-                    f"The account has {purse.balance - purse.held} credits available and this "
-                    f"would take {-amount}. Take at most what is available."
+                    f"The account has {how_many(purse.balance - purse.held, 'credit')} available "
+                    f"and this would take {-amount}. Take at most what is available."
                 )
             purse.take(-amount)
         future: asyncio.Future[tuple[Entry, bool]] = asyncio.get_running_loop().create_future()

@@ -2,10 +2,11 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
+from tollway import choices
 from tollway.errors import ConfigurationError
 from tollway.settings.tables import Defaults, ModelTable, Serving
 
@@ -27,21 +28,29 @@ def wrong(path: str, why: str) -> ConfigurationError:
 
 
 def unknown(path: str, key: str, known: Iterable[str]) -> ConfigurationError:
-    names = sorted(known)
-    close = difflib.get_close_matches(key, names, n=1)
-    mend = f"Did you mean `{close[0]}`?" if close else f"There are {', '.join(names)}."
+    mend = _instead(key, sorted(known))
     return ConfigurationError(f"{path}: there is no such setting. {mend}")
+
+
+def _instead(given: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=1)
+    return f"Did you mean `{close[0]}`?" if close else f"There are {', '.join(known)}."
 
 
 def explained(message: str, type_: type, path: str) -> ConfigurationError:
     """Turns msgspec's words (``Expected `int`, got `str` - at `$.port` ``) into the operator's."""
     found = _WHERE.match(message)
     assert found is not None
-    what, path = found["what"], path + (found["path"] or "")
+    what, within = found["what"], found["path"] or ""
+    path += within
     if stray := _UNKNOWN.fullmatch(what):
         table = _table_at(path, type_)
         assert issubclass(table, Struct)
         return unknown(f"{path}.{stray['key']}", stray["key"], table.__struct_fields__)
+    if refused := choices.of_refusal(what, type_, within):
+        given, known = refused
+        mend = _instead(given, known)
+        return ConfigurationError(f"{path}: invalid enum value {given!r}. {mend}")
     if missing := _MISSING.fullmatch(what):
         return wrong(f"{path}.{missing['key']}", "it is missing. Add it")
     if "matching regex" in what:

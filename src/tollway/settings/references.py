@@ -38,7 +38,9 @@ def from_file(path: Path) -> str:
         secret = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ValueError(f"The file {path} cannot be read: {why}. Put the key there") from None
+        is_locked = isinstance(error, PermissionError)
+        mend = "Let the server's user read it" if is_locked else "Put the key there"
+        raise ValueError(f"The file {path} cannot be read: {why}. {mend}") from None
     if not secret:
         raise ValueError(f"The file {path} is empty. Put the key there")
     return secret

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 from msgspec import Struct
 
+from tollway import choices
 from tollway.errors import InvalidRequest
 from tollway.wire.chat import (
     AssistantMessage,
@@ -237,7 +238,7 @@ def _read_fully(body: bytes) -> ParsedRequest:
     try:
         request = msgspec.convert(document, ChatRequest)
     except msgspec.ValidationError as error:
-        raise explain_invalid(error, document) from None
+        raise explain_invalid(error, document, ChatRequest) from None
     _check_fields_together(request)
     images = _check_messages(request)
     fields = Fields(request, (_without_rewritten(_encode(request)),))
@@ -366,9 +367,10 @@ _MISSING = re.compile(r"missing required field `(\w+)`")
 
 
 def explain_invalid(
-    error: msgspec.ValidationError, document: Mapping[str, object]
+    error: msgspec.ValidationError, document: Mapping[str, object], type_: type
 ) -> InvalidRequest:
-    """Turns msgspec's words (`Expected `int`, got `str` - at `$.seed``) into the API's."""
+    """Turns msgspec's words (`Expected `int`, got `str` - at `$.seed``) into the API's. `type_` is
+    what the document should have been."""
     found = _WHERE.match(str(error))
     what, path = (found["what"], found["path"] or "") if found else (str(error), "")
     path = path.removeprefix(".").replace("[...]", "")  # a value of a map: its key is not told
@@ -378,6 +380,8 @@ def explain_invalid(
         return InvalidRequest(
             f"{param} is missing.", code="missing_required_parameter", param=param
         )
+    if refused := choices.of_refusal(what, type_, path):
+        what = f"{what}. It may be {', '.join(refused[1])}"
     what = what[:1].lower() + what[1:]
     value = document.get(path)
     # Numbers are told back; text is not, it may be anything.

@@ -241,6 +241,13 @@ async def test_a_wrong_field_is_named_and_nothing_is_issued(
     assert reply.header("x-ratelimit-remaining-requests") == "100"
 
 
+async def test_a_scope_that_there_is_not_is_told_which_there_are(api: Api) -> None:
+    reply = await api.post(PAT, api.secret, {"name": "a", "scopes": ["llm"]})
+
+    message = reply.json()["error"]["message"]
+    assert message.endswith(": invalid enum value 'llm'. It may be llm-all, account.")
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"name":"a","name":"b"}', b"\xff"])
 async def test_a_body_that_is_no_json_object_is_refused(api: Api, body: bytes) -> None:
     reply = await api.ask("POST", PAT, api.secret, body)

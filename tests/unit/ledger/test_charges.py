@@ -2,7 +2,7 @@
 
 import pytest
 
-from tollway.ledger.base import Attempt, Hold, Outcome, Settlement
+from tollway.ledger.base import Attempt, Hold, Outcome, Recovered, Settlement
 from tollway.ledger.charges import Charge, rows_of
 from tollway.ledger.rows import milliseconds
 
@@ -28,3 +28,14 @@ def test_the_times_of_a_charge_are_milliseconds_as_everywhere(seconds: float) ->
     assert {usage.created_at, usage.closed_at, usage.first_token_ms, usage.total_ms} == {
         milliseconds(seconds)
     }
+
+
+def test_what_was_recovered_is_told_as_a_sentence() -> None:
+    whole = Recovered("req_1", "acc_1", "journal", 9, 3, charged=1, shortfall=0)
+    short = Recovered("req_2", "acc_1", "checkpoint", 9, 30, charged=7, shortfall=2)
+
+    assert f"{whole}" == (
+        "the request req_1 of acc_1 was charged 1 credit, for 9 input and 3 output tokens, as the "
+        "journal says"
+    )
+    assert "was charged 7 credits, 2 credits short, for 9 input and 30 output tokens" in f"{short}"

@@ -272,6 +272,15 @@ def test_a_malformed_value_is_refused_and_named(
     assert param in refused.message or field in refused.message
 
 
+def test_a_word_that_is_not_possible_is_told_which_are() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:,", "detail": "huge"}}
+    deep = refusal(chat_bytes(messages=[message([image])]))
+
+    low = refusal(chat_bytes(verbosity="loud"))
+    assert low.message == "verbosity: invalid enum value 'loud'. It may be low, medium, high."
+    assert deep.message.endswith("detail: invalid enum value 'huge'. It may be auto, low, high.")
+
+
 @pytest.mark.parametrize("field", sorted(OPTIONAL_FIELDS | {"n", "max_tokens", "stream", "audio"}))
 def test_null_is_as_if_absent(field: str) -> None:
     assert forwarded(**{field: None}) == forwarded()

@@ -142,10 +142,16 @@ def ask_all(data_dir: Path, command: str, arguments: Mapping[str, object]) -> li
 def _answers(
     data_dir: Path, command: str, arguments: Mapping[str, object]
 ) -> Generator[dict[str, Any]]:
-    for folder in (data_dir, *sorted((data_dir / WORKERS).glob("*"))):
+    for folder in _folders(data_dir):
         answer = _ask_one(folder, command, arguments)
         if answer is not None:
             yield answer
+
+
+def _folders(data_dir: Path) -> Generator[Path]:
+    """The workers' are looked for last: where this user may not, the first refusal says so."""
+    yield data_dir
+    yield from sorted((data_dir / WORKERS).glob("*"))
 
 
 def _ask_one(
@@ -161,7 +167,7 @@ def _ask_one(
         except OSError as error:
             raise Refused(
                 f"The server's control socket in {data_dir} cannot be used: "
-                f"{error.strerror or error}. Run this as the user that runs the server."
+                f"{error.strerror or error}. Run this as the user of the server, or with sudo."
             ) from None
         connection.settimeout(None)  # some commands take long: `ledger verify` reads all there is
         reply = _exchange(connection, {"command": command, "arguments": dict(arguments)})

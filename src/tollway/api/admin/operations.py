@@ -10,7 +10,7 @@ transaction.
 import inspect
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Annotated, get_type_hints
+from typing import Annotated, Literal, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -23,7 +23,7 @@ from tollway.api.receipts import receipt_object, signed_receipt
 from tollway.catalogue import Catalogue
 from tollway.clock import Clock, iso, new_id
 from tollway.database.base import Database, Statement
-from tollway.errors import Refused
+from tollway.errors import Refused, how_many
 from tollway.ledger.base import Ledger, Receipt
 from tollway.ledger.signing import SigningKey
 from tollway.ledger.verify import Violation
@@ -158,8 +158,8 @@ class Operations:
         self,
         *,
         name: str,
-        requests_per_minute: Limit | None = None,
-        concurrent_requests: Limit | None = None,
+        requests_per_minute: Limit | Literal["default"] | None = None,
+        concurrent_requests: Limit | Literal["default"] | None = None,
         actor: str,
     ) -> Object:
         audit = self._audit(
@@ -197,7 +197,8 @@ class Operations:
             other = self._accounts.get(entry.account_id).name
             raise Refused(
                 f"The reference {reference} was used on {iso(entry.created_at)} to add "
-                f"{entry.amount} credits to {other}. Use another one for another top-up."
+                f"{how_many(entry.amount, 'credit')} to {other}. Use another one for another "
+                "top-up."
             )
         return _as_object(transaction_object(entry))
 
@@ -215,8 +216,8 @@ class Operations:
         refunded = receipt.charged if amount is None else amount
         if refunded > receipt.charged:
             raise Refused(
-                f"The request {request_id} was charged {receipt.charged} credits: {refunded} "
-                f"cannot be refunded. Give --amount {receipt.charged} or less."
+                f"The request {request_id} was charged {how_many(receipt.charged, 'credit')}: "
+                f"{refunded} cannot be refunded. Give --amount {receipt.charged} or less."
             )
         entry, is_new = await self._ledger.add(
             receipt.account_id,
@@ -228,7 +229,7 @@ class Operations:
         )
         if not is_new:
             raise Refused(
-                f"The request {request_id} was refunded {entry.amount} credits on "
+                f"The request {request_id} was refunded {how_many(entry.amount, 'credit')} on "
                 f"{iso(entry.created_at)}, and a request is refunded once. `tollway credit "
                 "adjust` corrects by hand."
             )

@@ -9,7 +9,7 @@ from tollway.clock import Clock
 from tollway.database.base import Statement
 from tollway.database.instance import Instance
 from tollway.database.postgres import Connection, PostgresDatabase, dollars
-from tollway.errors import Refused, Unavailable
+from tollway.errors import Refused, Unavailable, how_many
 from tollway.ledger.base import Entry
 from tollway.ledger.postgres.purses import RECALL_SECONDS_MAX, Purses
 from tollway.ledger.rows import ENTRIES, as_entry, entry_hash, entry_row
@@ -91,7 +91,7 @@ class Additions:
         if (purse.free or others) and available + purse.free + others + entry.amount >= 0:
             raise _Leased
         raise Refused(
-            f"The account has {available + purse.free} credits available and this "
+            f"The account has {how_many(available + purse.free, 'credit')} available and this "
             f"would take {-entry.amount}. Take at most what is available."
         )
 

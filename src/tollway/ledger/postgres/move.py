@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from tollway.database.postgres import Connection, PostgresDatabase
-from tollway.errors import Refused
+from tollway.errors import Refused, how_many
 from tollway.ledger.postgres.verify import verify
 from tollway.ledger.verify import verify as verify_file
 
@@ -97,6 +97,7 @@ def _require_whole(what: str, violations: Sequence[Any]) -> None:
     if violations:
         first = violations[0]
         raise Refused(
-            f"{what} is not whole, so nothing was moved: {len(violations)} violations, the first "
-            f"of the rule {first.check!r} at {first.row}: {first.message}."
+            f"{what} is not whole, so nothing was moved: "
+            f"{how_many(len(violations), 'violation')}, the first of the rule {first.check!r} at "
+            f"{first.row}: {first.message}."
         )

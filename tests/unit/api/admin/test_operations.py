@@ -64,6 +64,19 @@ async def test_a_limit_that_is_not_named_stays(office: Office, acme: Account) ->
     assert changed["limits"] == {"requestsPerMinute": 5, "concurrentRequests": 2}
 
 
+async def test_the_word_default_gives_a_limit_back_to_the_configuration(
+    office: Office, acme: Account
+) -> None:
+    await office.do("account set", name="acme", requests_per_minute=5, concurrent_requests=2)
+    first = await office.do("account set", name="acme", requests_per_minute="default")
+    second = await office.do("account set", name="acme", concurrent_requests="default")
+
+    assert first["limits"] == {"requestsPerMinute": None, "concurrentRequests": 2}
+    assert second["limits"] == {"requestsPerMinute": None, "concurrentRequests": None}
+    await office.accounts.read_again([acme.id])
+    assert office.accounts.named("acme").requests_per_minute is None
+
+
 async def test_freezing_and_unfreezing_leave_a_trace_of_who_did_it(
     office: Office, acme: Account
 ) -> None:
@@ -429,6 +442,7 @@ async def test_a_first_start_that_died_before_its_token_is_made_good_by_the_next
         ),
         ("credit top-up", {"account": "acme", "amount": 2**63}, "The amount 9223372036854775808"),
         ("account set", {"name": "acme", "requests_per_minute": 0}, "The requests per minute 0"),
+        ("account set", {"name": "acme", "concurrent_requests": "x"}, "The concurrent requests"),
         ("account create", {"name": "b", "credits": -1}, "The credits -1 cannot be"),
         ("credit adjust", {"account": "acme", "amount": 1, "reason": ""}, "The reason cannot be"),
     ],
