@@ -13,6 +13,7 @@ from tests.unit.ledger.books import TOKEN, Books, an_outcome
 from tests.unit.ledger.faults import FAILURES, Disk, Failure, mended
 
 from tollway.database import writer
+from tollway.errors import Refused
 from tollway.ledger import charges
 
 
@@ -78,6 +79,26 @@ async def test_a_crash_before_they_are_filed_loses_none_and_charges_once(books: 
     assert books.recovered == []  # nobody was left in doubt: they had been told
     assert on_disk(books) == (0, 3)
     assert (await books.balance("acc_1"), books.ledger.available("acc_1")) == (979, 979)
+    assert books.verify() == []
+
+
+async def test_one_that_its_tables_have_already_is_left_out_and_takes_none_along(
+    books: Books, caplog: pytest.LogCaptureFixture
+) -> None:
+    await charge_together(books, 2)
+    with closing(sqlite3.connect(books.path)) as connection:
+        unfiled = connection.execute("SELECT charges FROM unfiled").fetchall()
+        await books.balance("acc_1")  # they are filed
+        with connection:
+            connection.executemany("INSERT INTO unfiled (charges) VALUES (?)", unfiled)
+    with pytest.raises(Refused):  # from now on only the file knows what waits
+        await books.database.execute(("INSERT INTO accounts SELECT * FROM accounts", ()))
+
+    await charge_together(books, 1)
+
+    assert await books.balance("acc_1") == 1000 - 21
+    assert on_disk(books) == (0, 3)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
     assert books.verify() == []
 
 
