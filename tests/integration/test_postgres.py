@@ -1,5 +1,6 @@
 """The database of many replicas: what it promises, who may do what in it, how it is migrated."""
 
+import asyncio
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
@@ -54,6 +55,15 @@ async def test_a_killed_backend_is_replaced_at_the_next_use(
 
     assert await prices(database) == ["a"]
     assert await database.execute((INSERT, ("b",))) == 1
+
+
+async def test_what_is_read_does_not_meet_a_second_killed_backend(
+    database: PostgresDatabase, postgres: PostgresServer, database_url: str
+) -> None:
+    await asyncio.gather(*(database.fetch("SELECT pg_sleep(0.2)") for _ in range(3)))
+    _kill_backends(postgres, database_url)  # this loop has not seen yet that any has gone
+
+    assert await database.fetch("SELECT 1") == [(1,)]
 
 
 async def test_a_backend_killed_in_the_middle_of_a_write_is_told_as_unavailable(

@@ -153,6 +153,8 @@ class PostgresDatabase:
             if not is_unreachable(error):
                 raise
             log.info("asking the database again: %s", reason(error))
+        if self._pool is not None:
+            await self._pool.expire_connections()  # the next one may have broken with it
         with told_as_unavailable():
             return await self._fetch(sql, parameters)
 
