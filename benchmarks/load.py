@@ -5,12 +5,14 @@ import json
 import re
 import resource
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.agents import agent_request
 from benchmarks.gateways import Gateway
 from benchmarks.processes import LOAD_CORE, NATIVE, built, cpu_seconds, on_load_core, used
 
@@ -46,6 +48,7 @@ TYPESET = (
 CHINESE = "第一座泰桥在一场风暴中倒塌\uff0c当时一列火车正从桥上经过。请用三句话说明原因\uff01\\n"
 
 SMALL_MESSAGE_BYTES = 728
+AGENT_TURNS = 90
 
 Figures = dict[str, float]
 
@@ -172,6 +175,24 @@ LARGE = (
 )
 
 
+def agent(gateway: Gateway, seconds: int) -> Figures:
+    """What a program that writes code sends after a while: 288 KB, with tools, their calls and
+    their results."""
+    with tempfile.NamedTemporaryFile() as body:
+        body.write(agent_request(gateway.model, AGENT_TURNS))
+        body.flush()
+        more = {"BODY": body.name}
+        spent, printed = _closed_loop(
+            gateway, seconds, "post_body.lua", more, connections=LARGE_CONNECTIONS
+        )
+    count, errors = _answered(printed)
+    return {
+        "agent_request_us": spent.gateway_us / max(count, 1),
+        "agent_load_share": spent.load_share,
+        "errors": errors,
+    }
+
+
 def large_rate(gateway: Gateway, seconds: int) -> Figures:
     """1 MiB of prose, twenty a second: each finds the gateway asleep and the caches cold."""
     with _spent(gateway) as spent:
@@ -226,17 +247,29 @@ TESTS: dict[str, Callable[[Gateway, int], Figures]] = {
     "burst": burst,
     "paced": paced,
     **{test.name: test for test in LARGE},
+    "agent": agent,
     "large_rate": large_rate,
     "low": low,
     "crowd": crowd,
 }
-USUAL_TESTS = ["idle", "plain", "rate", "burst", "paced", "large", "large_lines", "large_code"]
+USUAL_TESTS = [
+    "idle",
+    "plain",
+    "rate",
+    "burst",
+    "paced",
+    "large",
+    "large_lines",
+    "large_code",
+    "agent",
+]
 UNIT_OF = {
     "plain": "request_us",
     "rate": "rate_request_us",
     "burst": "burst_chunk_us",
     "paced": "paced_chunk_us",
     **{test.name: test.unit for test in LARGE},
+    "agent": "agent_request_us",
     "large_rate": "large_rate_request_us",
     "crowd": "crowd_chunk_us",
 }

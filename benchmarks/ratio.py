@@ -76,6 +76,7 @@ MEASURES = (
         aim="<= 3x",
     ),
     Measure("large_code_request_us", "the same, of code", digits=0),
+    Measure("agent_request_us", "CPU µs a request of an agent, 288 KB", digits=0),
     Measure("large_typeset_request_us", "the same, of typeset English", digits=0),
     Measure("large_chinese_request_us", "the same, of Chinese", digits=0),
     Measure("rate_request_us", "CPU µs a request, 3,000 a second for both"),

@@ -40,6 +40,7 @@ COLUMNS = (
     Column("large_request_us", "us a request of 1 MiB", 0, ratio=True),
     Column("large_lines_request_us", "of lines", 0, ratio=True),
     Column("large_code_request_us", "of code", 0, ratio=True),
+    Column("agent_request_us", "of an agent, 288 KB", 0, ratio=True),
     Column("resident_mb", "RSS MB", 0),
     Column("idle_stream_kb", "KB an idle stream"),
 )

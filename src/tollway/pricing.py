@@ -1,7 +1,7 @@
 """Price and usage -> charge, and the most that a request could cost. Arithmetic only: whole
 credits, one rounding, up."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -103,39 +103,58 @@ def prompt_bound(messages: Iterable[object], *others: object) -> PromptBound:
     template_tokens = _BYTES_PER_REQUEST
     longest_name = 0
     texts: list[str] = []
+    # Each of these is written at once: one by one, an agent's hundreds took three times as long.
+    structured: list[object] = []
+    calls: list[object] = []
+    results: list[object] = []
     for message in messages:
         template_tokens += _BYTES_PER_MESSAGE
         content = getattr(message, "content", None)
-        calls = getattr(message, "tool_calls", None)
-        if isinstance(message, ToolMessage):
+        calls_of_it = getattr(message, "tool_calls", None)
+        if type(message) is ToolMessage:
             # gpt-oss writes the name of what was called before each result.
-            template_tokens += longest_name + _json_tokens(content)
-        if not isinstance(content, str) or calls is not None:
-            texts.append(_encode(message).decode())
-            if calls is not None:
-                template_tokens += _layout_tokens(_encode(calls))
+            template_tokens += longest_name
+            results.append(content)
+            if type(content) is str:
+                texts += content, message.tool_call_id
+                continue
+        if type(content) is not str or calls_of_it is not None:
+            structured.append(message)
+            if calls_of_it is not None:
+                calls.append(calls_of_it)
                 longest_name = max(longest_name, _longest_name(message))
             continue
         texts.append(content)
         for name in _TEXTS_BESIDE:
             if (text := getattr(message, name, None)) is not None:
                 texts.append(text)
+    if structured:
+        texts.append(_written(structured).decode())
+    if calls:
+        template_tokens += _layout_tokens(_written(calls)) - 2 * _commas(calls)
+    if results:
+        template_tokens += _tokens_as_json(results)
     for other in others:
         if other is not None:
             written = _encode(other)
             texts.append(written.decode())
             template_tokens += _layout_tokens(written)
-    return PromptBound(texts_bytes(texts), template_tokens)
+    return PromptBound(texts_bytes(texts) - _commas(structured), template_tokens)
 
 
-_TEXTS_BESIDE = ("name", "refusal", "tool_call_id")
-"""What some templates write of a message beside its content."""
+_TEXTS_BESIDE = ("name", "refusal")
+"""What some templates write of a message beside its content, and of a result the call's id."""
 
 
 def _longest_name(message: object) -> int:
     """In bytes, of what it calls."""
-    calls = message.tool_calls if isinstance(message, AssistantMessage) else None
-    return max((text_bytes(call.function.name) for call in calls or ()), default=0)
+    calls = message.tool_calls if type(message) is AssistantMessage else None
+    longest = 0
+    for call in calls or ():
+        size = text_bytes(call.function.name)
+        if size > longest:
+            longest = size
+    return longest
 
 
 def _layout_tokens(json: bytes) -> int:
@@ -144,17 +163,31 @@ def _layout_tokens(json: bytes) -> int:
     return 2 * _count(json, b",:{}[]") + _escape_tokens(json)
 
 
-def _json_tokens(content: object) -> int:
-    """What a result's content is longer by when a template writes it as JSON."""
-    written = _encode(content)
-    longer = len(written) - len(content.encode()) if isinstance(content, str) else 0
+def _tokens_as_json(results: Sequence[object]) -> int:
+    """What their contents are longer by when a template writes them as JSON; those in parts are
+    counted as JSON anyway."""
+    texts = [content for content in results if type(content) is str]
+    written = _written(results)
+    of_texts = written if len(texts) == len(results) else _written(texts)
+    longer = len(of_texts) - _commas(texts) - len("".join(texts).encode())
     return longer + _escape_tokens(written)
 
 
 def _escape_tokens(json: bytes) -> int:
     """TGI's templates write each of these as an escape of six letters."""
-    return 5 * _count(json, b"<>&'")
+    # `translate`, as below, takes 0.6 ms a MiB; `replace` 0.1, and 13 ns for each that is there.
+    return 5 * sum(len(json) - len(json.replace(sign, b"")) for sign in (b"<", b">", b"&", b"'"))
 
 
 def _count(json: bytes, signs: bytes) -> int:
     return len(json) - len(json.translate(None, signs))
+
+
+def _written(items: Sequence[object]) -> bytes:
+    """As JSON, with a comma between each and the next."""
+    return _encode(items)[1:-1]
+
+
+def _commas(items: Sequence[object]) -> int:
+    """That are in `_written`, and are no part of any item."""
+    return max(0, len(items) - 1)

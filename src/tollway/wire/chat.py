@@ -38,11 +38,11 @@ class ImagePart(Struct, omit_defaults=True, tag_field="type", tag="image_url"):
 
 
 class AudioPart(Struct, omit_defaults=True, tag_field="type", tag="input_audio"):
-    input_audio: dict[str, Any]
+    input_audio: dict[str, str]
 
 
 class FilePart(Struct, omit_defaults=True, tag_field="type", tag="file"):
-    file: dict[str, Any]
+    file: dict[str, str]
 
 
 class CalledFunction(Struct, omit_defaults=True):
@@ -50,7 +50,10 @@ class CalledFunction(Struct, omit_defaults=True):
     arguments: str
 
 
-class ToolCall(Struct, omit_defaults=True, tag_field="type", tag="function"):
+class ToolCall(Struct, omit_defaults=True, kw_only=True):
+    """`type` may be left out; it is sent on."""
+
+    type: Literal["function"] | UnsetType = UNSET
     id: str
     function: CalledFunction
 

@@ -15,10 +15,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from tollway import choices
 from tollway.errors import InvalidRequest
+from tollway.wire.agents import SHELL_MESSAGES, read_messages_apart
 from tollway.wire.chat import (
     AssistantMessage,
     AudioPart,
@@ -144,8 +145,14 @@ def _read_whole(body: bytes) -> ParsedRequest:
 
 
 def _read_long(body: bytes) -> ParsedRequest | None:
-    """Without its long texts (`hollow.py`), where it has such. None where it may be wrong: what is
-    wrong is told of the whole."""
+    """Without its long texts (`hollow.py`), where it has such, or its messages by themselves
+    (`agents.py`). None where it may be wrong: what is wrong is told of the whole."""
+    if body.find(b'"tool_calls"') >= 0:  # an agent's: more and shorter texts than are worth a mark
+        return _read_with_messages_apart(body) or _read_without_texts(body)
+    return _read_without_texts(body) or _read_with_messages_apart(body)
+
+
+def _read_without_texts(body: bytes) -> ParsedRequest | None:
     if (cut := hollow(body)) is None:
         return None
     try:
@@ -160,6 +167,24 @@ def _read_long(body: bytes) -> ParsedRequest | None:
     conversation = cut.conversation
     size = None if parsed.text_bytes is None or conversation is None else conversation.text_bytes
     return ParsedRequest(request, Fields(request, pieces), parsed.unknown, images, size)
+
+
+_FIRST_FIELD = b'"messages":'
+
+
+def _read_with_messages_apart(body: bytes) -> ParsedRequest | None:
+    if (apart := read_messages_apart(body)) is None:
+        return None
+    try:
+        parsed = _read_whole(apart.shell)
+        request = parsed.request
+        request.messages = apart.messages
+        images = _check_messages(request)
+    except InvalidRequest:
+        return None
+    others = parsed.fields.json[len(_FIRST_FIELD) + len(SHELL_MESSAGES) :]
+    pieces = (_FIRST_FIELD, apart.written, others)
+    return ParsedRequest(request, Fields(request, pieces), parsed.unknown, images)
 
 
 _QUOTES_FEW = 64
@@ -334,6 +359,8 @@ def _check_messages(request: ChatRequest) -> tuple[ImageIn, ...]:
             else:
                 for call in message.tool_calls:
                     open_calls.add(call.id)
+                    if call.type is UNSET:
+                        call.type = "function"
         elif type(message) is ToolMessage and message.tool_call_id not in open_calls:
             raise InvalidRequest(
                 f"messages[{index}].tool_call_id answers no tool call of an assistant "

@@ -61,6 +61,21 @@ def parse_object(body: bytes) -> dict[str, Json]:
     return value
 
 
+def values_of_part(array: bytes, depth_max: int) -> int | None:
+    """The most values that it can have, an array out of a body that was read. None where a key
+    comes twice, or where there are more values or levels than allowed."""
+    containers = array.count(b"[") + array.count(b"{")
+    values = array.count(b",") + containers
+    if values > VALUES_MAX:
+        return None
+    try:
+        value = _decode(array)
+        _check_depth(value, depth_max)
+    except (InvalidRequest, msgspec.DecodeError):
+        return None
+    return values if _encode(value) == array or _has_each_key_once(array) else None
+
+
 def count_values(body: bytes, containers: int) -> int:
     """At least as many as its `containers`, objects and arrays, have. Raises `InvalidRequest` where
     they are too many; what is in a text is no value, and then does not count."""
@@ -97,9 +112,9 @@ def _too_many_values() -> InvalidRequest:
     )
 
 
-def _check_depth(document: dict[str, Json]) -> None:
-    level: list[dict[str, Json] | list[Json]] = [document]
-    for _ in range(DEPTH_MAX):
+def _check_depth(document: Json, depth_max: int = DEPTH_MAX) -> None:
+    level = [document]
+    for _ in range(depth_max):
         level = [
             item
             for within in level

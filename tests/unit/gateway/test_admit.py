@@ -624,7 +624,7 @@ def test_the_bound_covers_tools_that_a_template_writes_in_lines(enum: object) ->
 def test_the_bound_covers_calls_that_a_template_writes_in_lines(value: object) -> None:
     arguments = {"a": value}
     written = json.dumps(arguments, separators=(",", ":"), ensure_ascii=False)
-    call = ToolCall("", CalledFunction("f", written))
+    call = ToolCall(id="", function=CalledFunction("f", written))
 
     bound = prompt_bound([AssistantMessage(tool_calls=[call])])
 

@@ -1,0 +1,129 @@
+"""A long request with tools, as agents send it: its messages are read by their types at once, and
+what is left of it, the shell, as any short request.
+
+The full way makes Python's objects of all, writes them again to see whether a key came twice, makes
+our types of them and writes those: five passes, of which none is for the upstream but the last.
+Here it is two: messages have no field of any type, so nothing in them has to be counted or measured
+before it is read. That takes half of the time (docs/decisions/0008).
+
+Why nothing is overlooked: what was read is written anew without spaces, and never longer than it
+came, since no message has a number, nor a type that we would add. So where both have the same
+length, nothing was left out: no key that came twice, no field that is not ours, no space. An
+assistant's message that an SDK sends back has fields that are null, and some of none of ours; what
+is missing may be of such messages, and then jiter tells whether it is a key that came twice.
+
+Whoever gets None here reads the body the full way. `test_agents.py` holds both to one result.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
+
+import msgspec
+from msgspec import UNSET, Raw, Struct
+
+from tollway.wire.chat import AssistantMessage, ChatRequest, Message, Messages, UserMessage
+from tollway.wire.strict_json import DEPTH_MAX, VALUES_MAX, values_of_part
+
+SHELL_MESSAGES = b'[{"role":"user","content":"..."}]'
+"""Stands for the messages in the shell."""
+
+_ABSENT = Raw()
+_OTHERS = tuple(name for name in ChatRequest.__struct_fields__ if name != "messages")
+
+
+class _WithMessages(Struct):
+    messages: Messages
+
+
+class _MessagesAsTheyCame(Struct):
+    messages: list[Raw]
+
+
+_Outline = cast(
+    "type[_WithMessages]",
+    msgspec.defstruct(
+        "_Outline", [(name, Raw, _ABSENT) for name in _OTHERS], bases=(_WithMessages,)
+    ),
+)
+_decode_outline = msgspec.json.Decoder(_Outline).decode
+_decode_as_they_came = msgspec.json.Decoder(_MessagesAsTheyCame).decode
+_encode: Callable[[object], bytes] = msgspec.json.Encoder().encode
+
+_BYTES_PER_VALUE_MIN = 8
+"""Of messages: `{"type":"text","text":""},` has three values."""
+_VALUES_PER_OBJECT_MAX = 6
+"""Of messages: what it has, and itself in its list."""
+
+
+class MessagesApart(NamedTuple):
+    """`written` is the messages as JSON, for the upstream."""
+
+    shell: bytes
+    messages: list[Message]
+    written: bytes
+
+
+def read_messages_apart(body: bytes) -> MessagesApart | None:
+    """None where the body is no such request, or may be wrong."""
+    if body.find(b'": ', 0, 64) >= 0:  # written with spaces
+        return None
+    try:
+        outline = _decode_outline(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    messages = outline.messages
+    if not all(map(_is_never_longer, messages)):
+        return None
+    shell = _shell_of(outline)
+    if len(shell) > len(body) // 2:  # nearly all are tools: no pass is saved
+        return None
+    written = _encode(messages)
+    values = _values_max(written) + len(shell) // 2
+    left_out = len(body) - (len(shell) - len(SHELL_MESSAGES) + len(written))
+    if left_out:
+        found = _values_of_assistants(body, messages, left_out)
+        if found is None:
+            return None
+        values += found
+    return MessagesApart(shell, messages, written) if values <= VALUES_MAX else None
+
+
+def _is_never_longer(message: Message) -> bool:
+    """When it is written anew. Where a type's tag is the only one possible, msgspec takes an object
+    without it and writes it. An empty list of calls is not sent."""
+    if type(message) is AssistantMessage:
+        calls = message.tool_calls
+        return calls is None or (len(calls) > 0 and all(call.type is not UNSET for call in calls))
+    return type(message) is UserMessage or type(message.content) is str
+
+
+def _shell_of(outline: Struct) -> bytes:
+    pieces: list[bytes | Raw] = [b'{"messages":', SHELL_MESSAGES]
+    for name in _OTHERS:
+        raw = getattr(outline, name)
+        if raw is not _ABSENT:
+            pieces += (b',"', name.encode(), b'":', raw)
+    return b"".join((*pieces, b"}"))
+
+
+def _values_of_assistants(body: bytes, messages: Sequence[Message], left_out: int) -> int | None:
+    """How many values the assistant's messages have, at most. None where not all that was
+    `left_out` is of these, or one may be wrong."""
+    as_they_came = _decode_as_they_came(body).messages
+    of_assistants = [
+        (message, raw)
+        for message, raw in zip(messages, as_they_came, strict=True)
+        if type(message) is AssistantMessage
+    ]
+    came = b"[%b]" % b",".join([raw for _, raw in of_assistants])
+    if len(came) - len(_encode([message for message, _ in of_assistants])) != left_out:
+        return None
+    return values_of_part(came, DEPTH_MAX - 1)
+
+
+def _values_max(written: bytes) -> int:
+    by_length = len(written) // _BYTES_PER_VALUE_MIN
+    if by_length <= VALUES_MAX // 2:
+        return by_length
+    objects = len(written) - len(written.replace(b"{", b""))
+    return min(by_length, objects * _VALUES_PER_OBJECT_MAX)

@@ -1,0 +1,220 @@
+"""A long request with tools is read in two passes, and what comes of it is what the full way makes
+of it."""
+
+import json
+from typing import Any, cast
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.support.builders import MODEL, a_tool, image_part, message
+from tests.support.long_requests import outcome
+
+from tollway.wire.agents import read_messages_apart
+from tollway.wire.chat import Message
+from tollway.wire.strict_json import VALUES_MAX
+
+RESULT = 'if span.load > LIMIT:\n    raise Fallen("the bridge", span[0])\n' * 4
+A_CALL = {"id": "c", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+ASKED = {"role": "assistant", "content": "I add.", "tool_calls": [A_CALL]}
+TOLD = {"role": "tool", "tool_call_id": "c", "content": RESULT}
+NOTHING: list[object] = []
+FROM_AN_SDK = {"content": None, "refusal": None, "annotations": NOTHING, "audio": None}
+
+
+class Written(list[tuple[str, Any]]):
+    """An object by its members, of which one may come twice."""
+
+
+def compact(value: object) -> bytes:
+    return _compact(value).encode()
+
+
+def _compact(value: Any) -> str:
+    if isinstance(value, dict):
+        value = Written(value.items())  # pyright: ignore[reportUnknownArgumentType]
+    if isinstance(value, Written):
+        return "{" + ",".join(f"{json.dumps(k)}:{_compact(v)}" for k, v in value) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_compact, cast("list[object]", value))) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def a_body(*steps: object, **fields: object) -> bytes:
+    body = {"messages": [message(), *steps], "model": MODEL, "tools": [a_tool()], **fields}
+    return compact(body)
+
+
+texts = st.sampled_from(["", "abcde", "é\u3000\n", '","content":null,"', RESULT, "type"])
+some_fields = st.lists(
+    st.tuples(
+        st.sampled_from(["content", "refusal", "name", "audio", "annotations", "type", "x"]),
+        texts | st.sampled_from([None, NOTHING, {}, 1, {"content": None}]),
+    ),
+    max_size=3,
+)
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> Written:
+    members: list[tuple[str, Any]] = draw(st.permutations([*A_CALL.items()]))
+    if draw(st.booleans()):
+        return Written(member for member in members if member[0] != "type")
+    return Written([*members, *draw(some_fields)])
+
+
+@st.composite
+def asked(draw: st.DrawFn) -> Written:
+    members: list[tuple[str, Any]] = [("role", "assistant"), ("content", draw(texts | st.none()))]
+    return Written(
+        [*members, ("tool_calls", draw(st.lists(calls(), max_size=2))), *draw(some_fields)]
+    )
+
+
+@st.composite
+def told(draw: st.DrawFn) -> Written:
+    content: Any = draw(texts)
+    if draw(st.booleans()):
+        content = [{"type": "text", "text": content}, {"text": content}]
+    return Written(
+        [("role", "tool"), ("tool_call_id", "c"), ("content", content), *draw(some_fields)]
+    )
+
+
+outside = st.lists(
+    st.tuples(
+        st.sampled_from(["model", "messages", "temperature", "user", "zz", "stop"]),
+        st.sampled_from(["m2", None, [TOLD], 1, 1.0, {"content": None}, [message("a")]]),
+    ),
+    max_size=2,
+)
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> bytes:
+    steps = draw(st.lists(asked() | told(), max_size=3))
+    members: list[tuple[str, Any]] = [("messages", [message(RESULT), ASKED, *steps])]
+    return compact(Written([*members, ("model", MODEL), ("tools", [a_tool()]), *draw(outside)]))
+
+
+@settings(max_examples=1500, deadline=None)
+@given(bodies())
+def test_both_ways_make_the_same_of_a_request(body: bytes) -> None:
+    assert outcome(body, long=True) == outcome(body, long=False)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        ASKED,
+        ASKED | FROM_AN_SDK | {"function_call": None, "name": None},
+        ASKED | {"x": {"content": 1.0}},
+        ASKED | {"content": "/é"},
+        {"role": "assistant", "content": "No call.", "tool_calls": None},
+        message([{"type": "text", "text": RESULT}, image_part()]),
+    ],
+)
+def test_what_agents_send_is_read_in_two_passes(step: dict[str, Any]) -> None:
+    body = a_body(ASKED, TOLD, step)
+
+    assert read_messages_apart(body) is not None
+    assert outcome(body, long=True) == outcome(body, long=False)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        a_body(message(RESULT, x=1)),
+        a_body(Written([*ASKED.items(), ("content", "I add.")])),
+        a_body(ASKED, TOLD | {"content": [{"type": "text", "text": RESULT}]}),
+        a_body(ASKED | {"tool_calls": []}),
+        a_body(message(RESULT)).replace(b"if", b"\\u0069f"),
+        a_body(ASKED).replace(b'"model"', b' "model"'),
+        json.dumps({"messages": [ASKED], "model": MODEL}).encode(),
+        a_body(ASKED, zz=1),
+        a_body(ASKED).replace(b'"model"', b'"model":"m2","model"'),
+        a_body(ASKED)[:-1],
+    ],
+    ids=[
+        "a field that is not ours",
+        "a key twice",
+        "a part whose type may be missing",
+        "no calls",
+        "an escape",
+        "a space",
+        "spaces",
+        "a field that is not ours, outside",
+        "a key twice, outside",
+        "cut off",
+    ],
+)
+def test_where_something_was_left_out_it_is_read_the_full_way(body: bytes) -> None:
+    assert read_messages_apart(body) is None
+
+
+def test_a_type_that_is_missing_does_not_hide_what_was_left_out() -> None:
+    untyped = {name: value for name, value in A_CALL.items() if name != "type"}
+    as_long = '"content":"abcde",'
+    assert len(as_long) == len('"type":"function",')
+    body = a_body(ASKED | {"tool_calls": [untyped]}, TOLD).replace(
+        b'"cont', b'"content":"abcde","cont', 1
+    )
+
+    assert read_messages_apart(body) is None
+    assert outcome(body, long=True) == outcome(body, long=False)
+
+
+def test_a_null_that_comes_first_does_not_hide_a_key_that_comes_twice() -> None:
+    twice = Written([("content", None), *ASKED.items()])
+    body = a_body(twice, TOLD, ASKED | {"content": None})
+
+    assert read_messages_apart(body) is None
+    assert outcome(body, long=True) == outcome(body, long=False)
+
+
+@pytest.mark.parametrize(("levels", "is_read"), [(29, True), (30, False)])
+def test_it_is_no_deeper_than_is_allowed(levels: int, is_read: bool) -> None:
+    deep: list[Any] = []
+    for _ in range(levels - 1):
+        deep = [deep]
+    body = a_body(ASKED | {"annotations": deep}, TOLD)
+
+    assert (read_messages_apart(body) is not None) == is_read
+    assert outcome(body, long=True) == outcome(body, long=False)
+
+
+@pytest.mark.parametrize(("parts", "is_read"), [(VALUES_MAX // 4, True), (VALUES_MAX // 3, False)])
+def test_it_has_no_more_values_than_are_allowed(parts: int, is_read: bool) -> None:
+    body = a_body(message([{"type": "text", "text": ""}] * parts), ASKED, TOLD)
+
+    assert (read_messages_apart(body) is not None) == is_read
+    assert outcome(body, long=True) == outcome(body, long=False)
+
+
+def test_no_message_has_a_number_or_a_field_of_any_type() -> None:
+    """Written anew a number may be longer than it came, and only a type bounds how long reading
+    takes."""
+    types = set[type]()
+    _collect(msgspec.inspect.type_info(Message), types)
+
+    assert types == {
+        msgspec.inspect.UnionType,
+        msgspec.inspect.StructType,
+        msgspec.inspect.StrType,
+        msgspec.inspect.ListType,
+        msgspec.inspect.DictType,
+        msgspec.inspect.LiteralType,
+        msgspec.inspect.NoneType,
+    }
+
+
+def _collect(info: Any, types: set[type]) -> None:
+    if hasattr(info, "__len__"):
+        for one in info:
+            _collect(one, types)
+        return
+    if isinstance(info, msgspec.inspect.Type):
+        types.add(type(info))
+    for name in ("fields", "type", "types", "item_type", "key_type", "value_type"):
+        _collect(getattr(info, name, ()), types)
