@@ -78,14 +78,16 @@ def read_messages_apart(body: bytes) -> MessagesApart | None:
     if len(shell) > len(body) // 2:  # nearly all are tools: no pass is saved
         return None
     written = _encode(messages)
-    values = _values_max(written) + len(shell) // 2
+    other_values = len(shell) // 2
     left_out = len(body) - (len(shell) - len(SHELL_MESSAGES) + len(written))
     if left_out:
         found = _values_of_assistants(body, messages, left_out)
         if found is None:
             return None
-        values += found
-    return MessagesApart(shell, messages, written) if values <= VALUES_MAX else None
+        other_values += found
+    if not _has_values_at_most(written, VALUES_MAX - other_values):
+        return None
+    return MessagesApart(shell, messages, written)
 
 
 def _is_never_longer(message: Message) -> bool:
@@ -121,9 +123,8 @@ def _values_of_assistants(body: bytes, messages: Sequence[Message], left_out: in
     return values_of_part(came, DEPTH_MAX - 1)
 
 
-def _values_max(written: bytes) -> int:
-    by_length = len(written) // _BYTES_PER_VALUE_MIN
-    if by_length <= VALUES_MAX // 2:
-        return by_length
-    objects = len(written) - len(written.replace(b"{", b""))
-    return min(by_length, objects * _VALUES_PER_OBJECT_MAX)
+def _has_values_at_most(written: bytes, values: int) -> bool:
+    if len(written) <= values * _BYTES_PER_VALUE_MIN:
+        return True
+    objects_max = len(written) - len(written.replace(b"{", b""))
+    return objects_max * _VALUES_PER_OBJECT_MAX <= values
