@@ -72,7 +72,7 @@ def read_messages_apart(body: bytes) -> MessagesApart | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     messages = outline.messages
-    if not all(map(_is_never_longer, messages)):
+    if not all(map(is_never_longer, messages)):
         return None
     shell = _shell_of(outline)
     if len(shell) > len(body) // 2:  # nearly all are tools: no pass is saved
@@ -90,7 +90,7 @@ def read_messages_apart(body: bytes) -> MessagesApart | None:
     return MessagesApart(shell, messages, written)
 
 
-def _is_never_longer(message: Message) -> bool:
+def is_never_longer(message: Message) -> bool:
     """When it is written anew. Where a type's tag is the only one possible, msgspec takes an object
     without it and writes it. An empty list of calls is not sent."""
     if type(message) is AssistantMessage:

@@ -104,7 +104,10 @@ class Function(Struct, omit_defaults=True):
     strict: bool | None = None
 
 
-class Tool(Struct, omit_defaults=True, tag_field="type", tag="function"):
+class Tool(Struct, omit_defaults=True, kw_only=True):
+    """`type` may be left out; it is sent on."""
+
+    type: Literal["function"] | UnsetType = UNSET
     function: Function
 
 

@@ -569,7 +569,7 @@ def test_many_numbers_are_read_by_what_bounds_the_time_of_each(
     if escaped:
         for name in fields:
             body = body.replace(name.encode(), b"\\u00%02x" % ord(name[0]) + name[1:].encode())
-    monkeypatch.delattr(requests, "_read_plain")
+    monkeypatch.delattr(requests, "_read_short")
 
     assert set(parse_chat_request(body).fields) == {"messages", *fields}
 
