@@ -235,6 +235,42 @@ def test_a_wrong_field_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"messages": [message("Hi", "function")]},
+            "messages[0].role: invalid value 'function'. "
+            "It may be system, developer, user, assistant, tool.",
+        ),
+        (
+            {"tools": [{"type": "custom"}]},
+            "tools[0].type: invalid value 'custom'. It may be function.",
+        ),
+        (
+            {"tools": [a_tool()], "tool_choice": {"type": "allowed_tools"}},
+            "tool_choice.type: invalid value 'allowed_tools'. It may be function.",
+        ),
+        (
+            {"response_format": {"type": "xml"}},
+            "response_format.type: invalid value 'xml'. It may be text, json_object, json_schema.",
+        ),
+        (
+            {"tools": [a_tool("files.read")]},
+            "tools[0].function.name: it may have letters, digits, _ and -, 64 at most.",
+        ),
+        (
+            {"messages": [message([AUDIO_PART])]},
+            "messages[0].content[0]: audio has no price here. Send text.",
+        ),
+    ],
+)
+def test_a_refusal_tells_what_may_be_sent_instead(
+    fields_customer: Customer, fields: dict[str, Any], message: str
+) -> None:
+    assert fields_customer.chat(**fields).json()["error"]["message"] == message
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b"",
