@@ -314,6 +314,13 @@ def test_a_model_that_the_token_may_not_use_is_not_found(customer: Customer) -> 
     assert limited.of("acme/plain").chat().status == 200
 
 
+def test_a_bias_goes_upstream_as_it_came(upstream: FakeUpstream, fields_customer: Customer) -> None:
+    reply = fields_customer.chat(logit_bias={"50256": -100, "7": 0.5})
+
+    assert reply.status == 200
+    assert b'"logit_bias":{"50256":-100,"7":0.5}' in upstream.last.raw_body
+
+
 def test_an_unknown_field_is_ignored_and_named(
     upstream: FakeUpstream, fields_customer: Customer
 ) -> None:
