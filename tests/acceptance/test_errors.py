@@ -6,6 +6,7 @@ from typing import Any
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 from tests.support.answers import Answer, error, hang, openai_error, raw, reply, stream
 from tests.support.builders import message
 from tests.support.customer import Customer, a_customer
@@ -163,6 +164,18 @@ def test_404(customer: Customer) -> None:
         )
     assert raised.value.code == "model_not_found"
     assert raised.value.param == "model"
+
+
+@pytest.mark.parametrize("ending", ["", "/api", "/api/v1/chat/completions"])
+def test_a_wrong_base_url_is_told_what_it_ends_in(customer: Customer, ending: str) -> None:
+    root = customer.server.base_url.removesuffix("/api/v1")
+    messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
+
+    with (
+        sdk(customer).with_options(base_url=root + ending) as client,
+        pytest.raises(openai.NotFoundError, match="base URL of clients ends in /api/v1"),
+    ):
+        client.chat.completions.create(model="acme/parrot", messages=messages)
 
 
 @pytest.mark.parametrize(

@@ -235,6 +235,42 @@ def test_a_wrong_field_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"messages": [message("Hi", "function")]},
+            "messages[0].role: invalid value 'function'. "
+            "It may be system, developer, user, assistant, tool.",
+        ),
+        (
+            {"tools": [{"type": "custom"}]},
+            "tools[0].type: invalid value 'custom'. It may be function.",
+        ),
+        (
+            {"tools": [a_tool()], "tool_choice": {"type": "allowed_tools"}},
+            "tool_choice.type: invalid value 'allowed_tools'. It may be function.",
+        ),
+        (
+            {"response_format": {"type": "xml"}},
+            "response_format.type: invalid value 'xml'. It may be text, json_object, json_schema.",
+        ),
+        (
+            {"tools": [a_tool("files.read")]},
+            "tools[0].function.name: it may have letters, digits, _ and -, 64 at most.",
+        ),
+        (
+            {"messages": [message([AUDIO_PART])]},
+            "messages[0].content[0]: audio has no price here. Send text.",
+        ),
+    ],
+)
+def test_a_refusal_tells_what_may_be_sent_instead(
+    fields_customer: Customer, fields: dict[str, Any], message: str
+) -> None:
+    assert fields_customer.chat(**fields).json()["error"]["message"] == message
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b"",
@@ -276,6 +312,13 @@ def test_a_model_that_the_token_may_not_use_is_not_found(customer: Customer) -> 
 
     assert limited.chat().json()["error"]["code"] == "model_not_found"
     assert limited.of("acme/plain").chat().status == 200
+
+
+def test_a_bias_goes_upstream_as_it_came(upstream: FakeUpstream, fields_customer: Customer) -> None:
+    reply = fields_customer.chat(logit_bias={"50256": -100, "7": 0.5})
+
+    assert reply.status == 200
+    assert b'"logit_bias":{"50256":-100,"7":0.5}' in upstream.last.raw_body
 
 
 def test_an_unknown_field_is_ignored_and_named(

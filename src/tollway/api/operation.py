@@ -300,7 +300,8 @@ class Unknown:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = NotFound(
-            f"There is no route {scope['path']!r:.200}. GET /openapi.json lists those there are."
+            f"There is no route {scope['path']!r:.200}. The base URL of clients ends in /api/v1; "
+            "GET /openapi.json lists the routes."
         )
         await refuse(self._parts, call_of(self._parts, scope), error, scope, send)
 

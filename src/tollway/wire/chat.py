@@ -169,7 +169,8 @@ class PromptCacheOptions(Struct, omit_defaults=True):
 TokenCount = Annotated[int, Meta(ge=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 StopSequence = Annotated[str, Meta(min_length=1)]
-Bias = Annotated[float, Meta(ge=-100, le=100)]
+# OpenAI has whole numbers here, some servers take nothing else, and others take any: as they came.
+Bias = Annotated[int, Meta(ge=-100, le=100)] | Annotated[float, Meta(ge=-100, le=100)]
 INT64 = 2**63
 
 

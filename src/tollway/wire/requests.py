@@ -398,7 +398,7 @@ def _check_messages(request: ChatRequest) -> tuple[ImageIn, ...]:
     return tuple(images)
 
 
-_UNPRICED_PARTS: Mapping[type[object], str] = {AudioPart: "Audio", FilePart: "Files"}
+_UNPRICED_PARTS: Mapping[type[object], str] = {AudioPart: "audio has", FilePart: "files have"}
 
 
 def _look_at_parts(parts: Sequence[object], path: str, images: list[ImageIn]) -> None:
@@ -409,7 +409,7 @@ def _look_at_parts(parts: Sequence[object], path: str, images: list[ImageIn]) ->
         kind = _UNPRICED_PARTS.get(type(part))
         if kind is not None:
             raise _unsupported(
-                f"{path}[{index}]", f"{path}[{index}]: {kind} have no price here. Send text."
+                f"{path}[{index}]", f"{path}[{index}]: {kind} no price here. Send text."
             )
 
 
@@ -437,6 +437,8 @@ def explain_invalid(
         )
     if refused := choices.of_refusal(what, type_, path):
         what = f"{what}. It may be {', '.join(refused[1])}"
+    elif "matching regex" in what:  # of functions' names alone
+        what = "it may have letters, digits, _ and -, 64 at most"
     what = what[:1].lower() + what[1:]
     value = document.get(path)
     # Numbers are told back; text is not, it may be anything.

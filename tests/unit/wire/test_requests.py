@@ -281,6 +281,15 @@ def test_a_word_that_is_not_possible_is_told_which_are() -> None:
     assert deep.message.endswith("detail: invalid enum value 'huge'. It may be auto, low, high.")
 
 
+def test_no_part_of_a_content_is_promised_that_its_message_may_not_have() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:,"}}
+    result = {**RESULT, "content": [image]}
+
+    refused = refusal(chat_bytes(messages=[message(), ASSISTANT, result]))
+
+    assert refused.message == "messages[2].content[0].type: invalid value 'image_url'."
+
+
 @pytest.mark.parametrize("field", sorted(OPTIONAL_FIELDS | {"n", "max_tokens", "stream", "audio"}))
 def test_null_is_as_if_absent(field: str) -> None:
     assert forwarded(**{field: None}) == forwarded()
