@@ -244,7 +244,7 @@ def test_a_wrong_field_is_refused_by_name(
         ),
         (
             {"tools": [{"type": "custom"}]},
-            "tools[0].type: invalid value 'custom'. It may be function.",
+            "tools[0].type: invalid enum value 'custom'. It may be function.",
         ),
         (
             {"tools": [a_tool()], "tool_choice": {"type": "allowed_tools"}},
