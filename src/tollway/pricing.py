@@ -169,7 +169,8 @@ def _tokens_as_json(results: Sequence[object]) -> int:
     texts = [content for content in results if type(content) is str]
     written = _written(results)
     of_texts = written if len(texts) == len(results) else _written(texts)
-    longer = len(of_texts) - _commas(texts) - len("".join(texts).encode())
+    came = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+    longer = len(of_texts) - _commas(texts) - came
     return longer + _escape_tokens(written)
 
 

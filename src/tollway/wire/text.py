@@ -42,10 +42,16 @@ def text_bytes(text: str) -> int:
 def texts_bytes(texts: Sequence[str]) -> int:
     """The sum of `text_bytes` of each. Of little, one look at all together is enough where none
     grows, for parts of a text that is normalised are so too."""
+    others = [text for text in texts if not text.isascii()]
+    if len(others) == len(texts):
+        return _bytes_of(texts)
+    size = sum(map(len, texts)) - sum(map(len, others))
+    return size + _bytes_of(others) if others else size
+
+
+def _bytes_of(texts: Sequence[str]) -> int:
     # A text that was written as JSON already keeps its UTF-8.
     written = b"".join([text.encode() for text in texts])
-    if written.isascii():
-        return len(written)
     if len(written) <= _TOGETHER_BYTES_MAX and not _may_grow(written, texts):
         return len(written)
     return sum(map(text_bytes, texts))
