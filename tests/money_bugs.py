@@ -444,6 +444,18 @@ BUGS = (
         "            purse.leased -= charged\n",
         "",
     ),
+    Bug(
+        "what two questions about a lease bring is counted twice",
+        "ledger/postgres/purses.py",
+        "        if purse.is_asking:\n            purse.gives_back = True\n        else:\n    ",
+        "",
+    ),
+    Bug(
+        "a lease whose answer was lost is forgotten",
+        "ledger/postgres/purses.py",
+        "            purse.is_unsure = True\n            return",
+        "            return",
+    ),
 )
 
 

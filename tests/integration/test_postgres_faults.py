@@ -182,6 +182,23 @@ async def test_a_leased_hold_asks_the_database_nothing_and_idle_credit_goes_back
 
 
 @pytest.mark.parametrize("policy", [EAGER_LEASES])
+async def test_a_lease_that_is_recalled_while_more_is_asked_for_is_counted_once(
+    replicas: list[PostgresBooks],
+) -> None:
+    one = replicas[0]
+    account = await one.account(1000)
+    holds = [await one.hold(account, 50)]  # and asks for a lease
+    one.instance.on_recalls([account])
+    await one.ledger.refresh(account)
+
+    holds += [await one.hold(account, 50) for _ in range(4)]
+    settled = [await one.ledger.settle(hold, an_outcome(50)) for hold in holds]
+
+    assert [(one.charged, one.shortfall) for one in settled] == [(50, 0)] * 5
+    assert await one.balance(account) == 750
+
+
+@pytest.mark.parametrize("policy", [EAGER_LEASES])
 async def test_a_replica_whose_lease_has_run_out_asks_the_database_for_each_hold(
     replicas: list[PostgresBooks],
 ) -> None:
@@ -392,6 +409,30 @@ async def test_charges_survive_a_database_that_is_down_and_are_applied_once(
     assert (stopping.data_dir / "journal").read_bytes() == b""
     assert await stopping.balance(account) == 79
     assert (await stopping.charge(account, 10, cost=1)).available == 78
+
+
+@pytest.mark.parametrize("policy", [EAGER_LEASES])
+async def test_credit_that_is_given_back_while_the_database_is_down_goes_back_when_it_can(
+    stopping: PostgresBooks, durable: PostgresServer
+) -> None:
+    wanted, idle = await stopping.account(1000), await stopping.account(1000, "acc_2")
+    for account in (wanted, idle):
+        await stopping.charge(account, 10, cost=10)
+        await stopping.ledger.refresh(account)  # comes after the lease that it asked for
+    leased = await stopping.database.fetch("SELECT count(*) FROM credit_leases WHERE amount > 0")
+    assert leased == [(2,)]
+    durable.stop(signal.SIGQUIT)
+
+    await until(lambda: stopping.ledger.leased() == 0)
+    durable.start()
+    await until(lambda: stopping.ledger.fault is None)
+
+    hold = await stopping.hold(wanted, 990)
+    assert (hold.amount, hold.available) == (990, 0)
+    await stopping.ledger.settle(hold, an_outcome(0))
+    await _until_nothing(stopping, "credit_leases WHERE amount > 0")
+    await stopping.ledger.refresh(idle)
+    assert stopping.ledger.held(idle) == 0
 
 
 async def test_a_crash_while_the_database_is_down_loses_no_charge(

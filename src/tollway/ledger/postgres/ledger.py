@@ -237,7 +237,7 @@ class PostgresLedger:
         wait_seconds = 0.01
         answer = await self._ask_hold(ask, purse, final=False)
         while answer.outcome == "short":
-            if not answer.unanswered:
+            if not (answer.unanswered or purse.is_asking or purse.free):
                 return await self._ask_hold(ask, purse, final=True)
             if self._clock.monotonic() >= deadline:
                 # Another replica has credit that it neither uses nor gives back: nobody can say
@@ -248,6 +248,8 @@ class PostgresLedger:
                 )
             await asyncio.sleep(wait_seconds)
             wait_seconds = min(2 * wait_seconds, 0.2)
+            if purse.free:
+                self._purses.give_back(ask.account_id, purse)
             answer = await self._ask_hold(ask, purse, final=False)
         return answer
 
