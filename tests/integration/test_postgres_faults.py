@@ -2,8 +2,9 @@
 replicas that compete."""
 
 import asyncio
+import contextlib
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,15 @@ from tests.integration.postgres_books import EAGER_LEASES, NO_LEASES, PostgresBo
 from tests.support.postgres import PostgresServer
 from tests.unit.ledger.books import a_checkpoint, an_outcome
 
+from tollway.database.instance import SWEEP_SECONDS, Change
 from tollway.errors import IdempotencyConflict, Refused, Unavailable
 from tollway.ledger.base import Earlier, NotEnough, Recovered, Settlement
 from tollway.ledger.postgres.leases import LeasePolicy
 
 BODY = b"\x01" * 32
+_A_DAY_AHEAD = b"""
+CREATE OR REPLACE FUNCTION now_ms() RETURNS BIGINT LANGUAGE sql VOLATILE AS
+'SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint + 86400000'"""
 _POLICIES = pytest.mark.parametrize("policy", [NO_LEASES, EAGER_LEASES], ids=["exact", "leased"])
 
 
@@ -100,6 +105,37 @@ async def test_a_key_is_running_wherever_it_runs(replicas: list[PostgresBooks]) 
     await replicas[0].ledger.settle(hold, an_outcome(5))
     earlier = await replicas[1].ledger.keys.claim(account, "key", BODY, "req_9")
     assert earlier == Earlier(ask.request_id, None)
+
+
+async def test_a_key_that_could_not_be_freed_is_tried_again(
+    replicas: list[PostgresBooks], postgres: PostgresServer, database_url: str
+) -> None:
+    one, two = replicas
+    account = await one.account(100)
+    await one.ledger.keys.claim(account, "key", BODY, "req_1")
+    name = database_url.rpartition("/")[2]
+    with postgres.connect(name) as connection, connection.transaction():
+        connection.execute("SELECT 1 FROM idempotency FOR UPDATE")
+        one.ledger.keys.free("req_1")  # waits for the row, and its connection breaks
+        blocked = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE usename = 'tollway_server' AND wait_event_type = 'Lock'"
+        )
+        async with asyncio.timeout(10):
+            while not connection.execute(blocked.encode()).fetchall():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    async with asyncio.timeout(10):
+        while not await _claims(two, account):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+    assert one.ledger.fault is None
+
+
+async def _claims(books: PostgresBooks, account: str) -> bool:
+    with contextlib.suppress(IdempotencyConflict):
+        return await books.ledger.keys.claim(account, "key", BODY, "req_2") is None
+    return False
 
 
 @pytest.mark.parametrize("policy", [EAGER_LEASES])
@@ -308,6 +344,44 @@ async def test_a_clock_that_steps_reaps_nobody(replicas: list[PostgresBooks]) ->
     assert (await one.ledger.settle(hold, an_outcome(4))).charged == 4
     rows = await two.database.fetch("SELECT count(*) FROM instances WHERE reaped")
     assert rows == [(0,)]
+
+
+async def test_a_database_clock_that_is_set_ahead_ends_no_hold(
+    replicas: list[PostgresBooks], postgres: PostgresServer, database_url: str
+) -> None:
+    one, two = replicas
+    account = await one.account(100)
+    hold = await one.hold(account, 10)
+    with postgres.connect(database_url.rpartition("/")[2]) as connection:
+        connection.execute(_A_DAY_AHEAD)
+    two.clock.advance(SWEEP_SECONDS)
+    await _until_nothing(two, "changes")  # by then it has swept
+
+    await one.ledger.settle(hold, an_outcome(4))
+
+    assert await two.database.fetch("SELECT state, late FROM holds") == [("settled", 0)]
+
+
+async def test_what_changes_while_an_instance_begins_anew_is_heard_of(
+    replicas: list[PostgresBooks], postgres: PostgresServer, database_url: str
+) -> None:
+    one, two = replicas
+    accounts = [await one.account(0, name) for name in ("acc_1", "acc_2")]
+    heard: list[str] = []
+
+    async def heard_of(changes: Collection[Change]) -> None:
+        """It has asked what is new, and will renew next: it is reaped in between."""
+        heard.extend(change.subject for change in changes)
+        if heard == accounts[:1]:
+            with postgres.connect(database_url.rpartition("/")[2]) as connection:
+                connection.execute("SELECT * FROM expire_holds(%s)", (one.instance.id,))
+                connection.execute("UPDATE accounts SET name = 'new' WHERE id = %s", accounts[1:])
+
+    one.instance.on_changes = heard_of
+
+    await two.database.execute(("UPDATE accounts SET name = 'newer' WHERE id = ?", accounts[:1]))
+
+    await until(lambda: accounts[1] in heard)
 
 
 async def test_a_hold_whose_client_left_while_it_was_asked_for_is_given_back(

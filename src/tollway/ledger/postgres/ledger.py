@@ -27,7 +27,7 @@ from typing import Any
 
 from tollway.clock import Clock, first_id_since
 from tollway.database.base import Row, Statement
-from tollway.database.instance import Instance
+from tollway.database.instance import HOLD_SECONDS, Instance
 from tollway.database.journal import Journal
 from tollway.database.postgres import PostgresDatabase
 from tollway.errors import Unavailable
@@ -61,7 +61,6 @@ from tollway.ledger.postgres.operations import (
 from tollway.ledger.postgres.purses import RECALL_SECONDS_MAX, Purses
 from tollway.ledger.rows import ENTRIES, RECEIPT, as_entry, as_receipt, milliseconds
 
-HOLD_SECONDS = 4 * 3600.0
 _FORGOTTEN_TICKS = 60
 
 log = logging.getLogger("tollway.ledger")
@@ -275,7 +274,6 @@ class PostgresLedger:
         doubtful, self._doubtful = self._doubtful, {}
         for request_id, account_id in doubtful.items():
             self._void(account_id, request_id)
-        self.keys.try_again()
 
     # --- settlements ------------------------------------------------------------------------------
 
@@ -352,7 +350,7 @@ class PostgresLedger:
         assert answer.held is not None
         if answer.outcome == "late":
             log.warning(
-                "the hold %s had expired; %d of %d credits were charged late",
+                "the hold %s had expired; it is settled late: %d of %d credits are paid",
                 hold.request_id,
                 answer.paid,
                 operation["cost"],
@@ -423,6 +421,8 @@ class PostgresLedger:
             await asyncio.sleep(TICK_SECONDS)
             if number % _FORGOTTEN_TICKS == 0:
                 suspects = await self._end_forgotten(suspects)
+            if self._lanes.fault is None:
+                self.keys.try_again()
             self._purses.tick()
 
     async def _end_forgotten(self, suspects: set[str]) -> set[str]:
