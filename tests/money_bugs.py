@@ -457,6 +457,12 @@ BUGS = (
         "",
     ),
     Bug(
+        "a charge that was queued again comes after what reckons with it",
+        "ledger/postgres/lanes.py",
+        "        self._queue.appendleft(piece)\n",
+        "        self._queue.append(piece)\n",
+    ),
+    Bug(
         "a lease whose answer was lost is forgotten",
         "ledger/postgres/purses.py",
         "            purse.is_unsure = True\n            return",

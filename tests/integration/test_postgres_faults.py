@@ -509,6 +509,29 @@ async def test_credit_that_is_given_back_while_the_database_is_down_goes_back_wh
     assert stopping.ledger.held(idle) == 0
 
 
+@pytest.mark.parametrize("policy", [EAGER_LEASES])
+async def test_a_charge_that_met_the_end_of_a_fault_stays_before_what_came_after_it(
+    replicas: list[PostgresBooks],
+) -> None:
+    one = replicas[0]
+    account = await one.account(1000)
+    await one.charge(account, 50, cost=0)
+    await one.ledger.refresh(account)
+    hold = await one.hold(account, 50)
+    lanes = one.ledger._lanes  # pyright: ignore[reportPrivateUsage]
+    async with lanes._keeping:  # pyright: ignore[reportPrivateUsage]
+        lanes.fault = "the server ended"
+        settling = one.ledger.settle(hold, an_outcome(30))
+        await asyncio.sleep(0.05)  # until its lane waits to journal it
+        one.instance.on_recalls([account])
+        lanes.fault = None
+
+    assert (await settling).charged == 30
+    await one.ledger.refresh(account)
+    rows = await one.database.fetch("SELECT sum(amount)::bigint FROM credit_leases")
+    assert rows == [(one.ledger.leased(),)] == [(0,)]
+
+
 async def test_a_crash_while_the_database_is_down_loses_no_charge(
     stopping: PostgresBooks, durable: PostgresServer
 ) -> None:
