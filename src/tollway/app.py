@@ -115,6 +115,7 @@ async def serve_on(
     """`child` runs the embedded model, where one is served; `siblings` are the other processes on
     the port, if there are any."""
     stopping = stop_on_signals()
+    _on_hangup(stopping, _nothing_yet)
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         store = await stack.enter_async_context(open_store(settings, metrics.committed))
@@ -129,7 +130,7 @@ async def serve_on(
         live = _live(settings, store, gateway, watched)
         stack.push_async_callback(live.stop)
         reloader = Reloader(file, settings, live.adopt, metrics)
-        _reload_on_hangup(reloader, stopping)
+        _on_hangup(stopping, reloader.ask)
         exposition = _exposition(store, gateway, metrics)
         commands = WithMetrics(WithReload(store.operations, reloader), exposition.page)
         control = ControlServer(settings.server.data_dir, commands)
@@ -429,16 +430,20 @@ async def _sweep_idempotency_keys(store: Store) -> None:
 # --- starting and stopping ------------------------------------------------------------------------
 
 
-def _reload_on_hangup(reloader: Reloader, stopping: asyncio.Event) -> None:
+def _on_hangup(stopping: asyncio.Event, reload: Callable[[], None]) -> None:
     terminal = Terminal()
 
     def hung_up() -> None:
         if terminal.is_gone():
             stopping.set()
         else:
-            reloader.ask()
+            reload()
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up)
+
+
+def _nothing_yet() -> None:
+    """A start may wait for other replicas. The file is looked at when it serves in any case."""
 
 
 async def _start_upstreams(

@@ -8,9 +8,11 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tollway.accounts import Accounts
+from tollway.api.admin.control import WORKERS
 from tollway.api.admin.operations import Operations
 from tollway.catalogue import Catalogue
 from tollway.clock import Clock, SystemClock, new_id
@@ -155,6 +157,7 @@ async def _opened_postgres(
     async with AsyncExitStack() as stack:
         if for_serving:
             stack.enter_context(own_data_directory(data_dir))
+            require_no_charges_left(data_dir, workers=0)
         database = await open_postgres(settings)
         stack.push_async_callback(database.close)
         accounts, tokens = Accounts(database, clock), Tokens(database, clock)
@@ -193,6 +196,18 @@ async def _opened_postgres(
         if for_serving:
             await instance.start()
         yield store
+
+
+def require_no_charges_left(data_dir: Path, *, workers: int) -> None:
+    """Raises `StartError` where one of more workers than these left charges in its journal: it
+    alone, started again, puts them into the database."""
+    for journal in sorted((data_dir / WORKERS).glob("*/journal")):
+        number = int(journal.parent.name)
+        if number >= workers and journal.stat().st_size:
+            raise StartError(
+                f"{journal} has charges that are not yet in the database, of a worker that would "
+                f"not run. Start with --workers {max(2, number + 1)} once."
+            )
 
 
 async def open_postgres(settings: Settings) -> "PostgresDatabase":

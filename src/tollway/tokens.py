@@ -177,8 +177,10 @@ class Tokens:
                 ("UPDATE tokens SET revoked_at = ? WHERE id = ?", (int(now * 1000), token_id)),
             )
         except BaseException:
-            # Not on disk, so a restart would bring it back: whoever asked must ask again.
-            self._by_id[token_id] = token
+            # Not on disk, so a restart would bring it back: whoever asked must ask again. Where the
+            # answer alone was lost, it may have been read again as revoked.
+            if self._by_id[token_id] is revoked:
+                self._by_id[token_id] = token
             raise
         return revoked
 

@@ -36,6 +36,7 @@ from tollway.errors import ConfigurationError, StartError, TollwayError, how_man
 from tollway.process import bind, configure_logging
 from tollway.reload import ConfigurationFile
 from tollway.settings import CommandLine, Embedded, Settings
+from tollway.store import require_no_charges_left
 from tollway.upstreams.embedded.process import Backoff, RunningChild, busy_slots
 from tollway.upstreams.embedded.upstream import MakeChild
 
@@ -114,14 +115,13 @@ def _check(settings: Settings, count: int) -> None:
             f"admit {count} times each limit. Set it to valkey://..., or leave --workers out."
         )
     look_into(server.data_dir)
-    folder = server.data_dir / WORKERS
-    for journal in sorted(folder.glob("*/journal")):
-        if int(journal.parent.name) >= count and journal.stat().st_size:
-            raise StartError(
-                f"{journal} has charges that are not yet in the database, of a worker that "
-                f"{count} workers do not have. Start with --workers {int(journal.parent.name) + 1} "
-                "once."
-            )
+    require_no_charges_left(server.data_dir, workers=count)
+    journal = server.data_dir / "journal"
+    if journal.exists() and journal.stat().st_size:
+        raise StartError(
+            f"{journal} has charges that are not yet in the database, of a server without workers. "
+            "Start without --workers once."
+        )
 
 
 class _Supervisor:
@@ -174,7 +174,8 @@ class _Supervisor:
 
     def _pass_on(self, number: int) -> None:
         for worker in self._workers:
-            if worker is not None:
+            # One that only starts would die of a SIGHUP. It looks at the file when it is up.
+            if worker is not None and (worker.welcome or number != signal.SIGHUP):
                 worker.signal(number)
 
     # --- one worker after the other ---------------------------------------------------------------

@@ -2,8 +2,9 @@
 replicas that compete."""
 
 import asyncio
+import contextlib
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,15 @@ from tests.integration.postgres_books import EAGER_LEASES, NO_LEASES, PostgresBo
 from tests.support.postgres import PostgresServer
 from tests.unit.ledger.books import a_checkpoint, an_outcome
 
+from tollway.database.instance import SWEEP_SECONDS, Change
 from tollway.errors import IdempotencyConflict, Refused, Unavailable
 from tollway.ledger.base import Earlier, NotEnough, Recovered, Settlement
 from tollway.ledger.postgres.leases import LeasePolicy
 
 BODY = b"\x01" * 32
+_A_DAY_AHEAD = b"""
+CREATE OR REPLACE FUNCTION now_ms() RETURNS BIGINT LANGUAGE sql VOLATILE AS
+'SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint + 86400000'"""
 _POLICIES = pytest.mark.parametrize("policy", [NO_LEASES, EAGER_LEASES], ids=["exact", "leased"])
 
 
@@ -102,6 +107,37 @@ async def test_a_key_is_running_wherever_it_runs(replicas: list[PostgresBooks]) 
     assert earlier == Earlier(ask.request_id, None)
 
 
+async def test_a_key_that_could_not_be_freed_is_tried_again(
+    replicas: list[PostgresBooks], postgres: PostgresServer, database_url: str
+) -> None:
+    one, two = replicas
+    account = await one.account(100)
+    await one.ledger.keys.claim(account, "key", BODY, "req_1")
+    name = database_url.rpartition("/")[2]
+    with postgres.connect(name) as connection, connection.transaction():
+        connection.execute("SELECT 1 FROM idempotency FOR UPDATE")
+        one.ledger.keys.free("req_1")  # waits for the row, and its connection breaks
+        blocked = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE usename = 'tollway_server' AND wait_event_type = 'Lock'"
+        )
+        async with asyncio.timeout(10):
+            while not connection.execute(blocked.encode()).fetchall():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    async with asyncio.timeout(10):
+        while not await _claims(two, account):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+    assert one.ledger.fault is None
+
+
+async def _claims(books: PostgresBooks, account: str) -> bool:
+    with contextlib.suppress(IdempotencyConflict):
+        return await books.ledger.keys.claim(account, "key", BODY, "req_2") is None
+    return False
+
+
 @pytest.mark.parametrize("policy", [EAGER_LEASES])
 async def test_what_another_replica_has_leased_is_no_reason_to_refuse(
     replicas: list[PostgresBooks],
@@ -179,6 +215,23 @@ async def test_a_leased_hold_asks_the_database_nothing_and_idle_credit_goes_back
     await _until_nothing(one, "credit_leases WHERE amount > 0")
     rows = await one.database.fetch("SELECT balance, held FROM accounts")
     assert rows == [(100_000 - 31, 0)]
+
+
+@pytest.mark.parametrize("policy", [EAGER_LEASES])
+async def test_a_lease_that_is_recalled_while_more_is_asked_for_is_counted_once(
+    replicas: list[PostgresBooks],
+) -> None:
+    one = replicas[0]
+    account = await one.account(1000)
+    holds = [await one.hold(account, 50)]  # and asks for a lease
+    one.instance.on_recalls([account])
+    await one.ledger.refresh(account)
+
+    holds += [await one.hold(account, 50) for _ in range(4)]
+    settled = [await one.ledger.settle(hold, an_outcome(50)) for hold in holds]
+
+    assert [(one.charged, one.shortfall) for one in settled] == [(50, 0)] * 5
+    assert await one.balance(account) == 750
 
 
 @pytest.mark.parametrize("policy", [EAGER_LEASES])
@@ -293,6 +346,44 @@ async def test_a_clock_that_steps_reaps_nobody(replicas: list[PostgresBooks]) ->
     assert rows == [(0,)]
 
 
+async def test_a_database_clock_that_is_set_ahead_ends_no_hold(
+    replicas: list[PostgresBooks], postgres: PostgresServer, database_url: str
+) -> None:
+    one, two = replicas
+    account = await one.account(100)
+    hold = await one.hold(account, 10)
+    with postgres.connect(database_url.rpartition("/")[2]) as connection:
+        connection.execute(_A_DAY_AHEAD)
+    two.clock.advance(SWEEP_SECONDS)
+    await _until_nothing(two, "changes")  # by then it has swept
+
+    await one.ledger.settle(hold, an_outcome(4))
+
+    assert await two.database.fetch("SELECT state, late FROM holds") == [("settled", 0)]
+
+
+async def test_what_changes_while_an_instance_begins_anew_is_heard_of(
+    replicas: list[PostgresBooks], postgres: PostgresServer, database_url: str
+) -> None:
+    one, two = replicas
+    accounts = [await one.account(0, name) for name in ("acc_1", "acc_2")]
+    heard: list[str] = []
+
+    async def heard_of(changes: Collection[Change]) -> None:
+        """It has asked what is new, and will renew next: it is reaped in between."""
+        heard.extend(change.subject for change in changes)
+        if heard == accounts[:1]:
+            with postgres.connect(database_url.rpartition("/")[2]) as connection:
+                connection.execute("SELECT * FROM expire_holds(%s)", (one.instance.id,))
+                connection.execute("UPDATE accounts SET name = 'new' WHERE id = %s", accounts[1:])
+
+    one.instance.on_changes = heard_of
+
+    await two.database.execute(("UPDATE accounts SET name = 'newer' WHERE id = ?", accounts[:1]))
+
+    await until(lambda: accounts[1] in heard)
+
+
 async def test_a_hold_whose_client_left_while_it_was_asked_for_is_given_back(
     replicas: list[PostgresBooks],
 ) -> None:
@@ -392,6 +483,53 @@ async def test_charges_survive_a_database_that_is_down_and_are_applied_once(
     assert (stopping.data_dir / "journal").read_bytes() == b""
     assert await stopping.balance(account) == 79
     assert (await stopping.charge(account, 10, cost=1)).available == 78
+
+
+@pytest.mark.parametrize("policy", [EAGER_LEASES])
+async def test_credit_that_is_given_back_while_the_database_is_down_goes_back_when_it_can(
+    stopping: PostgresBooks, durable: PostgresServer
+) -> None:
+    wanted, idle = await stopping.account(1000), await stopping.account(1000, "acc_2")
+    for account in (wanted, idle):
+        await stopping.charge(account, 10, cost=10)
+        await stopping.ledger.refresh(account)  # comes after the lease that it asked for
+    leased = await stopping.database.fetch("SELECT count(*) FROM credit_leases WHERE amount > 0")
+    assert leased == [(2,)]
+    durable.stop(signal.SIGQUIT)
+
+    await until(lambda: stopping.ledger.leased() == 0)
+    durable.start()
+    await until(lambda: stopping.ledger.fault is None)
+
+    hold = await stopping.hold(wanted, 990)
+    assert (hold.amount, hold.available) == (990, 0)
+    await stopping.ledger.settle(hold, an_outcome(0))
+    await _until_nothing(stopping, "credit_leases WHERE amount > 0")
+    await stopping.ledger.refresh(idle)
+    assert stopping.ledger.held(idle) == 0
+
+
+@pytest.mark.parametrize("policy", [EAGER_LEASES])
+async def test_a_charge_that_met_the_end_of_a_fault_stays_before_what_came_after_it(
+    replicas: list[PostgresBooks],
+) -> None:
+    one = replicas[0]
+    account = await one.account(1000)
+    await one.charge(account, 50, cost=0)
+    await one.ledger.refresh(account)
+    hold = await one.hold(account, 50)
+    lanes = one.ledger._lanes  # pyright: ignore[reportPrivateUsage]
+    async with lanes._keeping:  # pyright: ignore[reportPrivateUsage]
+        lanes.fault = "the server ended"
+        settling = one.ledger.settle(hold, an_outcome(30))
+        await asyncio.sleep(0.05)  # until its lane waits to journal it
+        one.instance.on_recalls([account])
+        lanes.fault = None
+
+    assert (await settling).charged == 30
+    await one.ledger.refresh(account)
+    rows = await one.database.fetch("SELECT sum(amount)::bigint FROM credit_leases")
+    assert rows == [(one.ledger.leased(),)] == [(0,)]
 
 
 async def test_a_crash_while_the_database_is_down_loses_no_charge(

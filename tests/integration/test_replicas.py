@@ -1,8 +1,10 @@
 """Two real servers on one Postgres: what is done at one is so at the other."""
 
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tests.support.customer import Customer, a_customer, eventually
@@ -11,6 +13,7 @@ from tests.support.postgres import PASSWORD, PostgresServer
 from tests.support.server import TollwayServer, config_for
 
 from tollway.api.admin.control import ask
+from tollway.store import START_LOCK
 
 POLL_SECONDS_MAX = 5.0
 
@@ -196,6 +199,23 @@ def test_commands_work_beside_the_servers_and_without_them(
     assert (shown["creditBalance"], shown["creditsHeld"]) == (100, 0)
     for server in replicas:
         server.start()
+
+
+def test_a_reload_that_is_asked_for_while_a_replica_starts_does_not_end_it(
+    upstream: FakeUpstream, postgres: PostgresServer, database: str, tmp_path: Path
+) -> None:
+    env = {"TOLLWAY_TEST_DATABASE": postgres.url(database)}
+    server = TollwayServer(tmp_path / "data", config_for(upstream.base_url, more=MORE), env=env)
+    with postgres.connect(database) as connection:
+        connection.execute("SELECT pg_advisory_lock(%s)", (START_LOCK,))  # another one starts
+        server.launch()
+        waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        eventually(lambda: connection.execute(waiting).fetchone() is not None, 30.0)
+
+        server.signal(signal.SIGHUP)
+
+    eventually(lambda: "Base URL" in server.stdout, 30.0)
+    assert server.stop() == 0
 
 
 def test_a_price_that_one_replica_reloads_is_the_same_row_at_the_next(

@@ -129,6 +129,35 @@ def test_credit_that_a_stopped_replica_has_leased_is_503_elsewhere_until_it_give
     assert there.balance == CREDITS - sum(charged)
 
 
+def test_what_an_account_cannot_pay_late_is_not_held_against_the_upstream(
+    replicas: tuple[TollwayServer, TollwayServer], postgres: PostgresServer, database: str
+) -> None:
+    one, _ = replicas
+    customer, other = a_customer(one, credits=CREDITS), a_customer(one, credits=CREDITS)
+    paced = json.dumps({"chunks": 30, "pace_ms": 250, "input_tokens": 9})
+    with (
+        postgres.connect(database) as connection,
+        customer.begin_chat(max_tokens=30, user=paced) as first,
+        customer.begin_chat(max_tokens=30, user=paced) as second,
+        customer.begin_chat(max_tokens=30, user=paced) as third,
+    ):
+        holds = "SELECT instance FROM holds WHERE state = 'open'"
+        eventually(lambda: len(connection.execute(holds).fetchall()) == 3, 10.0)
+        one.signal(signal.SIGSTOP)
+        try:
+            (instance,) = connection.execute(holds).fetchall()[0]
+            connection.execute("SELECT expire_holds(%s)", (instance,))
+            one.operate(
+                "credit adjust", account=customer.account_id, amount=-CREDITS, reason="spent"
+            )
+        finally:
+            one.signal(signal.SIGCONT)
+        replies = [client.read_reply() for client in (first, second, third)]
+
+    assert [consumed(reply) for reply in replies] == [0, 0, 0]
+    eventually(lambda: short_chat(other).status == 200, 10.0)
+
+
 def _paid(reply: Reply, charged: list[int]) -> bool:
     if reply.status == 200:
         charged.append(consumed(reply))

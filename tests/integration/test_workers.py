@@ -245,18 +245,45 @@ def test_where_a_worker_cannot_start_the_start_is_refused(
     assert "A worker could not start" in server.stderr
 
 
-def test_charges_that_a_worker_left_unwritten_are_not_forgotten_with_it(
-    head: str, upstream: FakeUpstream, tmp_path: Path
+@pytest.mark.parametrize(
+    ("folder", "arguments", "mend"),
+    [
+        ("workers/4", ("--workers", "2"), "Start with --workers 5 once."),
+        ("workers/0", (), "Start with --workers 2 once."),
+        (".", ("--workers", "2"), "Start without --workers once."),
+    ],
+)
+def test_charges_that_another_start_left_unwritten_are_not_forgotten(
+    folder: str,
+    arguments: tuple[str, ...],
+    mend: str,
+    head: str,
+    upstream: FakeUpstream,
+    tmp_path: Path,
 ) -> None:
-    left = tmp_path / "data" / "workers" / "4"
+    left = tmp_path / "data" / folder
     left.mkdir(parents=True)
     (left / "journal").write_bytes(b"a charge\n")
     config = config_for(upstream.base_url, more=head)
-    server = TollwayServer(tmp_path / "data", config, arguments=("--workers", "2"))
+    server = TollwayServer(tmp_path / "data", config, arguments=arguments)
     server.launch()
 
     assert server.wait(SECONDS_MAX) == 1
-    assert "Start with --workers 5 once." in server.stderr
+    assert mend in server.stderr
+
+
+def test_a_reload_that_is_asked_for_while_workers_start_ends_none(
+    head: str, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    config = config_for(upstream.base_url, more=head)
+    server = TollwayServer(tmp_path / "data", config, arguments=("--workers", "2"))
+    server.launch()
+    eventually(lambda: len(workers_of(server)) == 2, SECONDS_MAX)
+
+    server.signal(signal.SIGHUP)
+
+    eventually(lambda: "Base URL" in server.stdout, SECONDS_MAX)
+    assert server.stop() == 0
 
 
 @pytest.mark.model

@@ -1,3 +1,4 @@
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -5,8 +6,9 @@ import pytest
 from tests.support.clock import FixedClock
 
 from tollway.accounts import Accounts
+from tollway.database.base import Row, Statement
 from tollway.database.sqlite import SqliteDatabase
-from tollway.errors import AuthenticationFailed, InvalidRequest, NotFound
+from tollway.errors import AuthenticationFailed, InvalidRequest, NotFound, Unavailable
 from tollway.tokens import Tokens, new_secret
 
 
@@ -69,6 +71,40 @@ async def test_the_secret_is_not_kept(
     rows = await database.fetch("SELECT * FROM tokens")
     assert secret not in repr(rows)
     assert secret.encode() not in (tmp_path / "tollway.db-wal").read_bytes()
+
+
+class _AnswerLost:
+    """The database, where a write is done and nobody is told; meanwhile it is heard of."""
+
+    def __init__(self, database: SqliteDatabase) -> None:
+        self._database = database
+        self.meanwhile: list[Callable[[], Awaitable[None]]] = []
+
+    async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        return await self._database.fetch(sql, parameters)
+
+    async def execute(self, *statements: Statement) -> int:
+        await self._database.execute(*statements)
+        for one in self.meanwhile:
+            await one()
+        raise Unavailable("The database cannot be reached now.")
+
+
+async def test_a_revocation_whose_answer_was_lost_stands_where_it_was_heard_of(
+    database: SqliteDatabase, tokens: Tokens, account: str, clock: FixedClock
+) -> None:
+    token, secret = await tokens.issue(account, name="x", scopes=["llm-all"])
+    broken = _AnswerLost(database)
+    here = Tokens(broken, clock)
+    await here.load()
+    clock.advance(0.12345)
+    broken.meanwhile.append(lambda: here.read_again([token.id]))
+
+    with pytest.raises(Unavailable):
+        await here.revoke(token.id)
+
+    with pytest.raises(AuthenticationFailed):
+        here.authenticate(secret)
 
 
 async def test_malformed_unknown_and_revoked_get_one_answer(tokens: Tokens, account: str) -> None:

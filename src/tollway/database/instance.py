@@ -41,6 +41,9 @@ RENEW_SECONDS = 5.0
 POLL_SECONDS = 0.5
 _MARGIN = 1 / 15  # of a lease, for what the way to the database takes
 SWEEP_SECONDS = 30.0
+HOLD_SECONDS = 4 * 3600.0
+_CLOCK_SET_SECONDS = 60.0
+"""So much that a clock is off by was set; less may be how long an answer took."""
 _DAY_MS = 86_400_000
 
 log = logging.getLogger("tollway.database")
@@ -83,6 +86,8 @@ class Instance:
         self._swept_at = clock.monotonic()
         self._seen: dict[str, tuple[int, float]] = {}
         self._asked_at = 0.0
+        self._offset: float | None = None
+        self._expires_from = float("-inf")
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -105,7 +110,8 @@ class Instance:
         unfinished = self._file.with_suffix(".new")
         unfinished.write_text(id_)
         unfinished.rename(self._file)
-        ((self._heard,),) = await self._database.fetch("SELECT txid_current_snapshot()::text")
+        if not self._heard:  # one that begins anew goes on where it was: nothing is missed
+            ((self._heard,),) = await self._database.fetch("SELECT txid_current_snapshot()::text")
         await self._database.execute(
             (
                 "INSERT INTO instances (id, name, started_at, expires_at)"
@@ -186,7 +192,8 @@ class Instance:
         }
         if changes:
             await self.on_changes(changes)
-        (self._heard,) = (id_ for kind, id_, _ in rows if kind == "snapshot")
+        ((self._heard, now_ms),) = ((id_, n) for kind, id_, n in rows if kind == "snapshot")
+        self._compare_clocks(asked_at, now_ms / 1000)
         if changes or asked_at - self._renewed_at >= RENEW_SECONDS or not self._live_until:
             await self._renew(asked_at)
         if recalls := [id_ for kind, id_, _ in rows if kind == "recall"]:
@@ -194,7 +201,7 @@ class Instance:
         await self._reap(asked_at, {id_: n for kind, id_, n in rows if kind == "instance"})
         if asked_at - self._swept_at >= SWEEP_SECONDS:
             self._swept_at = asked_at
-            await self._sweep()
+            await self._sweep(asked_at)
 
     async def _renew(self, asked_at: float) -> None:
         lease = (self.id, self._heard, self._lease_ms)
@@ -224,10 +231,19 @@ class Instance:
                 log.warning("the instance %s is not heard of any more; its holds end", id_)
                 self.on_reaped(await self._database.fetch(_EXPIRE, (id_,)))
 
-    async def _sweep(self) -> None:
+    def _compare_clocks(self, asked_at: float, now: float) -> None:
+        """By a database clock that is set ahead every hold is past its expiry at once."""
+        offset = now - asked_at
+        if self._offset is not None and abs(offset - self._offset) > _CLOCK_SET_SECONDS:
+            log.warning("the database's clock was set by %.0f s", offset - self._offset)
+            self._expires_from = asked_at + HOLD_SECONDS
+        self._offset = offset
+
+    async def _sweep(self, asked_at: float) -> None:
         """Holds past their own expiry, which nobody should leave; and what nobody needs any
         more."""
-        self.on_reaped(await self._database.fetch(_EXPIRE, (None,)))
+        if asked_at >= self._expires_from:
+            self.on_reaped(await self._database.fetch(_EXPIRE, (None,)))
         await self._database.execute(
             ("DELETE FROM instances WHERE reaped AND expires_at < now_ms() - ?", (_DAY_MS,)),
             ("DELETE FROM changes WHERE created_at < now_ms() - ?", (_DAY_MS,)),
@@ -244,7 +260,7 @@ SELECT kind, subject, 0 FROM changes
    AND NOT txid_visible_in_snapshot(txid, ?::text::txid_snapshot)
 UNION ALL SELECT 'recall', account_id, 0 FROM credit_leases WHERE instance = ? AND recalled
 UNION ALL SELECT 'instance', id, renewals FROM instances WHERE NOT reaped
-UNION ALL SELECT 'snapshot', txid_current_snapshot()::text, 0"""
+UNION ALL SELECT 'snapshot', txid_current_snapshot()::text, now_ms()"""
 
 _EXPIRE = "SELECT * FROM expire_holds(?)"
 

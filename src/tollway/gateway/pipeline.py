@@ -126,7 +126,7 @@ class Pipeline:
         outcome = outcome_of(admission, meter, self._monotonic())
         render = self._stored_reply(admission, answer, outcome) if self._store_replies else None
         settlement = await self._ledger.settle(admission.hold, outcome, render)
-        self._router.settled(outcome, settlement)
+        self._router.settled(outcome, admission.hold)
         self._observer.settled(admission, outcome, settlement, meter.error, reply)
         if answer is not None:
             answer.finish(reply, outcome, settlement)

@@ -19,7 +19,7 @@ from tollway.clock import Clock
 from tollway.errors import InvalidRequest, RequestError, Unavailable, UpstreamTimeout
 from tollway.gateway.policy import with_defaults
 from tollway.gateway.types import Admission
-from tollway.ledger.base import Outcome, Settlement
+from tollway.ledger.base import Hold, Outcome
 from tollway.upstreams.balance import Candidate, Watched, by_key, least_loaded
 from tollway.upstreams.base import Ask, Upstream
 from tollway.upstreams.budget import RetryBudget
@@ -69,12 +69,14 @@ class Router:
         """By model: how often a request was not tried again for want of budget."""
         return ((model, pool.budget.refused) for model, pool in self._pools.items())
 
-    def settled(self, outcome: Outcome, settlement: Settlement) -> None:
-        """What an upstream reported decides whether it is asked again."""
+    def settled(self, outcome: Outcome, hold: Hold) -> None:
+        """What an upstream reported decides whether it is asked again: not what was charged of it,
+        which is less too where an account could not pay any more."""
         if outcome.source == "upstream" and outcome.upstream is not None:
             watched = self._watched.get(outcome.upstream)
             if watched is not None:  # it may have been taken out meanwhile
-                watched.health.reported(settlement.shortfall)
+                beyond = outcome.cost - hold.amount
+                watched.health.reported(beyond if beyond > 0 else 0)
 
     def route(self, admission: Admission) -> "PoolRoute":
         pool = self._pool(admission.model)

@@ -63,13 +63,15 @@ CREDITS_LAST_MINUTE = Described(
 SHORTFALL_CREDITS = Described(
     "tollway_shortfall_credits_total",
     "counter",
-    "Credits that requests cost beyond their holds, which the operator bears. Should stay 0.",
+    "Credits that requests cost and that could not be charged, which the operator bears: beyond "
+    "their hold, or late and beyond what the account had left. Should stay 0.",
     ("model",),
 )
 SHORTFALLS = Described(
     "tollway_shortfalls_total",
     "counter",
-    "Requests that cost more than their hold. Should stay 0: look at the model's upstream.",
+    "Requests that cost more than could be charged. Should stay 0: look at the model's upstream, "
+    "and for a replica that was stopped (its log says which requests were settled late).",
     ("model",),
 )
 USAGE_COUNTED = Described(

@@ -18,7 +18,7 @@ from tollway.errors import (
 from tollway.gateway import route as route_module
 from tollway.gateway.relay import relay
 from tollway.gateway.types import Meter
-from tollway.ledger.base import Attempt, Outcome, Settlement
+from tollway.ledger.base import Attempt, Hold, Outcome
 from tollway.upstreams.balance import Watched
 from tollway.upstreams.base import Ask
 from tollway.wire.chat import ChatCompletion
@@ -41,6 +41,10 @@ def an_outcome_at(upstream: str) -> Outcome:
         first_token_seconds=None,
         total_seconds=1.0,
     )
+
+
+def a_hold(amount: int) -> Hold:
+    return Hold("req_1", "acc_1", "tok_1", "price_1", amount, 0, 0.0)
 
 
 # --- another upstream -----------------------------------------------------------------------------
@@ -356,7 +360,11 @@ async def test_a_report_beyond_the_cap_counts_against_the_upstream_that_gave_it(
     desk = Desk(Upstream("gpu-1"), Upstream("gpu-2"))
     outcome = an_outcome_at("gpu-2")
     for _ in range(3):
-        desk.router.settled(outcome, Settlement(5, 4, 0))
+        desk.router.settled(outcome, a_hold(9))
+    assert [one.may_be_asked() for one in desk.router.upstreams()] == [True, True]
+
+    for _ in range(3):
+        desk.router.settled(outcome, a_hold(5))
     assert [one.may_be_asked() for one in desk.router.upstreams()] == [True, False]
 
 
@@ -434,7 +442,7 @@ async def test_a_request_that_was_admitted_before_a_reload_finds_the_upstreams_i
 
     assert new.asks == []
     assert sum(len(upstream.asks) for upstream in desk.upstreams) == 2
-    desk.router.settled(an_outcome_at("gpu-1"), Settlement(charged=5, shortfall=4, available=0))
+    desk.router.settled(an_outcome_at("gpu-1"), a_hold(5))
 
 
 async def test_what_a_reload_leaves_as_it_is_keeps_its_budget_and_its_record() -> None:

@@ -124,7 +124,8 @@ class PostgresIdempotencyKeys:
         )
 
     def try_again(self) -> None:
-        """The database is back: what could not be freed is."""
+        """What could not be freed is. Now and then, and not when a fault has ended: one connection
+        may break and no other."""
         again, self._to_free = self._to_free, {}
         for request_id, name in again.items():
             self._free(request_id, name)

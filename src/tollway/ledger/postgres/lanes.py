@@ -195,8 +195,8 @@ class Lanes:
             return
         async with self._keeping:
             if self.fault is None:
-                for piece in kept:
-                    self._lane_of(piece.operation["account"]).put(piece)
+                for piece in reversed(kept):
+                    self._lane_of(piece.operation["account"]).put_first(piece)
                 return
             self._waiting += kept
             await self._journal_waiting()
@@ -266,6 +266,11 @@ class _Lane:
 
     def put(self, piece: Piece) -> None:
         self._queue.append(piece)
+        self._awake.set()
+
+    def put_first(self, piece: Piece) -> None:
+        """Back to where it was: what came after it reckons with it."""
+        self._queue.appendleft(piece)
         self._awake.set()
 
     def start(self) -> None:

@@ -11,7 +11,8 @@ the account are recalled, and each replica keeps what its running requests have.
 
 The numbers here run ahead of the database: they are as if all that was queued had been done, for
 the account's lane does it in that order. A lease is therefore always asked for as what it is to
-become (`target`), never as a difference: asked twice, it is the same.
+become (`target`), never as a difference: asked twice, it is the same. And one thing is asked at a
+time: of two on their way nobody could say which of them the answers have in them.
 """
 
 from msgspec import Struct
@@ -29,7 +30,10 @@ class LeasePolicy(Struct, frozen=True):
 
 class Purse:
     """An account's credit as this replica knows it: `balance` and `held` as the database said last,
-    of which `leased` is ours to hold from, and `in_use` is held from it."""
+    of which `leased` is ours to hold from, and `in_use` is held from it.
+
+    `is_asking`: the lease is being changed; `gives_back`: what is not in use is to go back once it
+    was. `is_unsure`: an answer was lost, so that more may be leased than is known here."""
 
     __slots__ = (
         "_amount",
@@ -39,9 +43,11 @@ class Purse:
         "_largest",
         "_want",
         "balance",
+        "gives_back",
         "held",
         "in_use",
         "is_asking",
+        "is_unsure",
         "leased",
         "looked_at",
     )
@@ -53,6 +59,8 @@ class Purse:
         self.in_use = 0
         self.looked_at = 0.0
         self.is_asking = False
+        self.gives_back = False
+        self.is_unsure = False
         self._want = 0
         self._holds = 0
         self._amount = 0
@@ -102,7 +110,11 @@ class Purse:
         self._idle = 0 if self._holds else self._idle + 1
         if self._holds:
             self._holds, self._amount, self._largest = 0, 0, self._largest if busy else 0
-        if self.is_asking or self.free == 0:
+        if self.is_asking:
+            return None
+        if self.is_unsure:
+            return self.in_use
+        if self.free == 0:
             return None
         if self._idle >= _IDLE_TICKS:
             return self.in_use
@@ -120,9 +132,11 @@ class Purse:
 
     @property
     def is_quiet(self) -> bool:
-        return self.leased == 0 and self._holds == 0 and self._idle >= _IDLE_TICKS
+        is_settled = self.leased == 0 and not (self.is_asking or self.is_unsure)
+        return is_settled and self._holds == 0 and self._idle >= _IDLE_TICKS
 
     def lapse(self) -> None:
         """The leases are gone with the instance that had them."""
         self.leased = self.in_use = 0
+        self.is_unsure = False
         self._want = 0

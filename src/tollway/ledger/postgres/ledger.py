@@ -27,7 +27,7 @@ from typing import Any
 
 from tollway.clock import Clock, first_id_since
 from tollway.database.base import Row, Statement
-from tollway.database.instance import Instance
+from tollway.database.instance import HOLD_SECONDS, Instance
 from tollway.database.journal import Journal
 from tollway.database.postgres import PostgresDatabase
 from tollway.errors import Unavailable
@@ -61,7 +61,6 @@ from tollway.ledger.postgres.operations import (
 from tollway.ledger.postgres.purses import RECALL_SECONDS_MAX, Purses
 from tollway.ledger.rows import ENTRIES, RECEIPT, as_entry, as_receipt, milliseconds
 
-HOLD_SECONDS = 4 * 3600.0
 _FORGOTTEN_TICKS = 60
 
 log = logging.getLogger("tollway.ledger")
@@ -237,7 +236,7 @@ class PostgresLedger:
         wait_seconds = 0.01
         answer = await self._ask_hold(ask, purse, final=False)
         while answer.outcome == "short":
-            if not answer.unanswered:
+            if not (answer.unanswered or purse.is_asking or purse.free):
                 return await self._ask_hold(ask, purse, final=True)
             if self._clock.monotonic() >= deadline:
                 # Another replica has credit that it neither uses nor gives back: nobody can say
@@ -248,6 +247,8 @@ class PostgresLedger:
                 )
             await asyncio.sleep(wait_seconds)
             wait_seconds = min(2 * wait_seconds, 0.2)
+            if purse.free:
+                self._purses.give_back(ask.account_id, purse)
             answer = await self._ask_hold(ask, purse, final=False)
         return answer
 
@@ -273,7 +274,6 @@ class PostgresLedger:
         doubtful, self._doubtful = self._doubtful, {}
         for request_id, account_id in doubtful.items():
             self._void(account_id, request_id)
-        self.keys.try_again()
 
     # --- settlements ------------------------------------------------------------------------------
 
@@ -350,7 +350,7 @@ class PostgresLedger:
         assert answer.held is not None
         if answer.outcome == "late":
             log.warning(
-                "the hold %s had expired; %d of %d credits were charged late",
+                "the hold %s had expired; it is settled late: %d of %d credits are paid",
                 hold.request_id,
                 answer.paid,
                 operation["cost"],
@@ -421,6 +421,8 @@ class PostgresLedger:
             await asyncio.sleep(TICK_SECONDS)
             if number % _FORGOTTEN_TICKS == 0:
                 suspects = await self._end_forgotten(suspects)
+            if self._lanes.fault is None:
+                self.keys.try_again()
             self._purses.tick()
 
     async def _end_forgotten(self, suspects: set[str]) -> set[str]:

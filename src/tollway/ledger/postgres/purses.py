@@ -48,20 +48,27 @@ class Purses:
     def lease_more(self, account_id: str, purse: Purse) -> None:
         target = purse.target(self._policy, self._clock.monotonic())
         if target is not None and self._instance.is_live:
-            purse.is_asking = True
             self._ask_lease(account_id, purse, target)
 
     def give_back(self, account_id: str, purse: Purse) -> None:
         """All that is leased and not in use."""
-        self._ask_lease(account_id, purse, purse.in_use)
+        if purse.is_asking:
+            purse.gives_back = True
+        else:
+            self._ask_lease(account_id, purse, purse.in_use)
 
     def _ask_lease(self, account_id: str, purse: Purse, target: int) -> None:
         """Less is given up at once, more is there when the answer is."""
+        self._active[account_id] = purse
+        purse.is_asking = True
+        purse.gives_back = purse.is_unsure = False
         before = purse.leased
         purse.leased = min(before, target)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         future.add_done_callback(
-            partial(self._leased, purse, self._instance.id, purse.leased, target > before)
+            partial(
+                self._answered, account_id, purse, self._instance.id, purse.leased, target > before
+            )
         )
         operation = {
             "kind": "lease",
@@ -74,17 +81,26 @@ class Purses:
         }
         self._lanes.put(account_id, operation, future)
 
-    def _leased(
+    def _answered(
         self,
+        account_id: str,
         purse: Purse,
         instance_id: str,
         assumed: int,
         asked_for_more: bool,
         done: asyncio.Future[Answer],
     ) -> None:
-        if asked_for_more:
-            purse.is_asking = False
-        if done.exception() is not None or instance_id != self._instance.id:
+        purse.is_asking = False
+        if instance_id == self._instance.id:  # else what it had leased is gone
+            self._leased(purse, assumed, asked_for_more, done)
+        if purse.gives_back:
+            self.give_back(account_id, purse)
+
+    def _leased(
+        self, purse: Purse, assumed: int, asked_for_more: bool, done: asyncio.Future[Answer]
+    ) -> None:
+        if done.exception() is not None:
+            purse.is_unsure = True
             return
         answer = done.result()
         self.told(purse, done)
