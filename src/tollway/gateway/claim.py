@@ -22,7 +22,7 @@ class Replay(Struct, frozen=True):
 
 
 async def claim_key(call: Call, caller: Caller, keys: IdempotencyKeys) -> Replay | None:
-    """On disk when this returns None: the request may run.
+    """None once the key is claimed, on disk: the request may run.
 
     Raises `IdempotencyConflict`, `IdempotencyMismatch` and, for no usable key, `InvalidRequest`.
     """
