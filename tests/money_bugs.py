@@ -169,7 +169,7 @@ BUGS = (
     Bug(
         "who is frozen while the prompt is counted may pay",
         "gateway/admit.py",
-        "                waited = True\n                counted = await counting\n",
+        "                is_caller_current = False\n                counted = await counting\n",
         "                counted = await counting\n",
     ),
     Bug(

@@ -18,7 +18,7 @@ from tests.support.model import put_model_into
 from tests.support.redis import RedisServer, a_redis
 from tests.support.server import TollwayServer, config_for, run_tollway
 
-from tollway.workers import SILENT_SECONDS_MAX
+from tollway.workers.leash import SILENT_SECONDS_MAX
 
 WORKERS = 3
 SECONDS_MAX = 60.0

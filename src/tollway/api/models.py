@@ -9,7 +9,7 @@ from tollway.catalogue import Model, Policy, Price
 from tollway.wire.requests import KNOWN_FIELDS, OPTIONAL_FIELDS
 
 # Every request has them, so they are no parameters that one model has and another lacks.
-_OF_EVERY_REQUEST = frozenset({"model", "messages"})
+_REQUIRED_FIELDS = frozenset({"model", "messages"})
 
 
 class Pricing(Struct, frozen=True):
@@ -74,7 +74,7 @@ def model_object(model: Model) -> ModelObject:
     taken = OPTIONAL_FIELDS if optional is None else OPTIONAL_FIELDS & optional
     policy = Policy() if model.policy is None else model.policy
     taken -= policy.denied
-    parameters = (KNOWN_FIELDS - OPTIONAL_FIELDS - _OF_EVERY_REQUEST) | taken
+    parameters = (KNOWN_FIELDS - OPTIONAL_FIELDS - _REQUIRED_FIELDS) | taken
     formats = "response_format" in parameters
     return ModelObject(
         id=model.id,

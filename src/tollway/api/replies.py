@@ -176,7 +176,7 @@ class ChatReply(Struct):
             head += _ignored_line(admission).encode()
         self._exchange.answer(200, head, body)
 
-    def repeat(self, request_id: str, reply: StoredReply, standing: Standing) -> None:
+    def replay(self, request_id: str, reply: StoredReply, standing: Standing) -> None:
         body = reply.body.encode()
         head = (
             "content-type: application/json\r\n"

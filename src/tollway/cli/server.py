@@ -45,7 +45,7 @@ def serve(
     given = CommandLine.of(config, data_dir, host, port)
     if workers > 1:
         from tollway.console import PlainConsole, TerminalConsole
-        from tollway.workers import serve_with_workers
+        from tollway.workers.supervisor import serve_with_workers
 
         console = TerminalConsole() if sys.stdout.isatty() else PlainConsole()
         serve_with_workers(workers, given, console)

@@ -85,42 +85,44 @@ class Gate:
             ignored = ignored_fields(caller, model, parsed)
         ceiling = None if call.credits_max is None else _credits_max(call.credits_max)
         deadline = None if call.timeout_ms is None else call.began + _seconds(call.timeout_ms)
-        places = self._concurrency_limit(caller)
-        if not self._concurrency.enter(caller.account.id, places):
-            raise _crowded(places)
+        concurrency_limit = self._concurrency_limit(caller)
+        if not self._concurrency.enter(caller.account.id, concurrency_limit):
+            raise _too_many_at_once(concurrency_limit)
         taken: list[tuple[str, float]] = []
-        # Nothing was awaited since the caller was authenticated, so may pay still; later the ledger
-        # looks again.
-        waited = call.idempotency_key is not None
+        # As long as nothing was awaited since the caller was authenticated, it may pay still; after
+        # that the ledger looks again.
+        is_caller_current = call.idempotency_key is None
         try:
-            limit = self._rate_limit(caller)
-            take = self._limiter.take_at_once(caller.rate_key, limit)
+            rate_limit = self._rate_limit(caller)
+            take = self._limiter.take_at_once(caller.rate_key, rate_limit)
             if take is None:
-                waited = True
-                take = await self._limiter.take(caller.rate_key, limit)
+                is_caller_current = False
+                take = await self._limiter.take(caller.rate_key, rate_limit)
             if not take.admitted:
                 raise self._refused_by_rate(caller, take)
             taken.append((caller.rate_key, take.admitted_at))
             rate = take.state
             if caller.token.requests_per_minute is not None:
-                waited = True
-                rate = await self._take_rate_of_token(caller, rate, taken)
+                is_caller_current = False
+                token_take = await self._take_token_rate(caller, caller.token.requests_per_minute)
+                taken.append((_token_rate_key(caller), token_take.admitted_at))
+                rate = _tighter(rate, token_take.state)
             output_tokens = _output_tokens(model, parsed.request)
             counting = self._count_input_tokens(model, parsed, output_tokens)
             counted = None
             if counting is not None:
-                waited = True
+                is_caller_current = False
                 counted = await counting
             cost = _cost(model, parsed, output_tokens, counted)
             ask = _hold_ask(caller, call, model, cost, ceiling)
             try:
-                hold = None if waited else self._ledger.hold_at_once(ask)
+                hold = self._ledger.hold_at_once(ask) if is_caller_current else None
                 if hold is None:
                     hold = await self._ledger.hold(ask)
-            except NotEnough as short:
-                raise _insufficient(model, cost, ask.amount_min, short.why) from None
+            except NotEnough as refused:
+                raise _insufficient(model, cost, ask.amount_min, refused.why) from None
             if hold.amount != cost.credits_max:
-                cost = _paid_for(cost, model, hold)
+                cost = _cost_within(hold, cost, model)
         except BaseException:
             self._concurrency.leave(caller.account.id)
             for key, admitted_at in taken:
@@ -134,7 +136,7 @@ class Gate:
     async def standing(self, caller: Caller) -> Standing:
         rate = await self._limiter.state(caller.rate_key, self._rate_limit(caller))
         if (limit := caller.token.requests_per_minute) is not None:
-            rate = _tighter(rate, await self._limiter.state(_rate_key_of_token(caller), limit))
+            rate = _tighter(rate, await self._limiter.state(_token_rate_key(caller), limit))
         with contextlib.suppress(Unavailable):  # it is told as it was known last
             await self._ledger.refresh(caller.account.id, older_than_seconds=STANDING_SECONDS)
         return Standing(rate, self._ledger.available(caller.account.id))
@@ -153,34 +155,27 @@ class Gate:
 
     def _refused_by_rate(self, caller: Caller, take: Take) -> RateLimited:
         if take.crowded:
-            return _crowded(self._concurrency_limit(caller))
-        return _too_many("account", "requests_per_minute", take.state)
+            return _too_many_at_once(self._concurrency_limit(caller))
+        return _too_many_a_minute("account", "requests_per_minute", take.state)
 
-    async def _take_rate_of_token(
-        self, caller: Caller, of_account: RateState, taken: list[tuple[str, float]]
-    ) -> RateState:
-        """Where it has a limit of its own; `taken` gets what must be given back. The tighter of the
-        two is told."""
-        limit = caller.token.requests_per_minute
-        assert limit is not None
-        key = _rate_key_of_token(caller)
-        take = await self._limiter.take(key, limit)
+    async def _take_token_rate(self, caller: Caller, limit: int) -> Take:
+        """The token's own, beside the account's. Raises `RateLimited`."""
+        take = await self._limiter.take(_token_rate_key(caller), limit)
         if not take.admitted:
-            raise _too_many("token", "token_requests_per_minute", take.state)
-        taken.append((key, take.admitted_at))
-        return _tighter(of_account, take.state)
+            raise _too_many_a_minute("token", "token_requests_per_minute", take.state)
+        return take
 
     def _rate_limit(self, caller: Caller) -> int:
         limit = caller.account.requests_per_minute
         return self.limits.requests_per_minute if limit is None else limit
 
 
-def _rate_key_of_token(caller: Caller) -> str:
+def _token_rate_key(caller: Caller) -> str:
     return "token:" + caller.token.id
 
 
-def _tighter(of_account: RateState, of_token: RateState) -> RateState:
-    return min(of_account, of_token, key=lambda state: state.remaining)
+def _tighter(account_rate: RateState, token_rate: RateState) -> RateState:
+    return min(account_rate, token_rate, key=lambda state: state.remaining)
 
 
 def _output_tokens(model: Model, request: ChatRequest) -> int:
@@ -223,8 +218,10 @@ def _hold_ask(caller: Caller, call: Call, model: Model, cost: Cost, ceiling: int
     length follows it."""
     credits_max = credits_min = cost.credits_max
     if not cost.is_length_named:
-        least = min(cost.output_tokens_max, OUTPUT_TOKENS_WORTH_STARTING)
-        credits_min = charge(model.price_max, cost.input_tokens_max, cost.choices * least)
+        output_tokens_min = min(cost.output_tokens_max, OUTPUT_TOKENS_WORTH_STARTING)
+        credits_min = charge(
+            model.price_max, cost.input_tokens_max, cost.choices * output_tokens_min
+        )
     if ceiling is not None and credits_max > ceiling:
         if credits_min > ceiling:
             why = CreditsWhy("credits_max", ceiling, 0, ceiling)
@@ -244,16 +241,16 @@ def _hold_ask(caller: Caller, call: Call, model: Model, cost: Cost, ceiling: int
 
 def _input_tokens_assumed(model: Model, parsed: ParsedRequest, text_bytes: int) -> int:
     """Of text and images: the rest of the bound is room for a template."""
-    of_images = images_tokens(model, parsed)
-    return of_images + tokens_of_text(text_bytes + images_bound(model, parsed) - of_images)
+    image_tokens = images_tokens(model, parsed)
+    return image_tokens + tokens_of_text(text_bytes + images_bound(model, parsed) - image_tokens)
 
 
-def _paid_for(cost: Cost, model: Model, hold: Hold) -> Cost:
-    """What is left of it when the hold is smaller."""
-    paid_for = affordable_output_tokens(
+def _cost_within(hold: Hold, cost: Cost, model: Model) -> Cost:
+    """With fewer output tokens, where the hold is smaller than the most it could cost."""
+    output_tokens = affordable_output_tokens(
         model.price_max, hold.amount, cost.input_tokens_max, cost.choices
     )
-    return replace(cost, output_tokens_max=paid_for, credits_max=hold.amount)
+    return replace(cost, output_tokens_max=output_tokens, credits_max=hold.amount)
 
 
 def ignored_fields(caller: Caller, model: Model, parsed: ParsedRequest) -> tuple[str, ...]:
@@ -288,7 +285,7 @@ def _seconds(header: bytes) -> float:
     return int(header) / 1000
 
 
-def _crowded(limit: int) -> RateLimited:
+def _too_many_at_once(limit: int) -> RateLimited:
     return RateLimited(
         f"This account has {how_many(limit, 'request')} running, its limit. Wait until one "
         "of them ends.",
@@ -296,7 +293,7 @@ def _crowded(limit: int) -> RateLimited:
     )
 
 
-def _too_many(whose: str, limit: RateLimit, state: RateState) -> RateLimited:
+def _too_many_a_minute(whose: str, limit: RateLimit, state: RateState) -> RateLimited:
     return RateLimited(
         f"This {whose} may make {how_many(state.limit, 'request')} in any 60 s. The next "
         f"place is free in {state.reset_seconds:.1f} s.",
@@ -304,7 +301,7 @@ def _too_many(whose: str, limit: RateLimit, state: RateState) -> RateLimited:
     )
 
 
-_LIMITS_AND_MENDS: Mapping[CreditsLimit, tuple[str, str]] = {
+_LIMITS_AND_REMEDIES: Mapping[CreditsLimit, tuple[str, str]] = {
     "balance": ("the account has {available} available", "add credits"),
     "spend_cap": (
         "the token's spend cap of {value} leaves {available}",
@@ -315,18 +312,18 @@ _LIMITS_AND_MENDS: Mapping[CreditsLimit, tuple[str, str]] = {
 
 
 def _insufficient(model: Model, cost: Cost, required: int, why: CreditsWhy) -> InsufficientCredits:
-    paid_for = affordable_output_tokens(
+    output_tokens = affordable_output_tokens(
         model.price_max, max(0, why.available), cost.input_tokens_max, cost.choices
     )
-    affordable = paid_for if paid_for >= OUTPUT_TOKENS_WORTH_STARTING else None
-    limit, mend = _LIMITS_AND_MENDS[why.limit]
+    affordable = output_tokens if output_tokens >= OUTPUT_TOKENS_WORTH_STARTING else None
+    limit, remedy = _LIMITS_AND_REMEDIES[why.limit]
     if affordable is not None:
-        mend = f"lower max_tokens to {affordable} or {mend}"
+        remedy = f"lower max_tokens to {affordable} or {remedy}"
     held = f", while requests in flight hold {why.held}" if why.held else ""
     return InsufficientCredits(
         f"This request could cost up to {how_many(required, 'credit')} and "
         f"{limit.format(value=why.value, available=why.available)}{held}. "
-        f"{mend[0].upper()}{mend[1:]}.",
+        f"{remedy[0].upper()}{remedy[1:]}.",
         required=required,
         affordable_output_tokens=affordable,
         why=why,

@@ -14,8 +14,8 @@ from tollway.clock import Clock
 from tollway.errors import DeadlinePassed, InternalFault, RequestError, Unavailable
 from tollway.gateway.admit import Gate
 from tollway.gateway.authenticate import Authenticator, require_active_account, require_scope
+from tollway.gateway.claim import claim_key, may_store_reply, stored_reply
 from tollway.gateway.relay import Answer, Silences, WholeAnswer, relay
-from tollway.gateway.repeat import find_repetition, may_be_stored, stored
 from tollway.gateway.route import Router
 from tollway.gateway.settle import outcome_of
 from tollway.gateway.types import Admission, Call, Caller, Meter, Reply
@@ -79,11 +79,9 @@ class Pipeline:
                 raise call.refusal
             parsed = parse_chat_request(call.body)
             if call.idempotency_key is not None:
-                repetition = await find_repetition(call, caller, self._ledger.keys)
-                if repetition is not None:
-                    reply.repeat(
-                        repetition.request_id, repetition.reply, await self._gate.standing(caller)
-                    )
+                replay = await claim_key(call, caller, self._ledger.keys)
+                if replay is not None:
+                    reply.replay(replay.request_id, replay.reply, await self._gate.standing(caller))
                     return
             call.body = b""  # it may be large, and the request long
             try:
@@ -156,12 +154,12 @@ class Pipeline:
         self, admission: Admission, answer: Answer | None, outcome: Outcome
     ) -> Callable[[Settlement], bytes] | None:
         """What is kept for the request's Idempotency-Key, in the settlement's own transaction."""
-        if not (isinstance(answer, WholeAnswer) and may_be_stored(admission)):
+        if not (isinstance(answer, WholeAnswer) and may_store_reply(admission)):
             return None
 
         def render(settlement: Settlement) -> bytes:
             body = answer.body(outcome, settlement)
-            return stored(settlement.charged, settlement.available, body)
+            return stored_reply(settlement.charged, settlement.available, body)
 
         return render
 

@@ -201,7 +201,7 @@ class Reply(Protocol):
 
     def complete(self, admission: Admission, settlement: Settlement, body: bytes) -> None: ...
 
-    def repeat(self, request_id: str, reply: StoredReply, standing: Standing) -> None:
+    def replay(self, request_id: str, reply: StoredReply, standing: Standing) -> None:
         """The reply that `request_id` got when the same Idempotency-Key was first used."""
         ...
 

@@ -69,13 +69,13 @@ def _checks(in_flight: Sequence[Hold]) -> list[tuple[str, _Check]]:
 
 
 # Of pages, and of values that are not what their columns are for: SQLite takes any in any column.
-_OF_DAMAGE = (sqlite3.DatabaseError, ValueError, TypeError, AttributeError)
+_DAMAGE_ERRORS = (sqlite3.DatabaseError, ValueError, TypeError, AttributeError)
 
 
 def _run(name: str, check: _Check, connection: sqlite3.Connection) -> list[Violation]:
     try:
         return list(itertools.islice(check(connection), VIOLATIONS_MAX))
-    except _OF_DAMAGE as error:  # it must not hide what the others find
+    except _DAMAGE_ERRORS as error:  # it must not hide what the others find
         return [Violation(name, "", f"could not be checked: {error}")]
 
 

@@ -292,7 +292,7 @@ _OURS = (
     BUILD,
 )
 # Read from /proc by prometheus_client, so only on Linux.
-_OF_THE_PROCESS = (
+_PROCESS_METRICS = (
     Described("process_virtual_memory_bytes", "gauge", "Virtual memory size in bytes."),
     Described("process_resident_memory_bytes", "gauge", "Resident memory size in bytes."),
     Described(
@@ -310,4 +310,4 @@ _OF_THE_PROCESS = (
 
 def described() -> tuple[Described, ...]:
     """Every metric that `/metrics` may show."""
-    return _OURS + _OF_THE_PROCESS
+    return _OURS + _PROCESS_METRICS

@@ -268,7 +268,7 @@ DIALECTS: Mapping[str, Dialect] = {row.name: row for row in _ROWS}
 GENERIC = DIALECTS["generic"]
 
 # What is accepted of any server.
-_WORDS_OF_ALL: Mapping[str, str] = {
+_COMMON_ENDS: Mapping[str, str] = {
     "stop": "stop",
     "length": "length",
     "tool_calls": "tool_calls",
@@ -281,7 +281,7 @@ _WORDS_OF_ALL: Mapping[str, str] = {
     "model_context_window_exceeded": "length",
 }
 ENDS: Mapping[str, str] = {
-    **_WORDS_OF_ALL,
+    **_COMMON_ENDS,
     **{theirs: ours for row in _ROWS for theirs, ours in row.ends.items()},
 }
 TOO_BUSY = frozenset(status for row in _ROWS for status in row.too_busy)

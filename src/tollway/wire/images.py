@@ -8,7 +8,7 @@ are looked at, and its size is known before anything is sent.
 import base64
 
 _PREFIX = "data:image/"
-_OF_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+_BASE64_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _HEAD_CHARACTERS = 16  # twelve bytes
 
 # The first bytes of each, by media type; WebP has its own after a length.
@@ -50,6 +50,6 @@ def _size(data: str) -> int | None:
         return None
     without_padding = data.rstrip("=")
     padding = len(data) - len(without_padding)
-    if padding > 2 or without_padding.encode().translate(None, _OF_BASE64):
+    if padding > 2 or without_padding.encode().translate(None, _BASE64_ALPHABET):
         return None
     return len(data) // 4 * 3 - padding

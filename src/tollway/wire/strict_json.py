@@ -45,7 +45,7 @@ def parse_object(body: bytes) -> dict[str, Json]:
     if not body:
         raise _invalid("The request has no body. Send a JSON object.")
     containers = body.count(b"[") + body.count(b"{")
-    count_values(body, containers)
+    _check_values(body, containers)
     try:
         value = _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -76,25 +76,21 @@ def values_of_part(array: bytes, depth_max: int) -> int | None:
     return values if _encode(value) == array or _has_each_key_once(array) else None
 
 
-def count_values(body: bytes, containers: int) -> int:
-    """At least as many as its `containers`, objects and arrays, have. Raises `InvalidRequest` where
-    they are too many; what is in a text is no value, and then does not count."""
+def _check_values(body: bytes, containers: int) -> None:
+    """Refuses too many in its `containers`, objects and arrays; what is in a text is no value."""
     if len(body) <= VALUES_MAX:
-        return len(body)
+        return
     # The first value in an object or array comes with its opening, each other with a comma. An
     # empty one counts twice.
-    count = body.count(b",") + containers
-    if count <= VALUES_MAX:
-        return count
+    if body.count(b",") + containers <= VALUES_MAX:
+        return
     if b"\\" in body:
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     if body.count(b'"') > 4 * VALUES_MAX:  # a key and a text for each
         raise _too_many_values()
     without_texts = b"".join(body.split(b'"')[::2])
-    count = len(without_texts) - len(without_texts.translate(None, b",[{"))
-    if count > VALUES_MAX:
+    if len(without_texts) - len(without_texts.translate(None, b",[{")) > VALUES_MAX:
         raise _too_many_values()
-    return count
 
 
 def _invalid(message: str) -> InvalidRequest:

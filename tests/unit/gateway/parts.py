@@ -175,7 +175,7 @@ class ReplyLog:
     def complete(self, admission: Admission, settlement: Settlement, body: bytes) -> None:
         self.body = body
 
-    def repeat(self, request_id: str, reply: StoredReply, standing: Standing) -> None:
+    def replay(self, request_id: str, reply: StoredReply, standing: Standing) -> None:
         raise AssertionError("nothing here has an Idempotency-Key")
 
     def refuse(

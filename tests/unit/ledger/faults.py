@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import sqlite3
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -31,16 +32,33 @@ class Disk:
         self.failure: Failure | None = None
         self.journal_error: int | None = None
         self.no_room = False
+        self._refused = threading.Event()
 
     def mend(self) -> None:
         self.__init__()
+
+    async def has_refused_again(self) -> None:
+        """When the writer has tried once more, in vain."""
+        self._refused.clear()
+        assert await asyncio.to_thread(self._refused.wait, 10), "nothing was tried"
+
+    def failed(self, code: int, message: str) -> sqlite3.OperationalError:
+        self._refused.set()
+        error = sqlite3.OperationalError(message)
+        error.sqlite_errorcode = code
+        return error
+
+    def check_room(self) -> None:
+        if self.no_room:
+            self._refused.set()
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     def database(self, path: Path) -> SqliteDatabase:
         return SqliteDatabase(
             path,
             connect_writer=self._connect,
             journal=Journal(path.with_name("journal"), fsync=self._fsync),
-            ballast=_Ballast(path.with_name("ballast"), lambda: self.no_room),
+            ballast=_Ballast(path.with_name("ballast"), self.check_room),
             retry_seconds=RETRY_SECONDS,
         )
 
@@ -57,13 +75,12 @@ class Disk:
 
 
 class _Ballast(Ballast):
-    def __init__(self, path: Path, no_room: Callable[[], bool]) -> None:
+    def __init__(self, path: Path, check_room: Callable[[], None]) -> None:
         super().__init__(path, BALLAST_BYTES)
-        self._no_room = no_room
+        self._check_room = check_room
 
     def make(self) -> None:
-        if self._no_room():
-            raise OSError(errno.ENOSPC, "No space left on device")
+        self._check_room()
         super().make()
 
 
@@ -72,27 +89,23 @@ class _Connection(sqlite3.Connection):
 
     def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
         if self.disk is not None and self.disk.failure == "insert finds no room":
-            raise _error(sqlite3.SQLITE_FULL, "database or disk is full")
+            raise self.disk.failed(sqlite3.SQLITE_FULL, "database or disk is full")
         return super().executemany(sql, parameters)
 
     def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
-        failure = None if self.disk is None else self.disk.failure
+        if self.disk is None:
+            return super().execute(sql, *parameters)
+        failure = self.disk.failure
         if sql == "BEGIN IMMEDIATE" and failure == "begin refused":
-            raise _error(sqlite3.SQLITE_IOERR, "disk I/O error")
+            raise self.disk.failed(sqlite3.SQLITE_IOERR, "disk I/O error")
         if sql.startswith("INSERT") and failure == "insert finds no room":
-            raise _error(sqlite3.SQLITE_FULL, "database or disk is full")
+            raise self.disk.failed(sqlite3.SQLITE_FULL, "database or disk is full")
         if sql == "COMMIT" and failure == "commit lost":
-            raise _error(sqlite3.SQLITE_IOERR, "disk I/O error")
+            raise self.disk.failed(sqlite3.SQLITE_IOERR, "disk I/O error")
         cursor = super().execute(sql, *parameters)
         if sql == "COMMIT" and failure == "commit landed and its answer was lost":
-            raise _error(sqlite3.SQLITE_IOERR, "disk I/O error")
+            raise self.disk.failed(sqlite3.SQLITE_IOERR, "disk I/O error")
         return cursor
-
-
-def _error(code: int, message: str) -> sqlite3.OperationalError:
-    error = sqlite3.OperationalError(message)
-    error.sqlite_errorcode = code
-    return error
 
 
 async def mended(database: SqliteDatabase) -> None:

@@ -77,7 +77,7 @@ async def test_a_fault_that_lasts_takes_every_charge_that_comes(
 
     for hold in holds:
         await books.ledger.settle(hold, an_outcome(3))
-        await asyncio.sleep(0.03)  # so that a try to mend comes between some of them
+        await disk.has_refused_again()  # a try to mend comes between them
 
     disk.failure = None
     await mended(books.database)
@@ -196,7 +196,7 @@ async def test_a_charge_that_waited_in_memory_is_told_when_the_database_takes_it
     disk.failure = "begin refused"
     disk.journal_error = errno.EROFS
     answer = books.ledger.settle(hold, an_outcome(7))
-    await asyncio.sleep(0.05)
+    await disk.has_refused_again()
 
     disk.failure = None
     disk.journal_error = None
@@ -225,7 +225,7 @@ async def test_a_full_disk_takes_the_ballast_and_no_request_until_it_is_there_ag
 
     assert not (books.data_dir / "ballast").exists()
     disk.failure = None
-    await asyncio.sleep(0.1)
+    await disk.has_refused_again()
     with pytest.raises(Unavailable):
         await books.hold("acc_1", 1)
     disk.no_room = False

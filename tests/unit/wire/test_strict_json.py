@@ -13,13 +13,8 @@ from tollway.wire.strict_json import (
     DEPTH_MAX,
     VALUES_MAX,
     Json,
-    count_values,
     parse_object,
 )
-
-
-def counted(body: bytes) -> int:
-    return count_values(body, body.count(b"[") + body.count(b"{"))
 
 
 def nested(depth: int) -> bytes:
@@ -146,7 +141,7 @@ def test_more_than_65536_values_are_refused_before_they_are_read(
 def test_what_is_in_a_text_is_no_value(text: str) -> None:
     body = b'{"a":"%b","b":"%b"}' % (text.encode() * VALUES_MAX, text.encode() * VALUES_MAX)
 
-    assert counted(body) == 2
+    assert parse_object(body)
 
 
 def test_a_number_that_would_take_msgspec_long_is_read_by_python(
@@ -293,10 +288,10 @@ def test_values_are_counted_as_a_plain_reference_does(body: bytes) -> None:
         return
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(strict_json, "VALUES_MAX", members)
-        assert counted(body) >= members
+        assert parse_object(body)
         patched.setattr(strict_json, "VALUES_MAX", members - 1)
-        with pytest.raises(InvalidRequest):
-            counted(body)
+        with pytest.raises(InvalidRequest, match="more than"):
+            parse_object(body)
 
 
 @given(documents(), st.integers(0, 200), st.binary(max_size=2), st.integers(0, 2))

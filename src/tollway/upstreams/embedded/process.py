@@ -112,10 +112,6 @@ class Child:
         self._address: str | None = None
         self._api_key = ""
 
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process is not None else None
-
     def ready(self) -> bool:
         return self._address is not None
 

@@ -44,10 +44,6 @@ class Slots:
         self._lingering: deque[float] = deque()  # until when, one for each slot
         self._watch: asyncio.Task[None] | None = None
 
-    @property
-    def free(self) -> int:
-        return self._free
-
     @asynccontextmanager
     async def take(self, wanted: int) -> AsyncGenerator[int]:
         """Holds as many slots as are wanted, at most all. Raises `Unavailable` when the queue is

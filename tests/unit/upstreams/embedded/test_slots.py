@@ -47,6 +47,16 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+async def are_free(slots: Slots, wanted: int) -> bool:
+    """Who asks for them does not wait."""
+    asking = Holder(slots, wanted)
+    await settle()
+    asking.end.set()
+    await settle()
+    await asking.leave()
+    return asking.has_it.is_set()
+
+
 async def test_a_waiter_gets_the_slot_that_is_given_back() -> None:
     slots = some_slots(1)
     first, second = Holder(slots), Holder(slots)
@@ -58,7 +68,7 @@ async def test_a_waiter_gets_the_slot_that_is_given_back() -> None:
 
     second.end.set()
     await second.task
-    assert slots.free == 1
+    assert await are_free(slots, 1)
 
 
 async def test_nobody_overtakes_who_waits_for_more() -> None:
@@ -111,7 +121,7 @@ async def test_a_wait_that_is_too_long_is_given_up() -> None:
 
     holder.end.set()
     await holder.task
-    assert slots.free == 1
+    assert await are_free(slots, 1)
 
 
 async def test_who_leaves_the_queue_takes_nothing() -> None:
@@ -125,7 +135,7 @@ async def test_who_leaves_the_queue_takes_nothing() -> None:
 
     third.end.set()
     await third.task
-    assert slots.free == 1
+    assert await are_free(slots, 1)
 
 
 async def test_a_slot_given_in_the_moment_of_leaving_is_given_back() -> None:
@@ -150,7 +160,7 @@ async def test_a_slot_stays_taken_until_the_child_is_done_with_it() -> None:
     await holder.leave()
     await child.asked.wait()
     await settle()
-    assert slots.free == 1
+    assert not await are_free(slots, 2)
 
     child.busy = 0
     await Holder(slots, 2).has_it.wait()
@@ -164,13 +174,14 @@ async def test_slots_in_use_are_not_taken_for_lingering_ones() -> None:
     await settle()
     await leaves.leave()
     await child.asked.wait()
-    assert slots.free == 0
+    assert not await are_free(slots, 1)
 
     child.busy = 1
-    await Holder(slots).has_it.wait()
+    comes = Holder(slots)
+    await comes.has_it.wait()
 
     assert not stays.task.done()
-    await slots.stop()
+    await comes.leave()
     await stays.leave()
     await slots.stop()
 

@@ -1,5 +1,4 @@
-"""A request that may have been made before: with an `Idempotency-Key`, trying again does not pay
-again."""
+"""Has the request been made before? With an `Idempotency-Key`, trying again does not pay again."""
 
 import hashlib
 
@@ -15,15 +14,15 @@ KEY_CHARACTERS_MAX = 255
 _encode = msgspec.json.Encoder().encode
 
 
-class Repetition(Struct, frozen=True):
+class Replay(Struct, frozen=True):
     """The request that had the key before, and its reply."""
 
     request_id: str
     reply: StoredReply
 
 
-async def find_repetition(call: Call, caller: Caller, keys: IdempotencyKeys) -> Repetition | None:
-    """Claims the key of `call`, on disk when this returns None: the request may run.
+async def claim_key(call: Call, caller: Caller, keys: IdempotencyKeys) -> Replay | None:
+    """None once the key is claimed, on disk: the request may run.
 
     Raises `IdempotencyConflict`, `IdempotencyMismatch` and, for no usable key, `InvalidRequest`.
     """
@@ -40,15 +39,15 @@ async def find_repetition(call: Call, caller: Caller, keys: IdempotencyKeys) -> 
             code="idempotency_completed",
             retry=False,
         )
-    return Repetition(earlier.request_id, msgspec.json.decode(earlier.reply, type=StoredReply))
+    return Replay(earlier.request_id, msgspec.json.decode(earlier.reply, type=StoredReply))
 
 
-def may_be_stored(admission: Admission) -> bool:
+def may_store_reply(admission: Admission) -> bool:
     """Only whole replies, and never a confidential model's."""
     return not (admission.parsed.wants_stream or admission.model.confidential)
 
 
-def stored(credits_consumed: int, credits_remaining: int, body: bytes) -> bytes:
+def stored_reply(credits_consumed: int, credits_remaining: int, body: bytes) -> bytes:
     return _encode(StoredReply(credits_consumed, credits_remaining, body.decode()))
 
 

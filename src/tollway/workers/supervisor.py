@@ -1,16 +1,7 @@
-"""Several processes on one port of one machine: `tollway serve --workers N`.
+"""The process that starts the workers, keeps them up and stops them, and serves nothing itself.
 
-The supervisor serves nothing itself. It starts the workers, each a Tollway of its own with a folder
-of its own in the data directory, starts one again that died, and passes signals on. It also runs
-the embedded model, once for all of them.
-
-Each worker listens on the port with a socket of its own (SO_REUSEPORT), so that the kernel spreads
-connections. One socket for all would be served by whoever wakes first: of 64 connections that are
-kept, four workers took 45, 17, 2 and 0, and with a socket each 19, 16, 16 and 13.
-
-Between the supervisor and a worker there is a socket pair, the leash, with a JSON line for each
-message. It ends when either of them does: then the other goes too. A worker says every two seconds
-that its event loop runs; one that says nothing for half a minute hangs, and is killed.
+A worker says every two seconds that its event loop runs; one that says nothing for half a minute
+hangs, and is killed.
 """
 
 import asyncio
@@ -20,76 +11,24 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import msgspec
-import uvloop
-from msgspec import Struct
 
-from tollway.api.admin.control import WORKERS
-from tollway.api.siblings import Siblings
-from tollway.app import find_child, serve_on
-from tollway.console import Console, PlainConsole, Welcome
+from tollway.app import find_child
+from tollway.console import Console, Welcome
 from tollway.database.sqlite import look_into
-from tollway.errors import ConfigurationError, StartError, TollwayError, how_many
+from tollway.errors import ConfigurationError, StartError
 from tollway.process import bind, configure_logging
-from tollway.reload import ConfigurationFile
-from tollway.settings import CommandLine, Embedded, Settings
+from tollway.settings import CommandLine, Settings
 from tollway.store import require_no_charges_left
-from tollway.upstreams.embedded.process import Backoff, RunningChild, busy_slots
+from tollway.upstreams.embedded.process import Backoff
 from tollway.upstreams.embedded.upstream import MakeChild
+from tollway.workers.leash import LEASH, SILENT_SECONDS_MAX, Model, Start, Up, from_worker, line
 
-LEASH = "TOLLWAY_LEASH"
 STOP_SECONDS = 20.0
 """Beyond the drain: then a worker is killed."""
-ALIVE_EVERY_SECONDS = 2.0
-SILENT_SECONDS_MAX = 30
-"""Of a worker that has said something before: its start is its own affair."""
 
 log = logging.getLogger("tollway.workers")
-
-
-class _Start(Struct, frozen=True, tag="start"):
-    """To a worker, first of all. `listener` is its socket's number."""
-
-    given: CommandLine
-    number: int
-    workers: int
-    listener: int
-
-
-class _Model(Struct, frozen=True, tag="model"):
-    """To a worker: where the embedded model is; empty while it is away."""
-
-    address: str = ""
-    api_key: str = ""
-
-
-class _Up(Struct, frozen=True, tag="up"):
-    """From a worker: it serves."""
-
-    welcome: Welcome
-
-
-class _Alive(Struct, frozen=True, tag="alive"):
-    """From a worker: its event loop runs."""
-
-
-def _path(_type: type, written: str) -> Path:
-    return Path(written)
-
-
-_to_worker = msgspec.json.Decoder(_Start | _Model)
-_from_worker = msgspec.json.Decoder(_Up | _Alive, dec_hook=_path)
-_encode = msgspec.json.Encoder(enc_hook=str).encode
-
-
-def _line(message: Struct) -> bytes:
-    return _encode(message) + b"\n"
-
-
-# --- the supervisor -------------------------------------------------------------------------------
 
 
 def serve_with_workers(count: int, given: CommandLine, console: Console) -> None:
@@ -140,7 +79,7 @@ class _Supervisor:
         server = settings.server
         self._drain_seconds = server.drain_delay_seconds + server.drain_seconds + STOP_SECONDS
         self._workers: list[_Worker | None] = [None] * count
-        self._model = _Model()
+        self._model = Model()
         self._stopping = asyncio.Event()
         self._all_up = asyncio.Event()
         self._failed = False
@@ -201,7 +140,7 @@ class _Supervisor:
 
     async def _run_one(self, number: int) -> int:
         with contextlib.closing(bind(self._settings, shared=True, as_=self._reserved)) as listener:
-            start = _Start(self._given, number, len(self._workers), listener.fileno())
+            start = Start(self._given, number, len(self._workers), listener.fileno())
             worker = self._workers[number] = await _Worker.start(start, listener)
         # From here on the socket is the worker's alone: nobody queues at one that has died.
         worker.tell(self._model)
@@ -231,12 +170,12 @@ class _Supervisor:
     # --- the embedded model -----------------------------------------------------------------------
 
     def _model_came(self, address: str, api_key: str) -> None:
-        self._tell_model(_Model(address, api_key))
+        self._tell_model(Model(address, api_key))
 
     async def _model_went(self) -> None:
-        self._tell_model(_Model())
+        self._tell_model(Model())
 
-    def _tell_model(self, model: _Model) -> None:
+    def _tell_model(self, model: Model) -> None:
         self._model = model
         for worker in self._workers:
             if worker is not None:
@@ -263,11 +202,11 @@ class _Worker:
         self._watching = asyncio.create_task(self._watch())
 
     @classmethod
-    async def start(cls, start: _Start, listener: socket.socket) -> "_Worker":
+    async def start(cls, start: Start, listener: socket.socket) -> "_Worker":
         ours, theirs = socket.socketpair()
         with contextlib.closing(theirs):
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "tollway.workers"),
+                *(sys.executable, "-P", "-m", "tollway.workers.worker"),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), listener.fileno()),
                 env={**os.environ, LEASH: str(theirs.fileno())},
@@ -277,9 +216,9 @@ class _Worker:
         worker.tell(start)
         return worker
 
-    def tell(self, message: Struct) -> None:
+    def tell(self, message: Start | Model) -> None:
         if not self._writer.is_closing():
-            self._writer.write(_line(message))
+            self._writer.write(line(message))
 
     def signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -308,10 +247,10 @@ class _Worker:
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError):
-            while line := await reader.readline():
+            while written := await reader.readline():
                 self._silent_seconds = 0
-                message = _from_worker.decode(line)
-                if isinstance(message, _Up):
+                message = from_worker.decode(written)
+                if isinstance(message, Up):
                     self._up.set_result(message.welcome)
         if not self._up.done():
             self._up.set_result(None)
@@ -325,143 +264,3 @@ class _Worker:
                 self._silent_seconds += 1
         log.error("worker %d has hung for %d s and is killed", self.number, SILENT_SECONDS_MAX)
         self.signal(signal.SIGKILL)
-
-
-# --- a worker -------------------------------------------------------------------------------------
-
-
-def main() -> None:
-    """What a worker's process runs."""
-    leash = socket.socket(fileno=int(os.environ.pop(LEASH)))
-    lines = leash.makefile("rb", buffering=0)
-    start = _to_worker.decode(lines.readline())
-    assert isinstance(start, _Start)
-    listener = socket.socket(fileno=start.listener)
-    configure_logging()
-    try:
-        settings = _of_worker(start, start.given.settings())
-        uvloop.run(_serve(start, settings, leash, listener))
-    except TollwayError as error:
-        log.error("worker %d: %s", start.number, error.message)
-        raise SystemExit(1) from None
-
-
-def _of_worker(start: _Start, settings: Settings) -> Settings:
-    """A folder of its own, one access log for all, and its part of the embedded model's slots."""
-    server, embedded = settings.server, settings.embedded
-    access_log = server.access_log
-    if access_log not in ("", "-"):
-        access_log = str(server.data_dir / access_log)
-    parallel, more = divmod(embedded.parallel, start.workers)
-    return msgspec.structs.replace(
-        settings,
-        server=msgspec.structs.replace(
-            server, data_dir=_folder(server.data_dir, start.number), access_log=access_log
-        ),
-        embedded=msgspec.structs.replace(
-            embedded, parallel=max(1, parallel + (start.number < more))
-        ),
-    )
-
-
-def _folder(data_dir: Path, number: int) -> Path:
-    return data_dir / WORKERS / str(number)
-
-
-async def _serve(
-    start: _Start, settings: Settings, leash: socket.socket, listener: socket.socket
-) -> None:
-    reader, writer = await asyncio.open_connection(sock=leash)
-    child = _LeashedChild(settings.embedded.parallel)
-    following = asyncio.create_task(_follow(reader, child))
-    telling = asyncio.create_task(_tell_alive(writer))
-
-    def read(embedded: Embedded | None) -> Settings:
-        return _of_worker(start, start.given.settings(embedded))
-
-    file = start.given.file
-    base = settings.server.data_dir.parent.parent
-    await serve_on(
-        listener,
-        settings,
-        _LeashedConsole(writer),
-        None if file is None else ConfigurationFile(file, read),
-        child.attach if settings.serves_embedded else None,
-        Siblings(start.number, [_folder(base, number) for number in range(start.workers)]),
-    )
-    following.cancel()
-    telling.cancel()
-
-
-async def _tell_alive(writer: asyncio.StreamWriter) -> None:
-    while not writer.is_closing():
-        writer.write(_line(_Alive()))
-        await asyncio.sleep(ALIVE_EVERY_SECONDS)
-
-
-async def _follow(reader: asyncio.StreamReader, child: "_LeashedChild") -> None:
-    while line := await reader.readline():
-        message = _to_worker.decode(line)
-        assert isinstance(message, _Model)
-        await child.told(message)
-    # The supervisor is gone.
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-class _LeashedConsole(PlainConsole):
-    """Tells the supervisor, which tells the operator."""
-
-    def __init__(self, writer: asyncio.StreamWriter) -> None:
-        self._writer = writer
-
-    def welcome(self, welcome: Welcome) -> None:
-        self._writer.write(_line(_Up(welcome)))
-
-    def stopping(self, running: int, drain_seconds: float) -> None:
-        requests = how_many(running, "request")
-        log.info("a worker stops: %s may run on for up to %g s", requests, drain_seconds)
-
-
-class _LeashedChild:
-    """The supervisor's embedded model. Implements `RunningChild`."""
-
-    def __init__(self, parallel: int) -> None:
-        self._parallel = parallel
-        self._model = _Model()
-        self._there = asyncio.Event()
-        self._came_up: Callable[[str, str], None] | None = None
-        self._went_down: Callable[[], Awaitable[None]] | None = None
-
-    def attach(
-        self, came_up: Callable[[str, str], None], went_down: Callable[[], Awaitable[None]]
-    ) -> RunningChild:
-        self._came_up, self._went_down = came_up, went_down
-        self._tell_came()
-        return self
-
-    async def told(self, model: _Model) -> None:
-        if self._went_down is not None and self._model.address:
-            await self._went_down()
-        self._model = model
-        self._tell_came()
-
-    def _tell_came(self) -> None:
-        if self._model.address and self._came_up is not None:
-            self._came_up(self._model.address, self._model.api_key)
-            self._there.set()
-
-    async def start(self) -> None:
-        await self._there.wait()
-
-    async def stop(self) -> None:
-        """It is the supervisor's."""
-
-    def ready(self) -> bool:
-        return bool(self._model.address)
-
-    async def busy_slots(self) -> int | None:
-        return await busy_slots(self._model.address or None, self._model.api_key, self._parallel)
-
-
-if __name__ == "__main__":
-    main()
