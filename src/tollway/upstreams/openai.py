@@ -30,8 +30,6 @@ from tollway.wire.usage import with_reasoning_apart
 
 REPLY_BYTES_MAX = 32 * 1024 * 1024
 CHECK_SECONDS_MAX = 5.0
-END_SECONDS_MAX = 0.25
-"""From `[DONE]` to the end of the reply, which some servers never send."""
 _PATH = b"/chat/completions"
 
 log = logging.getLogger("tollway.upstreams")
@@ -305,7 +303,7 @@ class _EventStream:
                 self._connection = None
             else:
                 if self._frames.done:
-                    self._connection.end_soon(END_SECONDS_MAX)
+                    self._connection.end_early()
                     self._connection = None
 
     def chunks(self, data: bytes) -> None:
