@@ -518,6 +518,8 @@ class Connection(asyncio.Protocol):
             done.set_result(None)
 
     def pause_reading(self) -> None:
+        if self._receiver is None:  # the reply is over, and the next is another client's
+            return
         if self._transport is not None and not self.paused_at:
             self.paused_at = self._loop.time()
             self._transport.pause_reading()

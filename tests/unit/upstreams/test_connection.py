@@ -256,6 +256,17 @@ async def test_a_pool_that_closes_waits_for_no_end(server: Server, pool: Connect
     await asyncio.wait_for(server.left.wait(), 2)
 
 
+async def test_a_client_that_is_slow_with_the_last_of_its_reply_does_not_stop_the_next_one(
+    server: Server, pool: ConnectionPool
+) -> None:
+    connection = (await ask(pool)).connection
+    assert connection is not None
+    connection.pause_reading()
+
+    assert (await asyncio.wait_for(ask(pool), 2)).data == b"hello"
+    assert server.requests == [1, 1]
+
+
 async def until_idle(pool: ConnectionPool) -> None:
     async with asyncio.timeout(2):
         while pool.in_flight:  # noqa: ASYNC110 (nobody is told)
