@@ -335,7 +335,6 @@ _REFUSALS: Mapping[int, tuple[str, tuple[str, ...]]] = {
     ),
     403: ("insufficient_scope, or account_frozen.", ()),
     404: ("model_not_found or not_found.", ()),
-    405: ("method_not_allowed: the route takes other methods, which `Allow` names.", ("Allow",)),
     409: (
         "idempotency_in_progress (try again after `Retry-After`) or idempotency_completed.",
         ("X-Should-Retry",),
@@ -397,7 +396,6 @@ _HEADERS: Mapping[str, tuple[str, Json]] = {
         {"type": "string", "enum": ["true", "false"]},
     ),
     "WWW-Authenticate": ("`Bearer`", {"type": "string"}),
-    "Allow": ("The methods that the route takes, on a 405.", {"type": "string"}),
     "Retry-After": ("Seconds, 1 to 60.", {"type": "string", "pattern": "^[0-9]+$"}),
     "Retry-After-Ms": ("Milliseconds.", {"type": "string", "pattern": "^[0-9]+$"}),
 }
@@ -435,7 +433,9 @@ def document(version: str) -> Json:
             "title": "Tollway",
             "version": version,
             "description": "Metered, prepaid access to language models through one "
-            "OpenAI-compatible API. `/v1` is an alias of `/api/v1`: the same routes.",
+            "OpenAI-compatible API. `/v1` is an alias of `/api/v1`: the same routes. A method "
+            "that a route is not listed with gets a 405, `method_not_allowed`, whose `Allow` has "
+            "those that it takes.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
