@@ -125,6 +125,6 @@ def test_the_rest_of_a_reply_that_nobody_reads_does_not_keep_its_connection(
 
 def test_an_apps_reply_that_nobody_reads_does_not_keep_its_connection(quick: EdgeServer) -> None:
     with small_window(quick.port) as client:
-        client.sendall(b"GET /large HTTP/1.1\r\n\r\n")
+        client.sendall(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
         until(lambda: quick.connections == 1)
         until(lambda: quick.connections == 0, 4.0)
