@@ -57,10 +57,14 @@ Request: TypeAlias = bytes | Sequence[bytes | memoryview]
 SENT_IN_PIECES_BYTES = 64 * 1024
 
 
+RetryAfter: TypeAlias = tuple[tuple[bytes, bytes], ...]
+"""The header lines that say when to ask again: `retry-after` and `retry-after-ms`."""
+
+
 class ResponseHead(Struct, frozen=True, gc=False):
     status: int
     content_type: bytes
-    retry_after: bytes | None
+    retry_after: RetryAfter
 
 
 class Receiver(Protocol):
@@ -439,7 +443,7 @@ class Connection(asyncio.Protocol):
         self._answered = self._framed = self._between_chunks = False
         self._length = self._head_bytes = 0
         self._content_type = b""
-        self._retry_after: bytes | None = None
+        self._retry_after: RetryAfter = ()
 
     def exchange(
         self, request: Request, receiver: Receiver, deadlines: Deadlines
@@ -624,8 +628,8 @@ class Connection(asyncio.Protocol):
             self._length = int(value)
         elif name == b"transfer-encoding":
             self._framed = True
-        elif name == b"retry-after":
-            self._retry_after = value
+        elif name == b"retry-after" or name == b"retry-after-ms":
+            self._retry_after += ((name, value),)
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()

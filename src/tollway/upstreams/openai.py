@@ -19,6 +19,7 @@ from tollway.upstreams.connection import (
     ConnectionPool,
     Request,
     ResponseHead,
+    RetryAfter,
 )
 from tollway.upstreams.dialects import GENERIC, Dialect, fields_for
 from tollway.upstreams.normalise import mended_completion
@@ -215,7 +216,7 @@ class _WholeReply:
     be there whole before the connection was abandoned."""
 
     status: int = 0
-    retry_after: bytes | None = None
+    retry_after: RetryAfter = ()
     excess: RequestError | None = None
     at_once: bytes = b""
     size: int = 0
@@ -261,7 +262,7 @@ class _EventStream:
 
     def __init__(self, sink: EventSink, dialect: Dialect) -> None:
         self.status = 0
-        self.retry_after: bytes | None = None
+        self.retry_after: RetryAfter = ()
         self.is_events = False
         self.excess: RequestError | None = None
         self.flush = sink.flush

@@ -105,7 +105,8 @@ async def test_what_the_gateway_reads_of_a_head(server: Server, pool: Connection
         b"HTTP/1.1 429 Slow Down\r\nContent-Type: Text/Event-Stream\r\nRetry-After: 7\r\n"
         b"content-length: 0\r\n\r\n"
     )
-    assert (await ask(pool)).heads == [ResponseHead(429, b"text/event-stream", b"7")]
+    said = ((b"retry-after", b"7"),)
+    assert (await ask(pool)).heads == [ResponseHead(429, b"text/event-stream", said)]
 
 
 async def test_each_read_is_flushed_once(server: Server, pool: ConnectionPool) -> None:
