@@ -11,16 +11,16 @@ from tests.support.http import BodyCutError
 
 
 @pytest.mark.parametrize("do", ["wait", "stream"])
-@pytest.mark.parametrize("leave", ["close", "reset"])
+@pytest.mark.parametrize("leave", ["close", "reset", "end_sending"])
 def test_a_client_that_leaves_ends_its_request_at_once(
     edge: EdgeServer, do: str, leave: str
 ) -> None:
-    client = edge.client()
-    client.send(raw_request(a_body(do)))
-    until(lambda: edge.door.calls)
-    getattr(client, leave)()
+    with edge.client() as client:
+        client.send(raw_request(a_body(do)))
+        until(lambda: edge.door.calls)
+        getattr(client, leave)()
 
-    until(lambda: edge.door.cancelled, 1.0)
+        until(lambda: edge.door.cancelled, 1.0)
 
 
 def test_a_client_that_leaves_half_a_long_body_is_forgotten(edge: EdgeServer) -> None:

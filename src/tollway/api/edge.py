@@ -15,7 +15,9 @@ One request on the short way and its reply is an `Exchange` (`exchange.py`). Onl
 one know uvicorn's insides; its version is pinned and `tests/integration/test_edge.py` holds it to
 what is used here.
 
-Reading is never paused while a metered request runs: that would hide that its client has left.
+Reading is never paused while a metered request runs: that would hide that its client has left. For
+the same reason a client that closes its sending side alone has left (docs/explanation/money.md):
+uvloop reads nothing more of one that is kept, not even a reset.
 """
 
 import asyncio
