@@ -1,47 +1,56 @@
-"""What a field may be where its type lists the texts, or where a text says which of several objects
-it is in: msgspec says that a value is none of them, and not which there are."""
+"""What a field may be where its type lists the texts, or where its text says which type an object
+is of: msgspec says that a value is none of them, and not which there are."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from msgspec import Struct
 
 _INVALID = re.compile(r"[Ii]nvalid (?:enum )?value '(.*)'", re.DOTALL)
-_NAME = re.compile(r"(?:^|\.)(\w+)")
+_STEP = re.compile(r"(\w+)|\[(\d+)\]")
 
 
-def of_refusal(what: str, type_: type, path: str) -> tuple[str, tuple[str, ...]] | None:
+def of_refusal(
+    what: str, type_: type, path: str, document: object = None
+) -> tuple[str, tuple[str, ...]] | None:
     """The value that msgspec's words refuse, and what could stand at `path` (such as
     `defaults.verbosity` or `scopes[0]`) within `type_` instead; None where they say something
-    else."""
+    else. By `document` it is known which of several types the objects on the way are of."""
     found = _INVALID.fullmatch(what)
-    if found is None or not (known := _at(type_, tuple(_NAME.findall(path)))):
+    if found is None or not (known := _at(type_, path, document)):
         return None
     return found[1], known
 
 
-@lru_cache(maxsize=256)
-def _at(type_: type, names: tuple[str, ...]) -> tuple[str, ...]:
+def _at(type_: type, path: str, value: Any) -> tuple[str, ...]:
     types: list[Any] = [type_]
-    tags: list[str] = []
-    is_one_way = True
-    for name in names:
+    tags: list[Any] = []
+    for name, index in _STEP.findall(path):
+        if index:
+            value = cast("list[Any]", value)[int(index)] if isinstance(value, list) else None
+            continue
         tables = [one for one in _parts(types) if isinstance(one, type) and issubclass(one, Struct)]
-        # Which parts a content may have goes by its message's role, and the path does not tell it.
-        tags = [tag for table in tables if (tag := _tag(table, name))] if is_one_way else []
-        hints = [get_type_hints(table, include_extras=True) for table in tables]
+        fields = cast("Mapping[str, object]", value if isinstance(value, Mapping) else {})
+        configs = {table: table.__struct_config__ for table in tables}
+        tags = [config.tag for config in configs.values() if config.tag_field == name]
+        said = [
+            table
+            for table, config in configs.items()
+            if config.tag_field and fields.get(config.tag_field) == config.tag
+        ]
+        hints = [_hints(table) for table in said or tables]
         types = [of_table[name] for of_table in hints if name in of_table]
-        is_one_way &= len(types) == 1
+        value = fields.get(name)
     listed = [get_args(one) for one in _parts(types) if get_origin(one) is Literal]
-    return (*tags, *(value for values in listed for value in values if isinstance(value, str)))
+    known = tags + [value for values in listed for value in values]
+    return tuple(dict.fromkeys(value for value in known if isinstance(value, str)))
 
 
-def _tag(table: type[Struct], field: str) -> str | None:
-    """What the field says in an object that is this one; None where it does not say it."""
-    config = table.__struct_config__
-    return config.tag if config.tag_field == field and isinstance(config.tag, str) else None
+@lru_cache(maxsize=256)
+def _hints(table: type) -> Mapping[str, Any]:
+    return get_type_hints(table, include_extras=True)
 
 
 def _parts(types: list[Any]) -> Iterator[Any]:

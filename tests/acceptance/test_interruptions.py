@@ -1,6 +1,7 @@
 """Clients that leave, servers that are stopped and killed: the upstream is cancelled within a
 second, what was received is paid for, and what a client saw finished was charged."""
 
+import json
 import signal
 import threading
 import time
@@ -143,6 +144,41 @@ def test_a_stream_that_outlasts_the_drain_is_told_and_pays_for_what_it_received(
     assert receipt["usage"]["completion_tokens"] == received
     assert (credits.comment or "").startswith(f"credits consumed={COUNTED_INPUT + 2 * received} ")
     assert customer.available == 100_000 - COUNTED_INPUT - 2 * received
+
+
+def test_the_access_log_says_whether_the_client_left_or_the_server_was_stopped(
+    upstream: FakeUpstream, own_server: TollwayServer
+) -> None:
+    customer = a_customer(own_server)
+    upstream.answer(stream(["a"] * 400, pace_seconds=0.1))
+    upstream.answer(reply("late").delayed(30), times=2)
+    began = len(upstream.exchanges)
+
+    with customer.begin_chat(stream=True, max_tokens=500) as client:
+        client.read_head()
+    in_stream = upstream.ended(began)
+    with customer.begin_chat():
+        upstream.wait_until(lambda: len(upstream.exchanges) == began + 2)
+    before_reply = upstream.ended(began + 1)
+    with customer.begin_chat() as client:
+        upstream.wait_until(lambda: len(upstream.exchanges) == began + 3)
+        own_server.signal(signal.SIGTERM)
+        assert client.read_reply().status == 503
+    stopped = upstream.ended(began + 2)
+    own_server.wait(15)
+
+    lines = (own_server.data_dir / "access.log").read_text().splitlines()
+    told = {line["request_id"]: line for line in map(json.loads, lines)}
+    said = [
+        (line["status"], line["ended"], line["error"])
+        for exchange in (in_stream, before_reply, stopped)
+        if (line := told[exchange.header("x-request-id")])
+    ]
+    assert said == [
+        (200, "interrupted", "client_left"),
+        (499, "interrupted", "client_left"),
+        (503, "interrupted", "unavailable"),
+    ]
 
 
 def test_a_whole_reply_that_outlasts_the_drain_costs_nothing_and_may_be_asked_for_again(

@@ -299,6 +299,16 @@ def test_what_is_not_one_clean_json_object_is_refused(
     assert refused.json()["error"]["code"] == "invalid_json"
 
 
+def test_a_role_that_is_none_is_told_which_are(fields_customer: Customer) -> None:
+    refused = fields_customer.chat(messages=[{"role": "robot", "content": "Hello"}])
+
+    assert refused.status == 400
+    assert refused.json()["error"]["message"] == (
+        "messages[0].role: invalid value 'robot'. It may be system, developer, user, assistant, "
+        "tool."
+    )
+
+
 def test_an_unknown_model_is_not_found(fields_customer: Customer) -> None:
     refused = fields_customer.of("acme/none").chat()
 

@@ -26,6 +26,8 @@ from tests.support.customer import Customer
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.http import Reply, StreamEvent
 
+from tollway.upstreams.connection import END_SECONDS_MAX
+
 
 def texts(reply: Reply) -> list[str]:
     return [
@@ -400,6 +402,18 @@ def test_what_follows_done_is_no_part_of_the_answer(
     assert texts(reply) == ["a"]
     assert customer.receipt_of(reply)["status"] == "completed"
     assert time.monotonic() - began < 10  # this model's server may be silent for a minute
+
+
+def test_a_stream_ends_at_its_done_and_not_with_its_upstreams_message(
+    upstream: FakeUpstream, customer: Customer
+) -> None:
+    upstream.answer(stream(["a"], after=[hang()]), times=None)
+
+    replies = [customer.chat(model="acme/slow", stream=True) for _ in range(5)]
+
+    assert {reply.events[-1].data for reply in replies} == {"[DONE]"}
+    waited = [reply.events[-1].at - reply.events[0].at for reply in replies]
+    assert min(waited) < END_SECONDS_MAX / 2  # and not each, on a busy machine
 
 
 def test_a_done_with_a_space_behind_it_and_events_without_data_are_none(

@@ -11,16 +11,16 @@ from tests.support.http import BodyCutError
 
 
 @pytest.mark.parametrize("do", ["wait", "stream"])
-@pytest.mark.parametrize("leave", ["close", "reset"])
+@pytest.mark.parametrize("leave", ["close", "reset", "end_sending"])
 def test_a_client_that_leaves_ends_its_request_at_once(
     edge: EdgeServer, do: str, leave: str
 ) -> None:
-    client = edge.client()
-    client.send(raw_request(a_body(do)))
-    until(lambda: edge.door.calls)
-    getattr(client, leave)()
+    with edge.client() as client:
+        client.send(raw_request(a_body(do)))
+        until(lambda: edge.door.calls)
+        getattr(client, leave)()
 
-    until(lambda: edge.door.cancelled, 1.0)
+        until(lambda: edge.door.cancelled, 1.0)
 
 
 def test_a_client_that_leaves_half_a_long_body_is_forgotten(edge: EdgeServer) -> None:
@@ -125,6 +125,6 @@ def test_the_rest_of_a_reply_that_nobody_reads_does_not_keep_its_connection(
 
 def test_an_apps_reply_that_nobody_reads_does_not_keep_its_connection(quick: EdgeServer) -> None:
     with small_window(quick.port) as client:
-        client.sendall(b"GET /large HTTP/1.1\r\n\r\n")
+        client.sendall(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
         until(lambda: quick.connections == 1)
         until(lambda: quick.connections == 0, 4.0)

@@ -43,7 +43,7 @@ def test_a_pipelined_request_waits_for_the_reply_before_it(edge: EdgeServer) -> 
 
 def test_a_metered_request_waits_for_the_app(edge: EdgeServer) -> None:
     with edge.client() as client:
-        client.send(b"GET /wait HTTP/1.1\r\n\r\n" + METERED)
+        client.send(b"GET /wait HTTP/1.1\r\nhost: x\r\n\r\n" + METERED)
         time.sleep(0.05)
         assert edge.door.calls == []
         edge.do(edge.app.release.set)
@@ -64,7 +64,7 @@ def test_a_client_that_leaves_is_noticed_behind_what_it_pipelined(
 
 
 def test_a_client_that_leaves_is_noticed_behind_a_large_body(edge: EdgeServer) -> None:
-    large = b"POST /plain HTTP/1.1\r\ncontent-length: 9000000\r\n\r\n"
+    large = b"POST /plain HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n"
     with edge.client() as client:
         client.send(raw_request(a_body("wait")) + large)
         for _ in range(40):
@@ -89,13 +89,15 @@ def test_the_reply_before_a_large_body_is_the_last(edge: EdgeServer) -> None:
 
 def test_an_app_is_told_that_its_client_left_behind_what_it_pipelined(edge: EdgeServer) -> None:
     with edge.client() as client:
-        client.send(b"GET /gone HTTP/1.1\r\n\r\n" + METERED)
+        client.send(b"GET /gone HTTP/1.1\r\nhost: x\r\n\r\n" + METERED)
         time.sleep(0.05)
 
     assert edge.app.left.wait(1.0)
 
 
-@pytest.mark.parametrize("first", [raw_request(a_body("wait")), b"GET /wait HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize(
+    "first", [raw_request(a_body("wait")), b"GET /wait HTTP/1.1\r\nhost: x\r\n\r\n"]
+)
 @pytest.mark.parametrize(
     "behind", [b"\x00garbage", b"GET / HTTP/1.1\r\nx: " + b"y" * 2 * HEAD_BYTES_MAX + b"\r\n\r\n"]
 )

@@ -8,6 +8,8 @@ from tests.support.edge import CHAT, REQUEST_ID, EdgeServer, a_body, raw_request
 from tollway.api.body import BODY_BYTES_MAX
 from tollway.api.edge import HEAD_BYTES_MAX
 
+POST = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\n"
+
 
 @pytest.mark.parametrize(
     "data",
@@ -18,9 +20,17 @@ from tollway.api.edge import HEAD_BYTES_MAX
         b"GET /\x00 HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
         b"CONNECT example.com:443 HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET /plain HTTP/1.1\r\n\r\n",
+        b"GET http://x/plain HTTP/1.1\r\n\r\n",
+        b"GET /plain HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n",
+        b"GET /plain HTTP/1.1\r\nhost: x\r\nhost: y\r\n\r\n",
+        raw_request(a_body()).replace(b"host: x\r\n", b""),
+        raw_request(a_body(), "Host: x"),
+        raw_request(a_body(), "Host: y", version="1.0"),
         raw_request(a_body(), "Transfer-Encoding: chunked"),
         raw_request(a_body(), f"Content-Length: {len(a_body())}"),
-        b"POST /v1/chat/completions HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        raw_request(b"", "transfer-encoding: chunked").replace(b"content-length: 0\r\n", b"")
+        + b"zz\r\n",
         b"POST /plain HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
     ],
 )
@@ -37,6 +47,13 @@ def test_what_is_no_request_gets_the_contracts_error(edge: EdgeServer, data: byt
     assert reply.header("x-request-id") == REQUEST_ID
     assert reply.header("connection") == "close"
     assert edge.door.calls == []
+
+
+@pytest.mark.parametrize("host", [b"host: x\r\n", b"host:\r\n", b""])
+def test_a_request_of_http_1_0_may_have_no_host(edge: EdgeServer, host: bytes) -> None:
+    with edge.client() as client:
+        client.send(raw_request(a_body(), version="1.0").replace(b"host: x\r\n", host))
+        assert client.read_reply().status == 200
 
 
 @pytest.mark.parametrize(
@@ -87,9 +104,7 @@ def test_a_head_under_32_kib_is_taken_in_any_pieces(edge: EdgeServer, pieces: in
 
 def test_a_body_over_4_mib_is_refused_by_its_length(edge: EdgeServer) -> None:
     with edge.client() as client:
-        client.send(
-            f"POST {CHAT} HTTP/1.1\r\ncontent-length: {BODY_BYTES_MAX + 1}\r\n\r\n".encode()
-        )
+        client.send(f"{POST}content-length: {BODY_BYTES_MAX + 1}\r\n\r\n".encode())
         reply = client.read_reply()
         assert reply.status == 413
         assert reply.header("connection") == "close"
@@ -97,9 +112,7 @@ def test_a_body_over_4_mib_is_refused_by_its_length(edge: EdgeServer) -> None:
 
 def test_the_refusal_of_a_body_arrives_while_the_body_is_still_sent(edge: EdgeServer) -> None:
     with edge.client() as client:
-        client.send(
-            f"POST {CHAT} HTTP/1.1\r\ncontent-length: {2 * BODY_BYTES_MAX}\r\n\r\n".encode()
-        )
+        client.send(f"{POST}content-length: {2 * BODY_BYTES_MAX}\r\n\r\n".encode())
         for _ in range(64):
             client.send(b"x" * 65536)
         assert client.read_reply().status == 413
@@ -107,7 +120,9 @@ def test_the_refusal_of_a_body_arrives_while_the_body_is_still_sent(edge: EdgeSe
 
 def test_a_chunked_body_is_refused_once_it_has_grown_over_4_mib(edge: EdgeServer) -> None:
     with edge.client() as client:
-        client.send(f"POST {CHAT} HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n".encode())
+        client.send(
+            f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+        )
         for _ in range(70):
             client.send(b"10000\r\n" + b"x" * 65536 + b"\r\n")
         reply = client.read_reply()

@@ -37,7 +37,7 @@ _encode_lines = msgspec.json.Encoder().encode_lines
 class AccessLine(Struct, gc=False, omit_defaults=True):
     """What does not apply to a request is left out of its line. `kind` and `status` are as in the
     metric `tollway_requests_total`; `ended` is how a request that held credit ended; `error` is the
-    code that the client was told. Times of day are UTC."""
+    code that the client was told, `client_left` where it had left. Times of day are UTC."""
 
     time: datetime.datetime
     request_id: str

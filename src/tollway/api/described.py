@@ -273,7 +273,6 @@ REFUSALS: Mapping[int, tuple[str, tuple[str, ...]]] = {
     ),
     403: ("insufficient_scope, or account_frozen.", ()),
     404: ("model_not_found or not_found.", ()),
-    405: ("method_not_allowed: the route takes other methods, which `Allow` names.", ("Allow",)),
     409: (
         "idempotency_in_progress (try again after `Retry-After`) or idempotency_completed.",
         ("X-Should-Retry",),
@@ -336,7 +335,6 @@ HEADERS: Mapping[str, tuple[str, Json]] = {
         {"type": "string", "enum": ["true", "false"]},
     ),
     "WWW-Authenticate": ("`Bearer`", {"type": "string"}),
-    "Allow": ("The methods that the route takes, on a 405.", {"type": "string"}),
     "Retry-After": ("Seconds, 1 to 60.", {"type": "string", "pattern": "^[0-9]+$"}),
     "Retry-After-Ms": ("Milliseconds.", {"type": "string", "pattern": "^[0-9]+$"}),
 }

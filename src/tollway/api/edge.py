@@ -15,7 +15,9 @@ One request on the short way and its reply is an `Exchange` (`exchange.py`). Onl
 one know uvicorn's insides; its version is pinned and `tests/integration/test_edge.py` holds it to
 what is used here.
 
-Reading is never paused while a metered request runs: that would hide that its client has left.
+Reading is never paused while a metered request runs: that would hide that its client has left. For
+the same reason a client that closes its sending side alone has left (docs/explanation/money.md):
+uvloop reads nothing more of one that is kept, not even a reset.
 """
 
 import asyncio
@@ -240,6 +242,8 @@ class EdgeProtocol(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             if isinstance(error.__context__, _HeadTooLarge):
                 self._refuse_head()
+            elif isinstance(error.__context__, _NotOneHost):
+                self._refuse_bytes("A request has one Host header (RFC 9112, 3.2). Send it once.")
             else:
                 self._refuse_bytes("This is not an HTTP/1.1 request.")
             return
@@ -355,6 +359,9 @@ class EdgeProtocol(HttpToolsProtocol):
             raise _HeadTooLarge
         if self.parser.should_upgrade():  # data_received is told next
             return
+        hosts = [name for name, _ in self.headers].count(b"host")
+        if hosts != 1 and (hosts or self.parser.get_http_version() == "1.1"):
+            raise _NotOneHost
         self._in_head = False
         url = self.url
         path = url.partition(b"?")[0] if url.startswith(b"/") else httptools.parse_url(url).path
@@ -674,6 +681,10 @@ def _tell_disconnected(cycle: RequestResponseCycle) -> None:
 
 class _HeadTooLarge(Exception):
     pass
+
+
+class _NotOneHost(Exception):
+    """Proxies may take such a request for different hosts'; HTTP/1.0 has none."""
 
 
 _NO_HEAD = Head(

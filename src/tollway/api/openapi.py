@@ -57,7 +57,9 @@ def document(version: str) -> Json:
             "title": "Tollway",
             "version": version,
             "description": "Metered, prepaid access to language models through one "
-            "OpenAI-compatible API. `/v1` is an alias of `/api/v1`: the same routes.",
+            "OpenAI-compatible API. `/v1` is an alias of `/api/v1`: the same routes. A method "
+            "that a route is not listed with gets a 405, `method_not_allowed`, whose `Allow` has "
+            "those that it takes.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],

@@ -24,6 +24,12 @@ from tollway.wire.requests import parse_chat_request
 
 CHAT_SCOPE = "llm-all"
 
+_CLIENT_LEFT = Unavailable("The client has left.", code="client_left")
+"""For the access log: nobody is told."""
+_STOPPING = Unavailable(
+    "The server is being stopped. Send the request again.", retry_after_seconds=1
+)
+
 log = logging.getLogger("tollway.gateway")
 
 
@@ -112,9 +118,7 @@ class Pipeline:
             meter.error = error
         except asyncio.CancelledError:
             meter.status = "interrupted"
-            meter.error = Unavailable(
-                "The server is being stopped. Send the request again.", retry_after_seconds=1
-            )
+            meter.error = _CLIENT_LEFT if reply.gone else _STOPPING
         except Exception:
             # Whatever it was, the hold must end and the client be told.
             log.exception("request %s failed on a fault of the program", admission.call.request_id)

@@ -86,12 +86,12 @@ class SigningKey:
         if not _is_as_we_write_it(pem):
             try:
                 _opened(pem)
-            except TypeError:
-                raise StartError(
-                    f"The signing key {where} is not an Ed25519 key. Move it away."
-                ) from None
             except ValueError as error:
-                raise StartError(f"The signing key {where} cannot be read: {error}.") from error
+                raise StartError(
+                    f"The signing key {where} {error}. Put back the one of your backup. Without "
+                    "it, move this one away: the next start makes another, and receipts that were "
+                    "signed before are checked with the public key of before."
+                ) from None
         return cls(pem)
 
     def sign(self, document: Document) -> Document:
@@ -211,16 +211,19 @@ def _is_as_we_write_it(pem: bytes) -> bool:
 
 
 def _opened(pem: bytes) -> "Ed25519PrivateKey":
-    """Raises `ValueError` for what is no private key, `TypeError` for one of another kind."""
+    """Raises `ValueError`, which says what else it is, where it is no such key."""
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     try:
         key = serialization.load_pem_private_key(pem, password=None)
-    except TypeError as error:  # it is encrypted
-        raise ValueError(str(error)) from error
+    except TypeError:
+        raise ValueError("has a passphrase, and must have none") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError("is damaged: it is no private key in PEM") from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise TypeError("not an Ed25519 key")
+        raise ValueError("is of another kind than Ed25519")
     return key
 
 

@@ -17,7 +17,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias, cast
+from typing import NamedTuple, Protocol, TypeAlias, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -43,6 +43,8 @@ HEAD_BYTES_MAX = 64 * 1024
 RECEIVE_BUFFER_BYTES = 64 * 1024
 IDLE_CONNECTIONS_MAX = 256
 IDLE_SECONDS_MAX = 60.0
+END_SECONDS_MAX = 0.25
+"""From all that matters of a reply to the end of its message, which some servers never send."""
 MISSES_MAX = 32
 SWEEP_SECONDS_MIN = 0.02
 
@@ -55,10 +57,14 @@ Request: TypeAlias = bytes | Sequence[bytes | memoryview]
 SENT_IN_PIECES_BYTES = 64 * 1024
 
 
+RetryAfter: TypeAlias = tuple[tuple[bytes, bytes], ...]
+"""The header lines that say when to ask again: `retry-after` and `retry-after-ms`."""
+
+
 class ResponseHead(Struct, frozen=True, gc=False):
     status: int
     content_type: bytes
-    retry_after: bytes | None
+    retry_after: RetryAfter
 
 
 class Receiver(Protocol):
@@ -130,9 +136,10 @@ class ConnectionPool:
         receiver: Receiver,
         deadlines: Deadlines | None = None,
     ) -> None:
-        """Sends and returns when the whole reply was received. Cancelling closes the connection.
-        Without `deadlines` the pool's own count. `request` makes the bytes when there is a
-        connection for them; once they are sent, they are not kept.
+        """Sends and returns when the whole reply was received, or all that matters of it
+        (`Connection.end_early`). Cancelling closes the connection. Without `deadlines` the pool's
+        own count. `request` makes the bytes when there is a connection for them; once they are
+        sent, they are not kept.
 
         A connection that the server closed while it was idle is found out only by using it: nothing
         was answered, so the request is sent again, once, on a new one.
@@ -164,11 +171,18 @@ class ConnectionPool:
             else:
                 if connection.paused_at:  # a client that was too slow is no matter of the next's
                     connection.resume_reading()
-                if connection.is_open and len(self._idle) < IDLE_CONNECTIONS_MAX:
-                    self._idle.append(connection)
+                if connection.done is None:
+                    self._keep(connection)
                 else:
-                    connection.abort()
+                    connection.await_end(self._keep)
                 return
+
+    def _keep(self, connection: "Connection") -> None:
+        """For the next request: its last message has ended."""
+        if connection.is_open and len(self._idle) < IDLE_CONNECTIONS_MAX:
+            self._idle.append(connection)
+        else:
+            connection.abort()
 
     def _opened(self, connection: "Connection") -> None:
         self._open.add(connection)
@@ -366,6 +380,13 @@ class _StaleConnection(Exception):
     """The server closed a kept connection before anything of this reply came."""
 
 
+class _Ending(NamedTuple):
+    """Of a message that is awaited for the connection's sake alone."""
+
+    timer: asyncio.TimerHandle
+    ended: Callable[["Connection"], None]
+
+
 class Connection(asyncio.Protocol):
     """One socket. httptools calls the `on_...` methods."""
 
@@ -375,7 +396,7 @@ class Connection(asyncio.Protocol):
         "_closed",
         "_content_type",
         "_deadlines",
-        "_done",
+        "_ending",
         "_framed",
         "_head_bytes",
         "_heads",
@@ -388,6 +409,7 @@ class Connection(asyncio.Protocol):
         "_sent_at",
         "_transport",
         "_used",
+        "done",
         "heard_at",
         "is_open",
         "paused_at",
@@ -406,7 +428,9 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._receiver: Receiver | None = None
-        self._done: asyncio.Future[None] | None = None
+        self.done: asyncio.Future[None] | None = None
+        """None between two messages. It may be done while its message has not ended."""
+        self._ending: _Ending | None = None
         self._closed = on_close
         self._used = False
         self.is_open = False
@@ -419,18 +443,18 @@ class Connection(asyncio.Protocol):
         self._answered = self._framed = self._between_chunks = False
         self._length = self._head_bytes = 0
         self._content_type = b""
-        self._retry_after: bytes | None = None
+        self._retry_after: RetryAfter = ()
 
     def exchange(
         self, request: Request, receiver: Receiver, deadlines: Deadlines
     ) -> asyncio.Future[None]:
-        """The future ends with the reply: its result says nothing, its exception is a
-        `RequestError`."""
+        """The future ends with the reply, or with all that matters of it: its result says nothing,
+        its exception is a `RequestError`."""
         assert self._transport is not None
         loop = self._loop
         self._receiver = receiver
         self._deadlines = deadlines
-        self._done = done = loop.create_future()
+        self.done = done = loop.create_future()
         if not self.is_open:  # it was closed as soon as it was made
             done.set_exception(_StaleConnection())
             return done
@@ -440,6 +464,12 @@ class Connection(asyncio.Protocol):
         elif not self._transport.is_closing():
             self._transport.writelines(request)
         return done
+
+    def await_end(self, ended: Callable[["Connection"], None]) -> None:
+        """Of a message whose reply is over already. `ended` is called with it; where it does not
+        come within `END_SECONDS_MAX`, this connection is closed instead."""
+        timer = self._loop.call_later(END_SECONDS_MAX, self.abort)
+        self._ending = _Ending(timer, ended)
 
     def abort(self) -> None:
         self._receiver = None
@@ -455,7 +485,7 @@ class Connection(asyncio.Protocol):
 
     def overdue(self, now: float) -> str | None:
         """What to tell the client if this exchange has taken too long."""
-        if self._done is None:
+        if self.done is None:
             return None
         deadlines = self._deadlines
         if now - self._sent_at > deadlines.total_seconds:
@@ -469,7 +499,7 @@ class Connection(asyncio.Protocol):
         return None
 
     def fail(self, error: RequestError | _StaleConnection) -> None:
-        done, self._done = self._done, None
+        done, self.done = self.done, None
         if done is not None and not done.done():
             done.set_exception(error)
         self.abort()
@@ -480,22 +510,20 @@ class Connection(asyncio.Protocol):
         # Not from within the parser's own callback: it would go on with what is closed.
         self._loop.call_soon(self.fail, error)
 
-    def end_soon(self, seconds: float) -> None:
-        """All of the reply that matters is here: the rest must end within `seconds`, or this
-        connection is closed."""
-        if self._done is not None:
+    def end_early(self) -> None:
+        """All of the reply that matters is here: who asked need not wait for its message to end."""
+        if self.done is not None:
             # Mostly it has ended when all of this read has been looked at.
-            self._loop.call_soon(self._await_end, self._done, seconds)
+            self._loop.call_soon(self._end_early, self.done)
 
-    def _await_end(self, done: "asyncio.Future[None]", seconds: float) -> None:
+    def _end_early(self, done: "asyncio.Future[None]") -> None:
         if not done.done():
-            self._loop.call_later(seconds, self._end, done)
-
-    def _end(self, done: "asyncio.Future[None]") -> None:
-        if not done.done():
-            self.fail(UpstreamFailed("The model's server did not end its reply."))
+            self._receiver = None  # what follows is nobody's
+            done.set_result(None)
 
     def pause_reading(self) -> None:
+        if self._receiver is None:  # the reply is over, and the next is another client's
+            return
         if self._transport is not None and not self.paused_at:
             self.paused_at = self._loop.time()
             self._transport.pause_reading()
@@ -516,7 +544,7 @@ class Connection(asyncio.Protocol):
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
 
     def data_received(self, data: bytes) -> None:
-        done, receiver = self._done, self._receiver
+        done, receiver = self.done, self._receiver
         if done is None:  # nobody asked: not a server to go on with
             self.abort()
             return
@@ -529,7 +557,7 @@ class Connection(asyncio.Protocol):
                 receiver.chunks(content)
                 return
         elif not self._answered and (whole := self._heads.read(data)) is not None:
-            self._done = self._receiver = None
+            self.done = self._receiver = None
             self._used = True
             receiver.whole(*whole, self)
             if not done.done():
@@ -553,8 +581,7 @@ class Connection(asyncio.Protocol):
             self._between_chunks = False  # it has some of the next one's size
         if receiver is not None:
             receiver.flush()
-        if done.done():
-            self._done = None
+        if self.done is None:
             if begins and self._length and self.is_open:
                 status = self._parser.get_status_code()
                 head = ResponseHead(status, self._content_type, self._retry_after)
@@ -567,11 +594,13 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._shut()
-        done = self._done
+        if self._ending is not None:
+            self._ending.timer.cancel()
+        done = self.done
         if done is None or done.done():
-            self._done = None
+            self.done = None
         elif exc is None and self._answered and self._head_bytes == -1 and not self._framed:
-            self._done = None
+            self.done = None
             done.set_result(None)  # a reply without a length ends with its connection
         elif self._used and not self._answered:
             self.fail(_StaleConnection())
@@ -599,8 +628,8 @@ class Connection(asyncio.Protocol):
             self._length = int(value)
         elif name == b"transfer-encoding":
             self._framed = True
-        elif name == b"retry-after":
-            self._retry_after = value
+        elif name == b"retry-after" or name == b"retry-after-ms":
+            self._retry_after += ((name, value),)
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -632,5 +661,10 @@ class Connection(asyncio.Protocol):
             self._shut()
             if self._transport is not None:
                 self._transport.close()
-        if self._done is not None and not self._done.done():
-            self._done.set_result(None)
+        done, self.done = self.done, None
+        if done is not None and not done.done():
+            done.set_result(None)
+        if self._ending is not None:
+            ending, self._ending = self._ending, None
+            ending.timer.cancel()
+            ending.ended(self)

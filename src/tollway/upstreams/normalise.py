@@ -11,6 +11,7 @@ is decoded as whatever it is, mended and read again (`mended_chunk`, `mended_com
 slower, and only what is odd pays for it.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any, TypeGuard, cast
 
@@ -22,6 +23,7 @@ from tollway.wire.chat import ChatCompletion, Choice
 from tollway.wire.events import Chunk, ChunkChoice, Delta, DeltaToolCall
 
 _NO_INDEX = -1
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _Json = dict[str, Any]
 
 
@@ -148,7 +150,9 @@ def mended_chunk(payload: bytes) -> Chunk | None:
     document = _object(payload)
     if document is None:
         return None
+    _mend_names(document)
     for choice in _objects(document, "choices"):
+        _mend_index(choice)
         _mend(choice, "delta", numbered=True)
     return _converted(document, Chunk)
 
@@ -157,17 +161,40 @@ def mended_completion(body: bytes) -> ChatCompletion | None:
     document = _object(body)
     if document is None:
         return None
+    _mend_names(document)
     for choice in _objects(document, "choices"):
+        _mend_index(choice)
         _mend(choice, "message", numbered=False)
     return _converted(document, ChatCompletion)
 
 
 def _object(data: bytes) -> _Json | None:
     try:
-        value: object = msgspec.json.decode(data)
+        value: object = msgspec.json.decode(data.removeprefix(_BYTE_ORDER_MARK))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return value if _is_object(value) else None
+
+
+def _mend_names(document: _Json) -> None:
+    """Some number their replies. What else is no text says nothing."""
+    for key in ("id", "system_fingerprint", "service_tier"):
+        if not isinstance(value := document.get(key), str):
+            document.pop(key, None)
+            if key == "id" and type(value) in (int, float):
+                document[key] = str(value)
+
+
+def _mend_index(choice: _Json) -> None:
+    """A part of a stream that has none is of the first choice. A whole choice has one: without, it
+    may be anything."""
+    index: object = choice.get("index")
+    if index is None:
+        choice.pop("index", None)
+    elif (isinstance(index, float) and index.is_integer()) or (
+        isinstance(index, str) and re.fullmatch(r"[0-9]{1,3}", index)
+    ):
+        choice["index"] = int(index)
 
 
 def _converted(document: _Json, type_: type[Any]) -> Any:

@@ -19,6 +19,7 @@ from tollway.upstreams.connection import (
     ConnectionPool,
     Request,
     ResponseHead,
+    RetryAfter,
 )
 from tollway.upstreams.dialects import GENERIC, Dialect, fields_for
 from tollway.upstreams.normalise import mended_completion
@@ -30,8 +31,6 @@ from tollway.wire.usage import with_reasoning_apart
 
 REPLY_BYTES_MAX = 32 * 1024 * 1024
 CHECK_SECONDS_MAX = 5.0
-END_SECONDS_MAX = 0.25
-"""From `[DONE]` to the end of the reply, which some servers never send."""
 _PATH = b"/chat/completions"
 
 log = logging.getLogger("tollway.upstreams")
@@ -217,7 +216,7 @@ class _WholeReply:
     be there whole before the connection was abandoned."""
 
     status: int = 0
-    retry_after: bytes | None = None
+    retry_after: RetryAfter = ()
     excess: RequestError | None = None
     at_once: bytes = b""
     size: int = 0
@@ -263,7 +262,7 @@ class _EventStream:
 
     def __init__(self, sink: EventSink, dialect: Dialect) -> None:
         self.status = 0
-        self.retry_after: bytes | None = None
+        self.retry_after: RetryAfter = ()
         self.is_events = False
         self.excess: RequestError | None = None
         self.flush = sink.flush
@@ -305,7 +304,7 @@ class _EventStream:
                 self._connection = None
             else:
                 if self._frames.done:
-                    self._connection.end_soon(END_SECONDS_MAX)
+                    self._connection.end_early()
                     self._connection = None
 
     def chunks(self, data: bytes) -> None:

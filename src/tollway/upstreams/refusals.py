@@ -6,9 +6,12 @@ on: providers echo keys in them.
 """
 
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Any, cast
 
 import msgspec
@@ -21,6 +24,7 @@ from tollway.errors import (
     UpstreamFailed,
     UpstreamTimeout,
 )
+from tollway.upstreams.connection import RetryAfter
 from tollway.upstreams.dialects import TOO_BUSY, TOO_LONG
 from tollway.wire.requests import KNOWN_FIELDS
 
@@ -148,19 +152,26 @@ def _text(value: object) -> str:
 
 
 def refusal(
-    upstream: str, status: int, body: bytes, retry_after: bytes | None = None
+    upstream: str,
+    status: int,
+    body: bytes,
+    retry_after: RetryAfter = (),
+    now: Callable[[], float] = time.time,
 ) -> RequestError:
     facts = read_error(body)
     if status < 400 and facts.status is not None:
         status = facts.status
-    error = _refusal(upstream, status, facts, retry_after)
+    seconds = _seconds_asked(dict(retry_after), now)
+    if seconds is None:
+        seconds = facts.retry_after_seconds
+    error = _refusal(upstream, status, facts, seconds)
     error.upstream_status = status
-    error.upstream_rest_seconds = _rest_seconds(retry_after, facts.retry_after_seconds)
+    error.upstream_rest_seconds = _rest_seconds(seconds)
     return error
 
 
 def _refusal(
-    upstream: str, status: int, facts: ErrorFacts, retry_after: bytes | None
+    upstream: str, status: int, facts: ErrorFacts, seconds_asked: float | None
 ) -> RequestError:
     said = f"{facts.code} {facts.type} {facts.message}"
     if status in (400, 413, 422) and _MODELS_FAILURE.search(facts.code) is not None:
@@ -179,7 +190,7 @@ def _refusal(
         late = UpstreamTimeout("The model's server gave up waiting for the model. Try again.")
         return _complaints.told(upstream, status, late)
     if status in TOO_BUSY:
-        wait = _retry_after_seconds(retry_after, facts.retry_after_seconds)
+        wait = _retry_after_seconds(seconds_asked)
         busy = Unavailable(
             f"The model is at its capacity. Try again in {wait:g} s.",
             code="overloaded",
@@ -254,20 +265,37 @@ def _refused_by_policy() -> InvalidRequest:
     )
 
 
-def _rest_seconds(header: bytes | None, in_body: float | None) -> float | None:
-    seconds = _seconds_asked(header, in_body)
-    return min(seconds, _REST_SECONDS_MAX) if seconds is not None and seconds > 0 else None  # NaN
+def _rest_seconds(asked: float | None) -> float | None:
+    return min(asked, _REST_SECONDS_MAX) if asked is not None and asked > 0 else None
 
 
-def _retry_after_seconds(header: bytes | None, in_body: float | None) -> float:
-    seconds = _seconds_asked(header, in_body)
-    if seconds is None:
-        seconds = _RETRY_AFTER_SECONDS
-    return min(seconds, _RETRY_AFTER_SECONDS_MAX) if seconds > 1 else 1.0  # NaN too
+def _retry_after_seconds(asked: float | None) -> float:
+    seconds = _RETRY_AFTER_SECONDS if asked is None else asked
+    return min(seconds, _RETRY_AFTER_SECONDS_MAX) if seconds > 1 else 1.0
 
 
-def _seconds_asked(header: bytes | None, in_body: float | None) -> float | None:
+def _seconds_asked(lines: Mapping[bytes, bytes], now: Callable[[], float]) -> float | None:
+    """As OpenAI's SDKs read them: milliseconds first, then seconds or a date (RFC 9110, 10.2.3).
+    `x-ratelimit-reset-...` says when all of a limit is free again, which is far too late."""
+    milliseconds = _number(lines.get(b"retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    said = lines.get(b"retry-after")
+    seconds = _number(said)
+    if seconds is not None or said is None:
+        return seconds
     try:
-        return float(header) if header else in_body
-    except ValueError:  # a date: rare, and not worth a parser
+        date = parsedate_to_datetime(said.decode("ascii"))
+    except (ValueError, IndexError, OverflowError):
         return None
+    if date.tzinfo is None:  # "-0000": a time in UTC of which no zone is known
+        date = date.replace(tzinfo=UTC)
+    return math.ceil(date.timestamp() - now())
+
+
+def _number(text: bytes | None) -> float | None:
+    try:
+        number = float(text) if text else None
+    except ValueError:
+        return None
+    return None if number is None or math.isnan(number) else number

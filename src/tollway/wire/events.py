@@ -13,6 +13,8 @@ from msgspec import UNSET, Struct, UnsetType, field
 from tollway.wire.chat import Logprobs
 
 DONE = b"[DONE]"
+# A byte order mark may be the first of a stream, and is no part of it. Nobody has one elsewhere.
+_FIELD = (b"data:", b"\xef\xbb\xbfdata:")
 EVENT_BYTES_MAX = 4 * 1024 * 1024
 """To within one read."""
 
@@ -67,8 +69,8 @@ class Frames:
             if not line:
                 if self._data:
                     self._dispatch()
-            elif line.startswith(b"data:"):
-                self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
+            elif line.startswith(_FIELD):
+                self._data.append(line.partition(b":")[2].removeprefix(b" "))
         if len(self._rest) + sum(map(len, self._data)) > EVENT_BYTES_MAX:
             raise EventTooLarge
 

@@ -419,6 +419,7 @@ def _unsupported(param: str, message: str) -> InvalidRequest:
 
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<key>key in )?\$(?P<path>.*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(\w+)`")
+_GOT_NULL = ("got `null`", "got `NoneType`")
 
 
 def explain_invalid(
@@ -430,12 +431,12 @@ def explain_invalid(
     what, path = (found["what"], found["path"] or "") if found else (str(error), "")
     path = path.removeprefix(".").replace("[...]", "")  # a value of a map: its key is not told
     missing = _MISSING.search(what)
-    if missing is not None or what.endswith("got `null`"):  # null is as if absent
+    if missing is not None or what.endswith(_GOT_NULL):  # as if absent
         param = ".".join(filter(None, (path, missing[1] if missing else "")))
         return InvalidRequest(
             f"{param} is missing.", code="missing_required_parameter", param=param
         )
-    if refused := choices.of_refusal(what, type_, path):
+    if refused := choices.of_refusal(what, type_, path, document):
         what = f"{what}. It may be {', '.join(refused[1])}"
     elif "matching regex" in what:  # of functions' names alone
         what = "it may have letters, digits, _ and -, 64 at most"

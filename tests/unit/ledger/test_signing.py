@@ -4,6 +4,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,11 +102,50 @@ def test_a_key_that_was_half_made_is_made_again(tmp_path: Path) -> None:
     assert SigningKey.load(tmp_path).sign(RECEIPT)
 
 
-def test_a_damaged_key_is_not_replaced(tmp_path: Path) -> None:
-    (tmp_path / "signing.key").write_bytes(b"-----BEGIN")
+_WITHOUT_PASSPHRASE = serialization.NoEncryption()
 
-    with pytest.raises(StartError, match=r"signing\.key"):
+
+def a_pem(
+    key: PrivateKeyTypes,
+    encryption: serialization.KeySerializationEncryption = _WITHOUT_PASSPHRASE,
+) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
+    )
+
+
+@pytest.mark.parametrize(
+    ("pem", "what"),
+    [
+        (b"", "is damaged: it is no private key in PEM"),
+        (b"-----BEGIN", "is damaged: it is no private key in PEM"),
+        (
+            b"-----BEGIN PRIVATE KEY-----\nQUJD\n-----END PRIVATE KEY-----\n",
+            "is damaged: it is no private key in PEM",
+        ),
+        (a_pem(X25519PrivateKey.generate()), "is of another kind than Ed25519"),
+        (
+            a_pem(Ed25519PrivateKey.generate(), serialization.BestAvailableEncryption(b"secret")),
+            "has a passphrase, and must have none",
+        ),
+    ],
+    ids=["empty", "cut", "garbage", "another kind", "passphrase"],
+)
+def test_a_key_that_is_none_is_not_replaced_and_is_told_what_to_do_about(
+    tmp_path: Path, pem: bytes, what: str
+) -> None:
+    path = tmp_path / "signing.key"
+    path.write_bytes(pem)
+
+    with pytest.raises(StartError) as refused:
         SigningKey.load(tmp_path)
+
+    assert str(refused.value) == (
+        f"The signing key {path} {what}. Put back the one of your backup. Without it, move this "
+        "one away: the next start makes another, and receipts that were signed before are checked "
+        "with the public key of before."
+    )
+    assert path.read_bytes() == pem
 
 
 def test_the_secret_is_not_in_its_repr(tmp_path: Path) -> None:

@@ -10,7 +10,13 @@ from tests.unit.upstreams.raw_server import CHUNKED, OK, Kept, Server, ask
 
 from tollway.deadlines import Deadlines
 from tollway.errors import Unavailable, UpstreamFailed, UpstreamTimeout
-from tollway.upstreams.connection import HEAD_BYTES_MAX, Connection, ConnectionPool, ResponseHead
+from tollway.upstreams.connection import (
+    END_SECONDS_MAX,
+    HEAD_BYTES_MAX,
+    Connection,
+    ConnectionPool,
+    ResponseHead,
+)
 
 SOON = Deadlines(
     connect_seconds=0.5, first_byte_seconds=0.1, between_chunks_seconds=0.1, total_seconds=0.3
@@ -99,7 +105,8 @@ async def test_what_the_gateway_reads_of_a_head(server: Server, pool: Connection
         b"HTTP/1.1 429 Slow Down\r\nContent-Type: Text/Event-Stream\r\nRetry-After: 7\r\n"
         b"content-length: 0\r\n\r\n"
     )
-    assert (await ask(pool)).heads == [ResponseHead(429, b"text/event-stream", b"7")]
+    said = ((b"retry-after", b"7"),)
+    assert (await ask(pool)).heads == [ResponseHead(429, b"text/event-stream", said)]
 
 
 async def test_each_read_is_flushed_once(server: Server, pool: ConnectionPool) -> None:
@@ -179,6 +186,101 @@ async def test_an_answer_that_nobody_asked_for_ends_its_connection(
     await asyncio.sleep(0.05)
     kept = await ask(pool)
     assert (kept.data, server.connections) == (b"hello", 2)
+
+
+# --- a reply that is over before its message ----------------------------------------------------
+
+
+BEFORE_THE_END = CHUNKED + b"1\r\na\r\n"
+END = b"0\r\n\r\n"
+
+
+async def test_who_asked_does_not_wait_for_the_end_of_a_message_that_matters_no_more(
+    server: Server, pool: ConnectionPool
+) -> None:
+    server.answers(BEFORE_THE_END, 5.0)
+    kept = await ask(pool, Satisfied())
+    assert kept.data == b"a"
+    assert pool.in_flight == 1  # its connection is no idle one
+
+
+async def test_a_connection_serves_nobody_before_its_message_has_ended(
+    server: Server, pool: ConnectionPool
+) -> None:
+    server.answers(BEFORE_THE_END, 0.1, END)
+    first = await ask(pool, Satisfied())
+    assert (await ask(pool)).data == b"hello"
+    assert server.requests == [1, 2]
+
+    await until_idle(pool)
+    assert (await ask(pool)).data == b"hello"
+    await asyncio.sleep(END_SECONDS_MAX * 1.2)  # when it would have been given up
+    server.answers(0.02, OK)
+    assert [kept.data for kept in await asyncio.gather(ask(pool), ask(pool))] == [b"hello"] * 2
+    assert (server.connections, server.requests[2], first.data) == (2, 1, b"a")
+
+
+@pytest.mark.parametrize("rest", [b"", b"5\r\nhello\r\n"])
+async def test_a_connection_whose_message_does_not_end_is_closed(
+    server: Server, pool: ConnectionPool, rest: bytes
+) -> None:
+    server.answers(BEFORE_THE_END, 0.1, rest, 5.0, END)
+    kept = await ask(pool, Satisfied())
+    await asyncio.wait_for(server.left.wait(), END_SECONDS_MAX * 4)
+    assert (pool.in_flight, kept.data) == (0, b"a")
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        [None],
+        [b"zz\r\n", 5.0],
+        [END + b"HTTP/1.1 500 No\r\ncontent-length: 4\r\n\r\nevil", 5.0],
+    ],
+    ids=["closed", "no HTTP", "more than its end"],
+)
+async def test_a_connection_whose_message_ends_badly_is_not_used_again(
+    server: Server, pool: ConnectionPool, rest: list[bytes | float | None]
+) -> None:
+    server.answers(BEFORE_THE_END, 0.05, *rest)
+    await ask(pool, Satisfied())
+    await until_idle(pool)
+    assert (await ask(pool)).data == b"hello"
+    assert server.requests == [1, 2]
+
+
+async def test_a_pool_that_closes_waits_for_no_end(server: Server, pool: ConnectionPool) -> None:
+    server.answers(BEFORE_THE_END, 5.0)
+    await ask(pool, Satisfied())
+    await pool.close()
+    assert pool.in_flight == 0
+    await asyncio.wait_for(server.left.wait(), 2)
+
+
+async def test_a_client_that_is_slow_with_the_last_of_its_reply_does_not_stop_the_next_one(
+    server: Server, pool: ConnectionPool
+) -> None:
+    connection = (await ask(pool)).connection
+    assert connection is not None
+    connection.pause_reading()
+
+    assert (await asyncio.wait_for(ask(pool), 2)).data == b"hello"
+    assert server.requests == [1, 1]
+
+
+async def until_idle(pool: ConnectionPool) -> None:
+    async with asyncio.timeout(2):
+        while pool.in_flight:  # noqa: ASYNC110 (nobody is told)
+            await asyncio.sleep(0.005)
+
+
+class Satisfied(Kept):
+    """Wants no more than the first of the body."""
+
+    def body(self, data: bytes) -> None:
+        super().body(data)
+        assert self.connection is not None
+        self.connection.end_early()
 
 
 # --- the pool ---------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def test_whole_replies_are_the_same_with_a_head_that_was_learned(
 
     for received, body in zip((*at_once, *in_pieces), (*bodies, *bodies), strict=True):
         assert received.data == received.flushed == body
-        assert received.heads == [ResponseHead(200, b"application/json", None)]
+        assert received.heads == [ResponseHead(200, b"application/json", ())]
 
 
 def test_a_head_that_says_something_else_is_not_taken_for_the_learned_one() -> None:
@@ -124,7 +124,7 @@ def test_a_head_that_says_something_else_is_not_taken_for_the_learned_one() -> N
     received = receive([[ok], [ok], [busy], [busy], [ok], [ok]])
 
     assert [one.heads[0].status for one in received] == [200, 200, 503, 503, 200, 200]
-    assert received[2].heads[0].retry_after == b"7"
+    assert received[2].heads[0].retry_after == ((b"retry-after", b"7"),)
     assert [one.data for one in received] == [b"ok", b"ok", b"no", b"no", b"ok", b"ok"]
 
 

@@ -237,8 +237,11 @@ WIRES = {
     "no space": sse(*_SAID, space=""),
     "no blank line at the end": sse(*_SAID, done=False)[:-1],
     "no [DONE]": sse(*_SAID, done=False),
+    "no index": sse(*_SAID).replace(b'"index": 0', b'"index": null'),
     "other fields": sse("event: message\nid: 7\nretry: 5", *_SAID),
     "a byte order mark's worth of nothing": b"\n\n" + sse(*_SAID),
+    "a byte order mark": b"\xef\xbb\xbf" + sse(*_SAID),
+    "a byte order mark before data": b"\xef\xbb\xbf" + sse(*_SAID[2:]),
 }
 
 
@@ -273,6 +276,46 @@ async def test_a_line_that_does_not_end_is_a_failure(server: FakeUpstream) -> No
     body = b"data: " + b"x" * (EVENT_BYTES_MAX + 1)
     got = await play(server, bytes_of(body), GENERIC, streamed=True)
     assert isinstance(got.error, UpstreamFailed)
+
+
+async def test_a_byte_order_mark_before_a_whole_reply_is_nothing(server: FakeUpstream) -> None:
+    body = b"\xef\xbb\xbf" + json.dumps(SERVERS["generic"].whole).encode()
+    answer = bytes_of(body, media_type="application/json")
+    got = await play(server, answer, GENERIC, streamed=False)
+    assert got.content == "4"
+
+
+NUMBERED: list[tuple[dict[str, Any], str | None]] = [
+    ({"id": 7, "created": "1763800000"}, "7"),
+    ({"id": 7.5, "created": 1763800000.25}, "7.5"),
+    ({"id": None, "created": None}, None),
+    ({"id": True, "system_fingerprint": 3, "service_tier": {}}, None),
+    ({"id": ["x"]}, None),
+]
+
+
+@pytest.mark.parametrize("index", [0, 0.0, "0"])
+@pytest.mark.parametrize(("names", "upstream_id"), NUMBERED)
+async def test_a_reply_that_is_numbered_and_not_named_is_a_reply(
+    server: FakeUpstream, names: dict[str, Any], upstream_id: str | None, index: object
+) -> None:
+    texts = [names | {"choices": [{"index": index, "delta": {"content": text}}]} for text in "abcd"]
+    end: dict[str, Any] = names | {
+        "choices": [{"index": index, "delta": {}, "finish_reason": "stop"}]
+    }
+    body = sse(*texts, end, usage_chunk(counts(12, 4)) | names)
+    got = await play(server, bytes_of(body), GENERIC, streamed=True)
+    assert (got.error, got.content, got.finish) == (None, "abcd", "stop")
+    assert (got.tokens[:2], got.meter.upstream_id) == ((12, 4), upstream_id)
+
+    choice = {"index": index, "message": {"content": "abcd"}, "finish_reason": "stop"}
+    whole = names | {"choices": [choice], "usage": counts(12, 4)}
+    got = await play(server, json_of(whole), GENERIC, streamed=False)
+    assert (got.error, got.content, got.finish) == (None, "abcd", "stop")
+    assert (got.tokens[:2], got.meter.upstream_id) == ((12, 4), upstream_id)
+    (ours,) = got.chunks
+    assert (type(ours["id"]), type(ours["created"])) == (str, int)
+    assert ours["choices"][0]["index"] == 0
 
 
 async def test_empty_lines_before_a_whole_reply_are_nothing(server: FakeUpstream) -> None:
@@ -355,6 +398,9 @@ async def test_calls_are_numbered_and_named_once(
         b'{"choices": 5}',
         b'{"choices": [5]}',
         b'{"choices": [{"delta": 5}]}',
+        b'{"choices": [{"index": "first", "delta": {}}]}',
+        b'{"choices": [{"index": 0.5, "delta": {}}]}',
+        b'{"choices": [{"index": {}, "delta": {}}]}',
         b'{"choices": [{"delta": {"content": 5}}]}',
         b'{"choices": [{"delta": {"tool_calls": 5}}]}',
         b'{"choices": [{"delta": {"tool_calls": [{"index": {}, "function": 5}]}}]}',

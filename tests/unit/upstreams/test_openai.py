@@ -1,6 +1,8 @@
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -413,15 +415,51 @@ async def test_only_a_field_of_the_request_is_named(
         ("0", 1.0),
         ("-3", 1.0),
         ("3600", 60.0),
-        ("nan", 1.0),
+        ("nan", 5.0),
         ("inf", 60.0),
-        ("Wed, 21 Oct 2026 07:28:00 GMT", 5.0),
+        ("soon", 5.0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 1.0),
+        ("Sun, 06-Nov-94 08:49:37 GMT", 1.0),
+        ("Wed, 21 Oct 9999 07:28:00 GMT", 60.0),
+        ("Wed, 21 Oct , 07:28:00 GMT", 5.0),
     ],
 )
 async def test_how_long_to_wait_is_passed_on_within_reason(
     server: FakeUpstream, upstream: OpenAICompatible, header: str | None, seconds: float
 ) -> None:
     headers = [] if header is None else [("Retry-After", header)]
+    server.answer(error(429, {}, *headers))
+    refused = await refusal(upstream)
+    assert isinstance(refused, Unavailable)
+    assert refused.retry_after_seconds == seconds
+
+
+async def test_a_date_to_come_back_at_is_read(
+    server: FakeUpstream, upstream: OpenAICompatible
+) -> None:
+    server.answer(error(429, {}, ("Retry-After", formatdate(time.time() + 40, usegmt=True))))
+    refused = await refusal(upstream)
+    assert isinstance(refused, Unavailable)
+    assert refused.retry_after_seconds == refused.upstream_rest_seconds
+    assert 30 <= (refused.retry_after_seconds or 0) <= 40
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ([("Retry-After-Ms", "1500"), ("Retry-After", "30")], 1.5),
+        ([("Retry-After", "30"), ("Retry-After-Ms", "1500")], 1.5),
+        ([("Retry-After", "30"), ("Retry-After-Ms", "soon")], 30.0),
+        ([("Retry-After-Ms", "3600000")], 60.0),
+        ([("x-ratelimit-reset-requests", "6m0s")], 5.0),  # all of it, and not the next
+    ],
+)
+async def test_milliseconds_go_before_seconds(
+    server: FakeUpstream,
+    upstream: OpenAICompatible,
+    headers: list[tuple[str, str]],
+    seconds: float,
+) -> None:
     server.answer(error(429, {}, *headers))
     refused = await refusal(upstream)
     assert isinstance(refused, Unavailable)
@@ -453,7 +491,8 @@ async def test_a_silent_server_is_left(server: FakeUpstream) -> None:
         (429, "0", None),
         (429, "-3", None),
         (429, "nan", None),
-        (429, "Sun, 29 Nov 2026 08:00:00 GMT", None),
+        (429, "Sun, 29 Nov 2015 08:00:00 GMT", None),
+        (429, "Mon, 29 Nov 9999 08:00:00 GMT", 3600),
         (429, None, None),
     ],
 )

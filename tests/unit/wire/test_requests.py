@@ -281,13 +281,24 @@ def test_a_word_that_is_not_possible_is_told_which_are() -> None:
     assert deep.message.endswith("detail: invalid enum value 'huge'. It may be auto, low, high.")
 
 
-def test_no_part_of_a_content_is_promised_that_its_message_may_not_have() -> None:
-    image = {"type": "image_url", "image_url": {"url": "data:,"}}
-    result = {**RESULT, "content": [image]}
+TAGS = [
+    ({"messages": [{"role": "robot"}]}, "system, developer, user, assistant, tool"),
+    ({"messages": [message([{"type": "film"}])]}, "text, image_url, input_audio, file"),
+    ({"messages": [{"role": "system", "content": [{"type": "image_url"}]}]}, "text"),
+    ({"response_format": {"type": "yaml"}}, "text, json_object, json_schema"),
+    ({"tools": [{"type": "retrieval"}]}, "function"),
+]
 
-    refused = refusal(chat_bytes(messages=[message(), ASSISTANT, result]))
 
-    assert refused.message == "messages[2].content[0].type: invalid value 'image_url'."
+@pytest.mark.parametrize(("fields", "known"), TAGS)
+def test_a_type_that_is_not_possible_is_told_which_are(fields: Any, known: str) -> None:
+    told = refusal(chat_bytes(**fields)).message
+    assert told.endswith(f"'. It may be {known}.")
+
+
+def test_a_role_that_is_null_is_missing() -> None:
+    refused = refusal(chat_bytes(messages=[{"role": None, "content": "Hello"}]))
+    assert (refused.code, refused.param) == ("missing_required_parameter", "messages[0].role")
 
 
 @pytest.mark.parametrize("field", sorted(OPTIONAL_FIELDS | {"n", "max_tokens", "stream", "audio"}))
