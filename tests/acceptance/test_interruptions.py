@@ -3,6 +3,7 @@ second, what was received is paid for, and what a client saw finished was charge
 
 import json
 import signal
+import sqlite3
 import threading
 import time
 
@@ -179,6 +180,34 @@ def test_the_access_log_says_whether_the_client_left_or_the_server_was_stopped(
         (499, "interrupted", "client_left"),
         (503, "interrupted", "unavailable"),
     ]
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+def test_who_leaves_while_the_charge_is_written_is_counted_and_logged(
+    upstream: FakeUpstream, own_server: TollwayServer, streamed: bool
+) -> None:
+    customer = a_customer(own_server)
+    upstream.answer(stream(["a"] * 3) if streamed else reply("Hello."))
+    began = len(upstream.exchanges)
+    database = sqlite3.connect(own_server.data_dir / "tollway.db", isolation_level=None)
+
+    database.execute("BEGIN IMMEDIATE")  # the server waits for it up to 5 s
+    with customer.begin_chat(stream=streamed):
+        request_id = upstream.ended(began).header("x-request-id")
+        time.sleep(0.3)  # for the reply to come to the charge
+    time.sleep(0.3)  # for the server to see it leave
+    database.execute("ROLLBACK")
+    database.close()
+    assert request_id is not None
+    wait_for_receipt(customer, request_id)
+    own_server.signal(signal.SIGTERM)
+    own_server.wait(15)
+
+    lines = (own_server.data_dir / "access.log").read_text().splitlines()
+    (line,) = [line for line in map(json.loads, lines) if line["request_id"] == request_id]
+    assert (line["status"], line["ended"]) == (200 if streamed else 499, "completed")
+    assert line["error"] == "client_left"
+    assert line["credits"] > 0
 
 
 def test_a_whole_reply_that_outlasts_the_drain_costs_nothing_and_may_be_asked_for_again(

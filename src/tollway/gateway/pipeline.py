@@ -17,7 +17,7 @@ from tollway.gateway.authenticate import Authenticator, require_active_account, 
 from tollway.gateway.claim import claim_key, may_store_reply, stored_reply
 from tollway.gateway.relay import Answer, Silences, WholeAnswer, relay
 from tollway.gateway.route import Router
-from tollway.gateway.settle import outcome_of
+from tollway.gateway.settle import outcome_of, settlement_of
 from tollway.gateway.types import Admission, Call, Caller, Meter, Reply
 from tollway.ledger.base import Ledger, Outcome, Settlement
 from tollway.wire.requests import parse_chat_request
@@ -31,6 +31,10 @@ _STOPPING = Unavailable(
 )
 
 log = logging.getLogger("tollway.gateway")
+
+
+def _why_cancelled(reply: Reply) -> RequestError:
+    return _CLIENT_LEFT if reply.gone else _STOPPING
 
 
 class Observer(Protocol):
@@ -118,7 +122,7 @@ class Pipeline:
             meter.error = error
         except asyncio.CancelledError:
             meter.status = "interrupted"
-            meter.error = _CLIENT_LEFT if reply.gone else _STOPPING
+            meter.error = _why_cancelled(reply)
         except Exception:
             # Whatever it was, the hold must end and the client be told.
             log.exception("request %s failed on a fault of the program", admission.call.request_id)
@@ -127,8 +131,16 @@ class Pipeline:
             del self.running[admission.call.request_id]
         outcome = outcome_of(admission, meter, self._monotonic())
         render = self._stored_reply(admission, answer, outcome) if self._store_replies else None
-        settlement = await self._ledger.settle(admission.hold, outcome, render)
+        settling = self._ledger.settle(admission.hold, outcome, render)
         self._router.settled(outcome, admission.hold)
+        try:
+            settlement = await settling
+        except asyncio.CancelledError:
+            # Nobody waits for the disk any more. What is charged is the same.
+            error = meter.error or _why_cancelled(reply)
+            as_expected = settlement_of(admission.hold, outcome)
+            self._observer.settled(admission, outcome, as_expected, error, reply)
+            raise
         self._observer.settled(admission, outcome, settlement, meter.error, reply)
         if answer is not None:
             answer.finish(reply, outcome, settlement)

@@ -9,7 +9,7 @@ not at all if nothing came.
 from collections.abc import Iterable
 
 from tollway.gateway.types import Admission, Meter
-from tollway.ledger.base import Checkpoint, Outcome
+from tollway.ledger.base import Checkpoint, Hold, Outcome, Settlement
 from tollway.pricing import BYTES_PER_TOKEN, NOTHING_USED, Usage, charge, tokens_of_text
 
 
@@ -40,6 +40,13 @@ def outcome_of(admission: Admission, meter: Meter, monotonic: float) -> Outcome:
         usage.cached_tokens,
         usage.reasoning_tokens,
     )
+
+
+def settlement_of(hold: Hold, outcome: Outcome) -> Settlement:
+    """What the ledger will make of it, for who cannot wait; but for a charge that comes late, and
+    for `available`, which it alone knows."""
+    charged = min(outcome.cost, hold.amount)
+    return Settlement(charged, outcome.cost - charged, hold.available)
 
 
 def usage_of(admission: Admission, meter: Meter) -> Usage:
