@@ -270,6 +270,15 @@ def test_a_refusal_tells_what_may_be_sent_instead(
     assert fields_customer.chat(**fields).json()["error"]["message"] == message
 
 
+def a_long_body_with_calls(unknown: bytes) -> bytes:
+    """Read by its types first, of which none is of what is `unknown`."""
+    call = json.dumps(A_CALL).encode()
+    return (
+        b'{"model":"a","messages":[{"role":"user","content":"%b"},'
+        b'{"role":"assistant","content":"Hi","tool_calls":[%b],"x":%b}]}'
+    ) % (b"a" * 20_000, call, unknown)
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -287,6 +296,8 @@ def test_a_refusal_tells_what_may_be_sent_instead(
         b'{"model": "a", "messages": [{"role": "user", "content": "\xff"}]}',
         b'{"model": "a", "messages": ' + b"[" * 40 + b"]" * 40 + b"}",
         b"[" * 100_000,
+        a_long_body_with_calls(b'"\xff"'),
+        a_long_body_with_calls(b"[" * 40 + b"]" * 40),
     ],
     ids=lambda body: repr(body[:50]),
 )

@@ -78,7 +78,7 @@ def read_messages_apart(body: bytes) -> MessagesApart | None:
     if len(shell) > len(body) // 2:  # nearly all are tools: no pass is saved
         return None
     written = _encode(messages)
-    other_values = len(shell) // 2
+    other_values = len(shell) * 2 // 3  # of empty lists: `[],` has two
     left_out = len(body) - (len(shell) - len(SHELL_MESSAGES) + len(written))
     if left_out:
         found = _values_of_assistants(body, messages, left_out)
@@ -111,7 +111,10 @@ def _shell_of(outline: Struct) -> bytes:
 def _values_of_assistants(body: bytes, messages: Sequence[Message], left_out: int) -> int | None:
     """How many values the assistant's messages have, at most. None where not all that was
     `left_out` is of these, or one may be wrong."""
-    as_they_came = _decode_as_they_came(body).messages
+    try:
+        as_they_came = _decode_as_they_came(body).messages
+    except RecursionError:  # Python counts this function, too, and one level may be too much
+        return None
     of_assistants = [
         (message, raw)
         for message, raw in zip(messages, as_they_came, strict=True)

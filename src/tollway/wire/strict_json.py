@@ -71,7 +71,7 @@ def values_of_part(array: bytes, depth_max: int) -> int | None:
     try:
         value = _decode(array)
         check_depth(value, depth_max)
-    except (InvalidRequest, msgspec.DecodeError):
+    except (InvalidRequest, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return values if _encode(value) == array or _has_each_key_once(array) else None
 

@@ -2,6 +2,7 @@
 of it."""
 
 import json
+import sys
 from typing import Any, cast
 
 import msgspec
@@ -190,6 +191,31 @@ def test_it_has_no_more_values_than_are_allowed(parts: int, is_read: bool) -> No
 
     assert (read_messages_apart(body) is not None) == is_read
     assert outcome(body, long=True) == outcome(body, long=False)
+
+
+def test_the_values_beside_the_messages_count_too() -> None:
+    tool = a_tool() | {"function": {"name": "f", "parameters": {"x": [NOTHING] * 20_000}}}
+    body = a_body(message([{"type": "text", "text": ""}] * 10_700), ASKED, TOLD, tools=[tool])
+
+    assert read_messages_apart(body) is None
+    assert outcome(body, long=True) == outcome(body, long=False)
+
+
+@pytest.mark.parametrize("unknown", [b'"\xff"', b'"\\ud800"', b"1e999", b"9" * 5000])
+def test_what_nobody_reads_of_an_assistant_is_no_less_json(unknown: bytes) -> None:
+    body = a_body(ASKED | {"x": "here"}, TOLD).replace(b'"here"', unknown)
+
+    assert read_messages_apart(body) is None
+    assert outcome(body, long=True) == outcome(body, long=False)
+
+
+def test_what_is_just_not_too_deep_for_the_first_look_may_be_for_the_others() -> None:
+    """Python's limit counts the functions, of which there are more."""
+    limit = sys.getrecursionlimit()
+    for levels in range(limit - 300, limit):
+        unknown = b"[" * levels + b"]" * levels
+        body = a_body(ASKED | {"x": "here"}, TOLD).replace(b'"here"', unknown)
+        assert read_messages_apart(body) is None
 
 
 def test_no_message_has_a_number_or_a_field_of_any_type() -> None:
