@@ -157,7 +157,6 @@ async def _opened_postgres(
     async with AsyncExitStack() as stack:
         if for_serving:
             stack.enter_context(own_data_directory(data_dir))
-            require_no_charges_left(data_dir, workers=0)
         database = await open_postgres(settings)
         stack.push_async_callback(database.close)
         accounts, tokens = Accounts(database, clock), Tokens(database, clock)
@@ -178,6 +177,10 @@ async def _opened_postgres(
             else:
                 ledger.open_for_commands()
             stack.push_async_callback(ledger.close)
+            if for_serving:
+                # Not before this one's own are written: where both have some, each start would be
+                # refused until the other was made.
+                require_no_charges_left(data_dir, workers=0)
             await accounts.load()
             await tokens.load()
             await ledger.load()
@@ -202,6 +205,8 @@ def require_no_charges_left(data_dir: Path, *, workers: int) -> None:
     """Raises `StartError` where one of more workers than these left charges in its journal: it
     alone, started again, puts them into the database."""
     for journal in sorted((data_dir / WORKERS).glob("*/journal")):
+        if not journal.parent.name.isdecimal():  # no worker's: somebody's copy of one
+            continue
         number = int(journal.parent.name)
         if number >= workers and journal.stat().st_size:
             raise StartError(

@@ -272,6 +272,30 @@ def test_charges_that_another_start_left_unwritten_are_not_forgotten(
     assert mend in server.stderr
 
 
+def test_where_both_ways_to_start_left_charges_neither_waits_for_the_other(
+    head: str, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    for folder in (data, data / "workers" / "0", data / "workers" / "0.copy"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "journal").write_bytes(b"a charge\n")
+    config = config_for(upstream.base_url, more=head)
+
+    alone = TollwayServer(data, config)
+    alone.launch()
+    assert alone.wait(SECONDS_MAX) == 1
+    assert "Start with --workers 2 once." in alone.stderr
+
+    workers = TollwayServer(data, config, arguments=("--workers", "2"))
+    workers.launch()
+    eventually(lambda: "Base URL" in workers.stdout, SECONDS_MAX)
+    assert workers.stop() == 0
+
+    alone.launch()
+    eventually(lambda: "Base URL" in alone.stdout, SECONDS_MAX)
+    assert alone.stop() == 0
+
+
 def test_a_reload_that_is_asked_for_while_workers_start_ends_none(
     head: str, upstream: FakeUpstream, tmp_path: Path
 ) -> None:
