@@ -384,6 +384,28 @@ async def test_what_changes_while_an_instance_begins_anew_is_heard_of(
     await until(lambda: accounts[1] in heard)
 
 
+async def test_who_was_away_for_longer_than_changes_are_kept_reads_all_again(
+    replicas: list[PostgresBooks], postgres: PostgresServer, database_url: str
+) -> None:
+    one = replicas[0]
+    account = await one.account(0)
+    heard = set[Change]()
+
+    async def heard_of(changes: Collection[Change]) -> None:
+        heard.update(changes)
+
+    one.instance.on_changes = heard_of
+    everything = {Change("account", account), Change("token", one.token_of(account))}
+    await one.database.execute(("UPDATE accounts SET name = 'old' WHERE id = ?", (account,)))
+    await until(lambda: Change("account", account) in heard)
+    heard.clear()
+
+    with postgres.connect(database_url.rpartition("/")[2]) as connection:
+        connection.execute(b"UPDATE accounts SET name = 'new'; DELETE FROM changes;" + _A_DAY_AHEAD)
+
+    await until(lambda: heard == everything)
+
+
 async def test_a_hold_whose_client_left_while_it_was_asked_for_is_given_back(
     replicas: list[PostgresBooks],
 ) -> None:

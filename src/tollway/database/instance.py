@@ -45,6 +45,8 @@ HOLD_SECONDS = 4 * 3600.0
 _CLOCK_SET_SECONDS = 60.0
 """So much that a clock is off by was set; less may be how long an answer took."""
 _DAY_MS = 86_400_000
+_CHANGES_KEPT_MS = _DAY_MS
+"""By the database's clock. Who was away for longer cannot know what it has missed."""
 
 log = logging.getLogger("tollway.database")
 
@@ -83,6 +85,7 @@ class Instance:
         self._live_until = 0.0
         self._renewed_at = 0.0
         self._heard = ""
+        self._heard_ms: int | None = None
         self._swept_at = clock.monotonic()
         self._seen: dict[str, tuple[int, float]] = {}
         self._asked_at = 0.0
@@ -190,9 +193,13 @@ class Instance:
         changes = {
             Change(kind, id_) for kind, id_, _ in rows if kind in ("account", "token", "price")
         }
+        ((heard, now_ms),) = ((id_, n) for kind, id_, n in rows if kind == "snapshot")
+        if self._heard_ms is not None and now_ms - self._heard_ms > _CHANGES_KEPT_MS / 2:
+            log.warning("some of what changed may be forgotten; all is read again")
+            changes = {Change(kind, id_) for kind, id_ in await self._database.fetch(_SUBJECTS)}
         if changes:
             await self.on_changes(changes)
-        ((self._heard, now_ms),) = ((id_, n) for kind, id_, n in rows if kind == "snapshot")
+        self._heard, self._heard_ms = heard, now_ms
         self._compare_clocks(asked_at, now_ms / 1000)
         if changes or asked_at - self._renewed_at >= RENEW_SECONDS or not self._live_until:
             await self._renew(asked_at)
@@ -246,7 +253,7 @@ class Instance:
             self.on_reaped(await self._database.fetch(_EXPIRE, (None,)))
         await self._database.execute(
             ("DELETE FROM instances WHERE reaped AND expires_at < now_ms() - ?", (_DAY_MS,)),
-            ("DELETE FROM changes WHERE created_at < now_ms() - ?", (_DAY_MS,)),
+            ("DELETE FROM changes WHERE created_at < now_ms() - ?", (_CHANGES_KEPT_MS,)),
         )
 
     @property
@@ -261,6 +268,8 @@ SELECT kind, subject, 0 FROM changes
 UNION ALL SELECT 'recall', account_id, 0 FROM credit_leases WHERE instance = ? AND recalled
 UNION ALL SELECT 'instance', id, renewals FROM instances WHERE NOT reaped
 UNION ALL SELECT 'snapshot', txid_current_snapshot()::text, now_ms()"""
+
+_SUBJECTS = "SELECT 'account', id FROM accounts UNION ALL SELECT 'token', id FROM tokens"
 
 _EXPIRE = "SELECT * FROM expire_holds(?)"
 
