@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.support.answers import reply
 from tests.support.customer import Customer, a_customer, eventually
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.http import RawClient, Reply
@@ -130,31 +131,35 @@ def test_credit_that_a_stopped_replica_has_leased_is_503_elsewhere_until_it_give
 
 
 def test_what_an_account_cannot_pay_late_is_not_held_against_the_upstream(
-    replicas: tuple[TollwayServer, TollwayServer], postgres: PostgresServer, database: str
+    replicas: tuple[TollwayServer, TollwayServer],
+    upstream: FakeUpstream,
+    postgres: PostgresServer,
+    database: str,
 ) -> None:
     one, _ = replicas
-    customer, other = a_customer(one, credits=CREDITS), a_customer(one, credits=CREDITS)
-    paced = json.dumps({"chunks": 30, "pace_ms": 250, "input_tokens": 9})
+    # Each has one request, so that none has credit on lease.
+    first, second, third, other = (a_customer(one, credits=CREDITS) for _ in range(4))
+    upstream.answer(reply("It fell in a storm.").delayed(5), times=3)
     with (
         postgres.connect(database) as connection,
-        customer.begin_chat(max_tokens=30, user=paced) as first,
-        customer.begin_chat(max_tokens=30, user=paced) as second,
-        customer.begin_chat(max_tokens=30, user=paced) as third,
+        first.begin_chat() as of_first,
+        second.begin_chat() as of_second,
+        third.begin_chat() as of_third,
     ):
         holds = "SELECT instance FROM holds WHERE state = 'open'"
-        eventually(lambda: len(connection.execute(holds).fetchall()) == 3, 10.0)
+        eventually(lambda: len(connection.execute(holds).fetchall()) == 3, 4.0)
         one.signal(signal.SIGSTOP)
         try:
             (instance,) = connection.execute(holds).fetchall()[0]
             connection.execute("SELECT expire_holds(%s)", (instance,))
-            one.operate(
-                "credit adjust", account=customer.account_id, amount=-CREDITS, reason="spent"
-            )
+            for customer in (first, second, third):
+                account = customer.account_id
+                one.operate("credit adjust", account=account, amount=-CREDITS, reason="spent")
         finally:
             one.signal(signal.SIGCONT)
-        replies = [client.read_reply() for client in (first, second, third)]
+        replies = [client.read_reply() for client in (of_first, of_second, of_third)]
 
-    assert [consumed(reply) for reply in replies] == [0, 0, 0]
+    assert [consumed(told) for told in replies] == [0, 0, 0]
     eventually(lambda: short_chat(other).status == 200, 10.0)
 
 

@@ -9,8 +9,8 @@ before it is read. That takes half of the time (docs/decisions/0008).
 Why nothing is overlooked: what was read is written anew without spaces, and never longer than it
 came, since no message has a number, nor a type that we would add. So where both have the same
 length, nothing was left out: no key that came twice, no field that is not ours, no space. An
-assistant's message that an SDK sends back has fields that are null, and some of none of ours; what
-is missing may be of such messages, and then jiter tells whether it is a key that came twice.
+assistant's message that an SDK sends back has fields that are null, and some that are not ours.
+What is missing may be of such messages, and these are then read the full way, too.
 
 Whoever gets None here reads the body the full way. `test_agents.py` holds both to one result.
 """
