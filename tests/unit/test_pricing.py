@@ -12,6 +12,15 @@ from tests.support.builders import a_tool, message
 
 from tollway.catalogue import Price
 from tollway.pricing import affordable_output_tokens, charge, prompt_bound
+from tollway.wire.chat import (
+    AssistantMessage,
+    CalledFunction,
+    Message,
+    TextPart,
+    ToolCall,
+    ToolMessage,
+    UserMessage,
+)
 
 _tokens = st.integers(0, 2**40)
 _choices = st.integers(1, 4)
@@ -185,6 +194,29 @@ def test_the_bound_covers_calls_beside_a_text() -> None:
     calls = [{"id": "c1", "function": {"name": "f", "arguments": "x" * 500}}]
     with_calls = prompt_bound([_Message("assistant", "I look.", calls)]).tokens
     assert with_calls >= prompt_bound([_Message("assistant", "I look.")]).tokens + 500
+
+
+_ascii = st.text(st.characters(codec="ascii"))
+_function = st.builds(CalledFunction, st.just(""), _ascii)
+_call = st.builds(ToolCall, type=st.just("function"), id=_ascii, function=_function)
+_messages = st.lists(
+    st.builds(UserMessage, _ascii)
+    | st.builds(UserMessage, st.lists(st.builds(TextPart, _ascii), max_size=2))
+    | st.builds(AssistantMessage, _ascii, tool_calls=st.lists(_call, max_size=2))
+    | st.builds(ToolMessage, _ascii | st.lists(st.builds(TextPart, _ascii), max_size=2), _ascii)
+)
+
+
+@given(_messages)
+def test_messages_that_are_written_at_once_count_as_each_by_itself(
+    messages: list[Message],
+) -> None:
+    nothing = prompt_bound([])
+    one_by_one = [prompt_bound([message]) for message in messages]
+
+    text_bytes = sum(bound.text_bytes for bound in one_by_one)
+    for_templates = sum(bound.template_tokens - nothing.template_tokens for bound in one_by_one)
+    assert prompt_bound(messages) == (text_bytes, nothing.template_tokens + for_templates)
 
 
 def test_one_character_that_normalises_to_eighteen_counts_as_eighteen() -> None:
