@@ -29,7 +29,8 @@ Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | Non
 
 
 def read_number(written: str) -> float:
-    """Python reads one like 5e-324 in 0.5 us, msgspec in 10."""
+    """Of a float: Python reads one like 5e-324 in 0.5 us, msgspec in 10. Raises
+    `msgspec.DecodeError` for one that is too large."""
     number = float(written)
     if math.isinf(number):
         raise msgspec.DecodeError("Number out of range")
