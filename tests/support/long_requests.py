@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from tollway.errors import InvalidRequest
-from tollway.pricing import prompt_bound, text_tokens_bound
+from tollway.gateway.prompt import prompt_bound, text_tokens_bound
 from tollway.wire import requests
 from tollway.wire.hollow import LONG_TEXT_BYTES
 from tollway.wire.requests import ParsedRequest

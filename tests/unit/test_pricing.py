@@ -1,26 +1,12 @@
-import json
-import unicodedata
 from fractions import Fraction
 from math import ceil
-from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.builders import a_tool, message
 
 from tollway.catalogue import Price
-from tollway.pricing import affordable_output_tokens, charge, prompt_bound
-from tollway.wire.chat import (
-    AssistantMessage,
-    CalledFunction,
-    Message,
-    TextPart,
-    ToolCall,
-    ToolMessage,
-    UserMessage,
-)
+from tollway.pricing import affordable_output_tokens, charge
 
 _tokens = st.integers(0, 2**40)
 _choices = st.integers(1, 4)
@@ -143,84 +129,3 @@ def test_free_output_is_bounded_by_the_input_alone() -> None:
 
     assert affordable_output_tokens(price, 10, 10, 1) > 10**9
     assert affordable_output_tokens(price, 9, 10, 1) == 0
-
-
-# --- the bound on input tokens: a byte-level tokenizer makes at most a token a byte ---------------
-
-_text = st.text(st.characters(codec="utf-8"))
-
-
-class _Message(msgspec.Struct):
-    role: str
-    content: object
-    tool_calls: object = None
-
-
-def _byte_tokens(text: str) -> int:
-    """Of the worst byte-level tokenizer, which normalises first where that makes it longer."""
-    return max(len(form.encode()) for form in (text, unicodedata.normalize("NFKC", text)))
-
-
-@given(st.lists(_text, max_size=5))
-def test_the_bound_covers_every_byte_of_every_message(texts: list[str]) -> None:
-    bound = prompt_bound([_Message("user", text) for text in texts]).tokens
-
-    assert bound >= sum(map(_byte_tokens, texts)) + 16 * len(texts) + 256
-
-
-@given(st.lists(_text, min_size=1, max_size=5))
-def test_the_bound_covers_parts_and_tool_calls(texts: list[str]) -> None:
-    parts = [{"type": "text", "text": text} for text in texts]
-    calls = [{"function": {"name": "f", "arguments": json.dumps(texts)}}]
-
-    bound = prompt_bound([_Message("user", parts), _Message("assistant", None, calls)]).tokens
-
-    assert bound >= 2 * 16 + 256 + sum(map(_byte_tokens, texts)) + len(json.dumps(texts))
-
-
-@given(_text)
-def test_the_bound_covers_tools_and_schemas(description: str) -> None:
-    tool = a_tool("add")
-    tool["function"]["description"] = description
-    schema: dict[str, Any] = {"type": "json_schema", "json_schema": {"description": description}}
-    plain = [_Message("user", message()["content"])]
-
-    with_both = prompt_bound(plain, [tool], schema).tokens
-
-    assert with_both >= prompt_bound(plain, None, None).tokens + 2 * _byte_tokens(description)
-
-
-def test_the_bound_covers_calls_beside_a_text() -> None:
-    calls = [{"id": "c1", "function": {"name": "f", "arguments": "x" * 500}}]
-    with_calls = prompt_bound([_Message("assistant", "I look.", calls)]).tokens
-    assert with_calls >= prompt_bound([_Message("assistant", "I look.")]).tokens + 500
-
-
-_ascii = st.text(st.characters(codec="ascii"))
-_function = st.builds(CalledFunction, st.just(""), _ascii)
-_call = st.builds(ToolCall, type=st.just("function"), id=_ascii, function=_function)
-_messages = st.lists(
-    st.builds(UserMessage, _ascii)
-    | st.builds(UserMessage, st.lists(st.builds(TextPart, _ascii), max_size=2))
-    | st.builds(AssistantMessage, _ascii, tool_calls=st.lists(_call, max_size=2))
-    | st.builds(ToolMessage, _ascii | st.lists(st.builds(TextPart, _ascii), max_size=2), _ascii)
-)
-
-
-@given(_messages)
-def test_messages_that_are_written_at_once_count_as_each_by_itself(
-    messages: list[Message],
-) -> None:
-    nothing = prompt_bound([])
-    one_by_one = [prompt_bound([message]) for message in messages]
-
-    text_bytes = sum(bound.text_bytes for bound in one_by_one)
-    for_templates = sum(bound.template_tokens - nothing.template_tokens for bound in one_by_one)
-    assert prompt_bound(messages) == (text_bytes, nothing.template_tokens + for_templates)
-
-
-def test_one_character_that_normalises_to_eighteen_counts_as_eighteen() -> None:
-    ligature = "\ufdfa"
-
-    assert len(unicodedata.normalize("NFKC", ligature)) == 18
-    assert prompt_bound([_Message("user", ligature)]).tokens == _byte_tokens(ligature) + 272

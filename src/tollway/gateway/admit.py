@@ -25,6 +25,7 @@ from tollway.errors import (
     how_many,
 )
 from tollway.gateway.policy import images_bound, images_tokens, require_allowed
+from tollway.gateway.prompt import prompt_bound, text_tokens_bound
 from tollway.gateway.types import Admission, Call, Caller, Cost, Standing
 from tollway.ledger.base import Hold, HoldAsk, Ledger, NotEnough
 from tollway.pricing import (
@@ -32,8 +33,6 @@ from tollway.pricing import (
     OUTPUT_TOKENS_WORTH_STARTING,
     affordable_output_tokens,
     charge,
-    prompt_bound,
-    text_tokens_bound,
     tokens_of_text,
 )
 from tollway.rates.base import RateLimiter, RateState, Take

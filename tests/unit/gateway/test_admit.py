@@ -30,11 +30,9 @@ from tollway.gateway.admit import Gate, Limits
 from tollway.gateway.types import Admission, Caller
 from tollway.ledger.base import Hold, HoldAsk, Ledger
 from tollway.ledger.sqlite import SqliteLedger
-from tollway.pricing import prompt_bound
 from tollway.rates.base import Take
 from tollway.rates.concurrency import Concurrency
 from tollway.rates.memory import MemoryRateLimiter
-from tollway.wire.chat import AssistantMessage, CalledFunction, ToolCall
 from tollway.wire.requests import ParsedRequest, parse_chat_request
 
 LIMITS = Limits(requests_per_minute=30, other_requests_per_minute=100, concurrent_requests=64)
@@ -601,36 +599,6 @@ def test_the_bound_covers_every_text_that_a_template_may_write(
 
     written = "".join(_as_a_template_writes_it(messages))
     assert cost.input_tokens_max >= len(written.encode())
-
-
-_values = st.recursive(st.integers(0, 9) | st.text("<é&'\"", max_size=3), st.lists)
-
-
-def _tokens_in_lines(value: object) -> int:
-    """At most, where a template indents it and a run of spaces is a token or two."""
-    in_lines = re.sub("[<>&']", "\\\\u0000", json.dumps(value, indent=4, ensure_ascii=False))
-    runs = re.findall(r"\n *", in_lines)
-    return len(in_lines.encode()) - len("".join(runs)) + 2 * len(runs)
-
-
-@given(_values)
-def test_the_bound_covers_tools_that_a_template_writes_in_lines(enum: object) -> None:
-    tools = [a_tool("add", parameters={"type": "object", "properties": {"a": {"enum": [enum]}}})]
-
-    assert prompt_bound([], tools).tokens >= _tokens_in_lines(tools)
-
-
-@given(_values)
-def test_the_bound_covers_calls_that_a_template_writes_in_lines(value: object) -> None:
-    arguments = {"a": value}
-    written = json.dumps(arguments, separators=(",", ":"), ensure_ascii=False)
-    call = ToolCall(id="", function=CalledFunction("f", written))
-
-    bound = prompt_bound([AssistantMessage(tool_calls=[call])])
-
-    assert bound.tokens - prompt_bound([AssistantMessage("f")]).tokens >= _tokens_in_lines(
-        arguments
-    )
 
 
 async def test_the_room_for_a_template_is_not_charged_where_nobody_counted(door: Door) -> None:

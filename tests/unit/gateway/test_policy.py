@@ -7,7 +7,7 @@ from tests.unit.gateway.parts import a_model
 from tollway.catalogue import Policy
 from tollway.errors import InvalidRequest
 from tollway.gateway.policy import images_bound, images_tokens, require_allowed, with_defaults
-from tollway.pricing import prompt_bound
+from tollway.gateway.prompt import prompt_bound
 from tollway.wire.requests import ParsedRequest, parse_chat_request
 
 SEES = a_model(policy=Policy(image_tokens=1000, image_bytes_max=100))

@@ -18,7 +18,7 @@ from tests.support.long_requests import (
     read_long,
 )
 
-from tollway.pricing import prompt_bound, text_tokens_bound
+from tollway.gateway.prompt import prompt_bound, text_tokens_bound
 from tollway.wire import conversation
 from tollway.wire.chat import Message
 from tollway.wire.conversation import MESSAGES_MAX, Conversation, find_conversation

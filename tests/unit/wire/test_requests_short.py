@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.support.builders import a_tool, chat_bytes, image_part
 
 from tollway.errors import InvalidRequest
-from tollway.pricing import prompt_bound, text_tokens_bound
+from tollway.gateway.prompt import prompt_bound, text_tokens_bound
 from tollway.wire import requests
 from tollway.wire.chat import ChatRequest, RewrittenFields
 from tollway.wire.requests import ParsedRequest, parse_chat_request

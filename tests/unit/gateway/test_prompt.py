@@ -1,0 +1,130 @@
+"""A byte-level tokenizer makes at most a token a byte, and a template adds some."""
+
+import json
+import re
+import unicodedata
+from typing import Any
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.builders import a_tool, message
+
+from tollway.gateway.prompt import prompt_bound
+from tollway.wire.chat import (
+    AssistantMessage,
+    CalledFunction,
+    Message,
+    TextPart,
+    ToolCall,
+    ToolMessage,
+    UserMessage,
+)
+
+_text = st.text(st.characters(codec="utf-8"))
+
+
+class _Message(msgspec.Struct):
+    role: str
+    content: object
+    tool_calls: object = None
+
+
+def _byte_tokens(text: str) -> int:
+    """Of the worst byte-level tokenizer, which normalises first where that makes it longer."""
+    return max(len(form.encode()) for form in (text, unicodedata.normalize("NFKC", text)))
+
+
+@given(st.lists(_text, max_size=5))
+def test_the_bound_covers_every_byte_of_every_message(texts: list[str]) -> None:
+    bound = prompt_bound([_Message("user", text) for text in texts]).tokens
+
+    assert bound >= sum(map(_byte_tokens, texts)) + 16 * len(texts) + 256
+
+
+@given(st.lists(_text, min_size=1, max_size=5))
+def test_the_bound_covers_parts_and_tool_calls(texts: list[str]) -> None:
+    parts = [{"type": "text", "text": text} for text in texts]
+    calls = [{"function": {"name": "f", "arguments": json.dumps(texts)}}]
+
+    bound = prompt_bound([_Message("user", parts), _Message("assistant", None, calls)]).tokens
+
+    assert bound >= 2 * 16 + 256 + sum(map(_byte_tokens, texts)) + len(json.dumps(texts))
+
+
+@given(_text)
+def test_the_bound_covers_tools_and_schemas(description: str) -> None:
+    tool = a_tool("add")
+    tool["function"]["description"] = description
+    schema: dict[str, Any] = {"type": "json_schema", "json_schema": {"description": description}}
+    plain = [_Message("user", message()["content"])]
+
+    with_both = prompt_bound(plain, [tool], schema).tokens
+
+    assert with_both >= prompt_bound(plain, None, None).tokens + 2 * _byte_tokens(description)
+
+
+def test_the_bound_covers_calls_beside_a_text() -> None:
+    calls = [{"id": "c1", "function": {"name": "f", "arguments": "x" * 500}}]
+    with_calls = prompt_bound([_Message("assistant", "I look.", calls)]).tokens
+    assert with_calls >= prompt_bound([_Message("assistant", "I look.")]).tokens + 500
+
+
+_ascii = st.text(st.characters(codec="ascii"))
+_function = st.builds(CalledFunction, st.just(""), _ascii)
+_call = st.builds(ToolCall, type=st.just("function"), id=_ascii, function=_function)
+_messages = st.lists(
+    st.builds(UserMessage, _ascii)
+    | st.builds(UserMessage, st.lists(st.builds(TextPart, _ascii), max_size=2))
+    | st.builds(AssistantMessage, _ascii, tool_calls=st.lists(_call, max_size=2))
+    | st.builds(ToolMessage, _ascii | st.lists(st.builds(TextPart, _ascii), max_size=2), _ascii)
+)
+
+
+@given(_messages)
+def test_messages_that_are_written_at_once_count_as_each_by_itself(
+    messages: list[Message],
+) -> None:
+    nothing = prompt_bound([])
+    one_by_one = [prompt_bound([message]) for message in messages]
+
+    text_bytes = sum(bound.text_bytes for bound in one_by_one)
+    for_templates = sum(bound.template_tokens - nothing.template_tokens for bound in one_by_one)
+    assert prompt_bound(messages) == (text_bytes, nothing.template_tokens + for_templates)
+
+
+def test_one_character_that_normalises_to_eighteen_counts_as_eighteen() -> None:
+    ligature = "\ufdfa"
+
+    assert len(unicodedata.normalize("NFKC", ligature)) == 18
+    assert prompt_bound([_Message("user", ligature)]).tokens == _byte_tokens(ligature) + 272
+
+
+_values = st.recursive(st.integers(0, 9) | st.text("<é&'\"", max_size=3), st.lists)
+
+
+def _tokens_in_lines(value: object) -> int:
+    """At most, where a template indents it and a run of spaces is a token or two."""
+    in_lines = re.sub("[<>&']", "\\\\u0000", json.dumps(value, indent=4, ensure_ascii=False))
+    runs = re.findall(r"\n *", in_lines)
+    return len(in_lines.encode()) - len("".join(runs)) + 2 * len(runs)
+
+
+@given(_values)
+def test_the_bound_covers_tools_that_a_template_writes_in_lines(enum: object) -> None:
+    tools = [a_tool("add", parameters={"type": "object", "properties": {"a": {"enum": [enum]}}})]
+
+    assert prompt_bound([], tools).tokens >= _tokens_in_lines(tools)
+
+
+@given(_values)
+def test_the_bound_covers_calls_that_a_template_writes_in_lines(value: object) -> None:
+    arguments = {"a": value}
+    written = json.dumps(arguments, separators=(",", ":"), ensure_ascii=False)
+    call = ToolCall(id="", function=CalledFunction("f", written))
+
+    bound = prompt_bound([AssistantMessage(tool_calls=[call])])
+
+    assert bound.tokens - prompt_bound([AssistantMessage("f")]).tokens >= _tokens_in_lines(
+        arguments
+    )
