@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from tollway.errors import InvalidRequest
-from tollway.gateway.prompt import prompt_bound, text_tokens_bound
+from tollway.gateway.prompt import request_bound, text_tokens_bound
 from tollway.wire import requests
 from tollway.wire.hollow import LONG_TEXT_BYTES
 from tollway.wire.requests import ParsedRequest
@@ -36,7 +36,7 @@ def comparable(parsed: ParsedRequest) -> object:
     parsed.request.messages = list(parsed.request.messages)
     messages = parsed.request.messages
     tokens = (
-        prompt_bound(messages, parsed.request.tools, parsed.request.response_format).tokens
+        request_bound(parsed).tokens
         if parsed.text_bytes is None
         else text_tokens_bound(len(messages), parsed.text_bytes)
     )

@@ -25,7 +25,7 @@ from tollway.errors import (
     how_many,
 )
 from tollway.gateway.policy import images_bound, images_tokens, require_allowed
-from tollway.gateway.prompt import prompt_bound, text_tokens_bound
+from tollway.gateway.prompt import request_bound, text_tokens_bound
 from tollway.gateway.types import Admission, Call, Caller, Cost, Standing
 from tollway.ledger.base import Hold, HoldAsk, Ledger, NotEnough
 from tollway.pricing import (
@@ -193,7 +193,7 @@ def _cost(model: Model, parsed: ParsedRequest, output_tokens: int, counted: int 
             input_tokens = text_tokens_bound(len(request.messages), parsed.text_bytes)
             assumed = -(-parsed.text_bytes // BYTES_PER_TOKEN)
         else:
-            bound = prompt_bound(request.messages, request.tools, request.response_format)
+            bound = request_bound(parsed)
             input_tokens = bound.tokens + images_bound(model, parsed)
             assumed = _input_tokens_assumed(model, parsed, bound.text_bytes)
     else:

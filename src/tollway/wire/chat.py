@@ -183,8 +183,6 @@ class ForwardedFields(Struct, omit_defaults=True, kw_only=True):
     stop: StopSequence | Annotated[list[StopSequence], Meta(min_length=1, max_length=4)] | None = (
         None
     )
-    tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
-    tool_choice: str | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
     seed: Annotated[int, Meta(ge=-INT64, le=INT64 - 1)] | None = None
@@ -211,6 +209,9 @@ class ForwardedFields(Struct, omit_defaults=True, kw_only=True):
     safety_identifier: str | None = None
     moderation: Moderation | None = None
     modalities: list[Literal["text", "audio"]] | None = None
+    # The last two, for what is known of them already is written behind the others (`tools.py`).
+    tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
+    tool_choice: str | NamedToolChoice | None = None
 
 
 class ChatRequest(ForwardedFields, omit_defaults=True, kw_only=True):

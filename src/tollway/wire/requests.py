@@ -13,13 +13,14 @@ one, either way reads what is left without its texts (`hollow.py`) or messages (
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 import msgspec
 from msgspec import UNSET, Struct
 
 from tollway import choices
 from tollway.errors import InvalidRequest
-from tollway.wire.agents import SHELL_MESSAGES, is_never_longer, read_messages_apart
+from tollway.wire.agents import SHELL_MESSAGES, are_never_longer, read_messages_apart
 from tollway.wire.chat import (
     AssistantMessage,
     AudioPart,
@@ -36,7 +37,8 @@ from tollway.wire.chat import (
 )
 from tollway.wire.hollow import hollow
 from tollway.wire.strict_json import DEPTH_MAX, check_depth, parse_object, read_number
-from tollway.wire.text import texts_bytes
+from tollway.wire.text import JsonSize, json_size, texts_bytes
+from tollway.wire.tools import KnownTools, cut_out_tools
 
 KNOWN_FIELDS = frozenset(ChatRequest.__struct_fields__)
 REWRITTEN_FIELDS = frozenset(RewrittenFields.__struct_fields__)
@@ -112,6 +114,10 @@ class ParsedRequest(Struct):
     images: tuple[ImageIn, ...] = ()
     text_bytes: int | None = None
     """Of the messages, where they are all that a tokenizer gets and have nothing but text."""
+    messages_json: bytes | None = None
+    """Where they were written by themselves, and each result of a tool is one text."""
+    tools_size: JsonSize | None = None
+    """Where the tools had been read before."""
 
     @property
     def wants_stream(self) -> bool:
@@ -128,6 +134,7 @@ class ParsedRequest(Struct):
         self.request = _SOME_STREAM
         self.fields = _NO_FIELDS
         self.images = ()
+        self.messages_json = None
 
 
 _SOME_STREAM = ChatRequest(messages=[], model="", stream=True)
@@ -141,8 +148,8 @@ def parse_chat_request(body: bytes) -> ParsedRequest:
 
 def _read_whole(body: bytes) -> ParsedRequest:
     # Of a long one only the full way bounds how long its numbers take.
-    short = _read_short(body) if len(body) < LONG_BYTES else None
-    return short or _read_fully(body)
+    read = _read_short if len(body) < LONG_BYTES else _read_without_tools
+    return read(body) or _read_fully(body)
 
 
 def _read_long(body: bytes) -> ParsedRequest | None:
@@ -172,7 +179,8 @@ def _read_without_texts(body: bytes) -> ParsedRequest | None:
     images = tuple(ImageIn(i.path, cut.texts.get(i.url, i.url)) for i in parsed.images)
     conversation = cut.conversation
     size = None if parsed.text_bytes is None or conversation is None else conversation.text_bytes
-    return ParsedRequest(request, Fields(request, pieces), parsed.unknown, images, size)
+    fields = Fields(request, pieces)
+    return ParsedRequest(request, fields, parsed.unknown, images, size, None, parsed.tools_size)
 
 
 _FIRST_FIELD = b'"messages":'
@@ -189,8 +197,45 @@ def _read_with_messages_apart(body: bytes) -> ParsedRequest | None:
     except InvalidRequest:
         return None
     others = parsed.fields.json[len(_FIRST_FIELD) + len(SHELL_MESSAGES) :]
-    pieces = (_FIRST_FIELD, apart.written, others)
-    return ParsedRequest(request, Fields(request, pieces), parsed.unknown, images)
+    fields = Fields(request, (_FIRST_FIELD, apart.written, others))
+    return ParsedRequest(
+        request, fields, parsed.unknown, images, None, apart.written, parsed.tools_size
+    )
+
+
+TOOLS_KEPT = 32
+
+
+@lru_cache(maxsize=TOOLS_KEPT)
+def _read_tools(written: bytes) -> KnownTools | None:
+    """None where they are wrong, or there are none."""
+    try:
+        request = _read_fully(b'{"model":"","messages":%b,"tools":%b}' % (SHELL_MESSAGES, written))
+    except InvalidRequest:
+        return None
+    tools = request.request.tools
+    if tools is None:
+        return None
+    written = _encode(tools)
+    return KnownTools(tools, written, json_size(written))
+
+
+def _read_without_tools(body: bytes) -> ParsedRequest | None:
+    """With those that were read before (`tools.py`). None where it has none, or may be wrong."""
+    if (cut := cut_out_tools(body)) is None or (known := _read_tools(cut.written)) is None:
+        return None
+    try:
+        parsed = _read_whole(cut.shell)
+    except InvalidRequest:
+        return None
+    request = parsed.request
+    request.tools = known.tools
+    pieces = [*parsed.fields.pieces, b',"tools":', known.written]
+    if cut.choice is not None:
+        request.tool_choice = cut.choice
+        pieces += (b',"tool_choice":"', cut.choice.encode(), b'"')
+    fields = Fields(request, pieces)
+    return ParsedRequest(request, fields, parsed.unknown, parsed.images, tools_size=known.size)
 
 
 _QUOTES_FEW = 64
@@ -199,8 +244,11 @@ _QUOTES_FEW = 64
 def _read_short(body: bytes) -> ParsedRequest | None:
     """None where something is left out when the request is written anew, or may be wrong."""
     quotes = body.count(b'"')
-    if quotes > _QUOTES_FEW and _has_calls(body):
-        return None
+    if quotes > _QUOTES_FEW:
+        if (parsed := _read_without_tools(body)) is not None:
+            return parsed
+        if _has_calls(body):
+            return None
     try:
         request = _decode_request(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -235,7 +283,7 @@ def _gains_no_quotes(request: ChatRequest) -> bool:
     if (
         request.tool_choice not in ((None,) if tools is None else _CHOICES)
         or request.prediction is not None
-        or not all(map(is_never_longer, request.messages))
+        or not are_never_longer(request.messages)
     ):
         return False
     try:

@@ -1,4 +1,4 @@
-"""How long a text can become before a tokenizer cuts it.
+"""How long a text can become before a tokenizer cuts it: by itself, or in a model's template.
 
 Some tokenizers normalise to NFKC first, which can make a text longer. Normalising it to see how
 long would let a client stop the server: accents are sorted by insertion, so 4 MiB of them take
@@ -55,6 +55,30 @@ def _bytes_of(texts: Sequence[str]) -> int:
     if len(written) <= _TOGETHER_BYTES_MAX and not _may_grow(written, texts):
         return len(written)
     return sum(map(text_bytes, texts))
+
+
+class JsonSize(NamedTuple):
+    """Of what is written as JSON: its bytes as `text_bytes` has them, and how many of its signs a
+    template may write in a longer way: those where it may begin a line, and those it may escape."""
+
+    text_bytes: int
+    layout_signs: int
+    escaped_signs: int
+
+
+def json_size(written: bytes) -> JsonSize:
+    """Of JSON without spaces."""
+    size = len(written) if written.isascii() else text_bytes(written.decode())
+    return JsonSize(size, layout_signs(written), escaped_signs(written))
+
+
+def layout_signs(json: bytes) -> int:
+    return len(json) - len(json.translate(None, b",:{}[]"))
+
+
+def escaped_signs(json: bytes) -> int:
+    # `translate`, as above, takes 0.6 ms a MiB; `replace` 0.1, and 13 ns for each that is there.
+    return sum(len(json) - len(json.replace(sign, b"")) for sign in (b"<", b">", b"&", b"'"))
 
 
 def never_grows(written: bytes) -> bool:

@@ -93,6 +93,22 @@ def test_messages_that_are_written_at_once_count_as_each_by_itself(
     assert prompt_bound(messages) == (text_bytes, nothing.template_tokens + for_templates)
 
 
+_texts_and_results = st.lists(
+    st.builds(UserMessage, _text)
+    | st.builds(AssistantMessage, _text, tool_calls=st.none() | st.lists(_call, max_size=2))
+    | st.builds(ToolMessage, _text, _text)
+)
+
+
+@given(_texts_and_results)
+def test_results_count_the_same_where_the_messages_were_written_before(
+    messages: list[Message],
+) -> None:
+    written = msgspec.json.encode(messages)
+
+    assert prompt_bound(messages, written=written) == prompt_bound(messages)
+
+
 def test_one_character_that_normalises_to_eighteen_counts_as_eighteen() -> None:
     ligature = "\ufdfa"
 
