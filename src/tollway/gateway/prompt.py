@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from tollway.wire.chat import AssistantMessage, ToolMessage
+from tollway.wire.chat import AssistantMessage, Message, ToolCall, ToolMessage
 from tollway.wire.requests import ParsedRequest
 from tollway.wire.text import (
     JsonSize,
@@ -54,7 +54,7 @@ def request_bound(parsed: ParsedRequest) -> PromptBound:
 
 
 def prompt_bound(
-    messages: Sequence[object], *others: object, written: bytes | None = None
+    messages: Sequence[Message], *others: object, written: bytes | None = None
 ) -> PromptBound:
     """Of the `others` one may be a `JsonSize` already. `written` are the messages as JSON, where
     that is at hand and each result is one text."""
@@ -95,11 +95,8 @@ class _Sorted(NamedTuple):
     name_tokens: int
 
 
-_TEXTS_BESIDE = ("name", "refusal")
-"""What some templates write of a message beside its content, and of a result the call's id."""
-
-
-def _sort(messages: Sequence[object]) -> _Sorted:
+def _sort(messages: Sequence[Message]) -> _Sorted:
+    """Some templates write names and refusals beside contents, and with results their ids."""
     texts: list[str] = []
     plain: list[object] = []
     structured: list[object] = []
@@ -109,7 +106,7 @@ def _sort(messages: Sequence[object]) -> _Sorted:
     ids: list[str] = []
     name_tokens = longest_name = 0
     for message in messages:
-        content = getattr(message, "content", None)
+        content = message.content
         if type(message) is ToolMessage:
             # gpt-oss writes the name of what was called before each result.
             name_tokens += longest_name
@@ -117,30 +114,34 @@ def _sort(messages: Sequence[object]) -> _Sorted:
             if type(content) is str:
                 result_texts.append(content)
                 ids.append(message.tool_call_id)
-                continue
-        calls_of_it = getattr(message, "tool_calls", None)
-        if type(content) is not str or calls_of_it is not None:
+            else:
+                structured.append(message)
+            continue
+        if type(message) is AssistantMessage and message.tool_calls is not None:
             structured.append(message)
-            if calls_of_it is not None:
-                calls.append(calls_of_it)
-                longest_name = max(longest_name, _longest_name(message))
+            calls.append(message.tool_calls)
+            longest_name = max(longest_name, _longest_name(message.tool_calls))
+            continue
+        if type(content) is not str:
+            structured.append(message)
             continue
         plain.append(message)
         texts.append(content)
-        for name in _TEXTS_BESIDE:
-            if (text := getattr(message, name, None)) is not None:
-                texts.append(text)
+        if message.name is not None:
+            texts.append(message.name)
+        if type(message) is AssistantMessage and message.refusal is not None:
+            texts.append(message.refusal)
     texts += result_texts
     texts += ids
     return _Sorted(texts, plain, structured, calls, results, result_texts, ids, name_tokens)
 
 
-def _longest_name(message: object) -> int:
-    """In bytes, of what it calls."""
-    calls = message.tool_calls if type(message) is AssistantMessage else None
+def _longest_name(calls: Sequence[ToolCall]) -> int:
+    """In bytes, of what is called."""
     longest = 0
-    for call in calls or ():
-        size = text_bytes(call.function.name)
+    for call in calls:
+        name = call.function.name
+        size = len(name) if name.isascii() else text_bytes(name)
         if size > longest:
             longest = size
     return longest

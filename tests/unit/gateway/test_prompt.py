@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.builders import a_tool, message
+from tests.support.builders import a_tool
 
 from tollway.gateway.prompt import prompt_bound
 from tollway.wire.chat import (
@@ -24,12 +24,6 @@ from tollway.wire.chat import (
 _text = st.text(st.characters(codec="utf-8"))
 
 
-class _Message(msgspec.Struct):
-    role: str
-    content: object
-    tool_calls: object = None
-
-
 def _byte_tokens(text: str) -> int:
     """Of the worst byte-level tokenizer, which normalises first where that makes it longer."""
     return max(len(form.encode()) for form in (text, unicodedata.normalize("NFKC", text)))
@@ -37,17 +31,17 @@ def _byte_tokens(text: str) -> int:
 
 @given(st.lists(_text, max_size=5))
 def test_the_bound_covers_every_byte_of_every_message(texts: list[str]) -> None:
-    bound = prompt_bound([_Message("user", text) for text in texts]).tokens
+    bound = prompt_bound([UserMessage(text) for text in texts]).tokens
 
     assert bound >= sum(map(_byte_tokens, texts)) + 16 * len(texts) + 256
 
 
 @given(st.lists(_text, min_size=1, max_size=5))
 def test_the_bound_covers_parts_and_tool_calls(texts: list[str]) -> None:
-    parts = [{"type": "text", "text": text} for text in texts]
-    calls = [{"function": {"name": "f", "arguments": json.dumps(texts)}}]
+    parts: list[Any] = [TextPart(text) for text in texts]
+    calls = [ToolCall(id="c", function=CalledFunction("f", json.dumps(texts)))]
 
-    bound = prompt_bound([_Message("user", parts), _Message("assistant", None, calls)]).tokens
+    bound = prompt_bound([UserMessage(parts), AssistantMessage(tool_calls=calls)]).tokens
 
     assert bound >= 2 * 16 + 256 + sum(map(_byte_tokens, texts)) + len(json.dumps(texts))
 
@@ -57,7 +51,7 @@ def test_the_bound_covers_tools_and_schemas(description: str) -> None:
     tool = a_tool("add")
     tool["function"]["description"] = description
     schema: dict[str, Any] = {"type": "json_schema", "json_schema": {"description": description}}
-    plain = [_Message("user", message()["content"])]
+    plain = [UserMessage("Add 1 and 2.")]
 
     with_both = prompt_bound(plain, [tool], schema).tokens
 
@@ -65,9 +59,9 @@ def test_the_bound_covers_tools_and_schemas(description: str) -> None:
 
 
 def test_the_bound_covers_calls_beside_a_text() -> None:
-    calls = [{"id": "c1", "function": {"name": "f", "arguments": "x" * 500}}]
-    with_calls = prompt_bound([_Message("assistant", "I look.", calls)]).tokens
-    assert with_calls >= prompt_bound([_Message("assistant", "I look.")]).tokens + 500
+    calls = [ToolCall(id="c1", function=CalledFunction("f", "x" * 500))]
+    with_calls = prompt_bound([AssistantMessage("I look.", tool_calls=calls)]).tokens
+    assert with_calls >= prompt_bound([AssistantMessage("I look.")]).tokens + 500
 
 
 _ascii = st.text(st.characters(codec="ascii"))
@@ -113,7 +107,7 @@ def test_one_character_that_normalises_to_eighteen_counts_as_eighteen() -> None:
     ligature = "\ufdfa"
 
     assert len(unicodedata.normalize("NFKC", ligature)) == 18
-    assert prompt_bound([_Message("user", ligature)]).tokens == _byte_tokens(ligature) + 272
+    assert prompt_bound([UserMessage(ligature)]).tokens == _byte_tokens(ligature) + 272
 
 
 _values = st.recursive(st.integers(0, 9) | st.text("<é&'\"", max_size=3), st.lists)
