@@ -142,7 +142,7 @@ def prompt_bound(messages: Iterable[object], *others: object) -> PromptBound:
     return PromptBound(texts_bytes(texts) - _commas(structured), template_tokens)
 
 
-_TEXTS_BESIDE = ("name", "refusal")
+_TEXTS_BESIDE = ("name", "refusal", "reasoning_content")
 """What some templates write of a message beside its content, and of a result the call's id."""
 
 

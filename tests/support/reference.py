@@ -118,6 +118,9 @@ def dialects_page() -> str:
         " understands it, the model does not support it: it is named in"
         " `X-Tollway-Ignored-Params`, and refused for a strict token.",
         "",
+        "An assistant's message that comes back with its `reasoning_content` is sent on with it, in"
+        " the field that the server has its reasoning in; without it, where the server has none.",
+        "",
     ]
     rows = list(DIALECTS.values())
     lines += [f"*OpenAI's own* are {_codes(sorted(OPENAIS_OWN))}.", ""]

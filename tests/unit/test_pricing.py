@@ -196,6 +196,12 @@ def test_the_bound_covers_calls_beside_a_text() -> None:
     assert with_calls >= prompt_bound([_Message("assistant", "I look.")]).tokens + 500
 
 
+def test_an_assistants_reasoning_counts() -> None:
+    thought = AssistantMessage("4", reasoning_content="x" * 500)
+
+    assert prompt_bound([thought]).text_bytes == 501
+
+
 _ascii = st.text(st.characters(codec="ascii"))
 _function = st.builds(CalledFunction, st.just(""), _ascii)
 _call = st.builds(ToolCall, type=st.just("function"), id=_ascii, function=_function)

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from tollway.wire.requests import OPTIONAL_FIELDS, REWRITTEN_FIELDS
+from tollway.wire.requests import OPTIONAL_FIELDS, REWRITTEN_FIELDS, has_reasoning
 
 # Fields that OpenAI has for what it alone runs: storage, moderation, tiers, its cache's handles.
 OPENAIS_OWN = frozenset(
@@ -88,6 +88,16 @@ class Dialect(Struct, frozen=True, kw_only=True):
             or not self.takes_names
             or self.call_ids != "any"
         )
+
+    @property
+    def reasoning_fields(self) -> tuple[str, ...]:
+        """Of a message that goes back to it. (Mistral's parts of the content are no field.)"""
+        return tuple(name for name in self.reasoning if name.isidentifier())
+
+    @property
+    def moves_reasoning(self) -> bool:
+        """Whether it has reasoning elsewhere than where clients have it, or nowhere."""
+        return self.reasoning_fields != ("reasoning_content",)
 
 
 _ROWS = (
@@ -321,8 +331,14 @@ def fields_for(dialect: Dialect, fields: Mapping[str, object]) -> dict[str, Any]
     }
     if dialect.top_p_below is not None and sent.get("top_p", 0.0) >= dialect.top_p_below:
         del sent["top_p"]  # it means the same as none
-    if not dialect.takes_developer or not dialect.takes_names or dialect.call_ids != "any":
-        messages: Any = msgspec.to_builtins(sent.get("messages", ()))
+    messages: Any = sent.get("messages", ())
+    if (
+        not dialect.takes_developer
+        or not dialect.takes_names
+        or dialect.call_ids != "any"
+        or (dialect.moves_reasoning and has_reasoning(messages))
+    ):
+        messages = msgspec.to_builtins(messages)
         sent["messages"] = [_message_for(dialect, message) for message in messages]
     return sent
 
@@ -332,6 +348,8 @@ def _message_for(dialect: Dialect, message: dict[str, Any]) -> dict[str, Any]:
         message["role"] = "system"
     if not dialect.takes_names:
         message.pop("name", None)
+    if (reasoning := message.pop("reasoning_content", None)) is not None:
+        message |= dict.fromkeys(dialect.reasoning_fields, reasoning)
     if dialect.call_ids != "any":
         for call in message.get("tool_calls") or ():
             call["id"] = _nine(call["id"])
