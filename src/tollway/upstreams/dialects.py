@@ -65,6 +65,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     top_p_below: float | None = None
     takes_developer: bool = True
     takes_names: bool = True
+    takes_reasoning: bool = True
     call_ids: Literal["any", "nine letters or digits"] = "any"
     key_header: KeyHeader = "authorization"
 
@@ -92,6 +93,8 @@ class Dialect(Struct, frozen=True, kw_only=True):
     @property
     def reasoning_fields(self) -> tuple[str, ...]:
         """Of a message that goes back to it. (Mistral's parts of the content are no field.)"""
+        if not self.takes_reasoning:
+            return ()
         return tuple(name for name in self.reasoning if name.isidentifier())
 
     @property
@@ -217,7 +220,8 @@ _ROWS = (
         too_long=(r"maximum context length",),
     ),
     # console.groq.com/docs/openai (fields that give a 400, names of messages among them, and `n`)
-    # and /docs/errors (498: the flex tier is full). tool_use_failed is told as a 400.
+    # and /docs/errors (498: the flex tier is full). tool_use_failed is told as a 400. A model that
+    # does not reason refuses reasoning in a message: vercel/ai pull 8057.
     Dialect(
         name="groq",
         title="Groq",
@@ -225,6 +229,7 @@ _ROWS = (
         dropped=(OPENAIS_OWN - {"service_tier"}) | _LOGPROBS | {"logit_bias"},
         choices_max=1,
         takes_names=False,
+        takes_reasoning=False,
         reasoning=("reasoning",),
         too_busy=frozenset({429, 498, 503}),
         too_long=(r"reduce the length of the messages",),

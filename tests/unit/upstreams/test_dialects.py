@@ -230,7 +230,7 @@ async def test_names_are_left_out_where_the_server_refuses_them(
         ("openrouter", ["reasoning"]),
         ("mistral", []),
         ("deepseek", ["reasoning_content"]),
-        ("groq", ["reasoning"]),
+        ("groq", []),
         ("together", ["reasoning", "reasoning_content"]),
         ("anthropic", []),
         ("gemini", []),
