@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+from tests.support.answers import reply
 from tests.support.builders import a_tool, message
 from tests.support.customer import Customer, a_customer
 from tests.support.fake_upstream import FakeUpstream
@@ -340,6 +341,20 @@ def test_a_bias_goes_upstream_as_it_came(upstream: FakeUpstream, fields_customer
 
     assert reply.status == 200
     assert b'"logit_bias":{"50256":-100,"7":0.5}' in upstream.last.raw_body
+
+
+def test_what_a_model_reasoned_goes_back_to_it_with_its_calls(
+    upstream: FakeUpstream, fields_customer: Customer
+) -> None:
+    thought = {"reasoning_content": "I add.", "tool_calls": [A_CALL]}
+    upstream.answer(reply(None, message=thought, finish_reason="tool_calls"))
+    said = fields_customer.chat(tools=[a_tool("add")]).json()["choices"][0]["message"]
+
+    result = {"role": "tool", "tool_call_id": "call_1", "content": "3"}
+    answer = fields_customer.chat(messages=[message(), said, result], tools=[a_tool("add")])
+
+    assert answer.status == 200
+    assert upstream.last.body["messages"][1] == {"role": "assistant", **thought}
 
 
 def test_an_unknown_field_is_ignored_and_named(

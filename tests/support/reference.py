@@ -118,6 +118,10 @@ def dialects_page() -> str:
         " understands it, the model does not support it: it is named in"
         " `X-Tollway-Ignored-Params`, and refused for a strict token.",
         "",
+        "An assistant's message that comes back with its `reasoning_content` is sent on with it, in"
+        " the field that the server has its reasoning in; without it, where the server has or takes"
+        " none.",
+        "",
     ]
     rows = list(DIALECTS.values())
     lines += [f"*OpenAI's own* are {_codes(sorted(OPENAIS_OWN))}.", ""]
@@ -177,6 +181,8 @@ def _asked(row: Dialect) -> str:
         notes.append("a developer message becomes a system message")
     if not row.takes_names:
         notes.append("names of messages are left out")
+    if not row.takes_reasoning:
+        notes.append("reasoning of messages is left out")
     if row.call_ids != "any":
         notes.append(f"ids of calls are made of {row.call_ids}")
     if row.key_header != "authorization":

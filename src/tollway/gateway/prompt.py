@@ -96,7 +96,7 @@ class _Sorted(NamedTuple):
 
 
 def _sort(messages: Sequence[Message]) -> _Sorted:
-    """Some templates write names and refusals beside contents, and with results their ids."""
+    """Some templates write names, refusals and reasoning beside contents, and results' ids."""
     texts: list[str] = []
     plain: list[object] = []
     structured: list[object] = []
@@ -129,8 +129,10 @@ def _sort(messages: Sequence[Message]) -> _Sorted:
         texts.append(content)
         if message.name is not None:
             texts.append(message.name)
-        if type(message) is AssistantMessage and message.refusal is not None:
-            texts.append(message.refusal)
+        if type(message) is AssistantMessage:
+            for text in (message.refusal, message.reasoning_content):
+                if text is not None:
+                    texts.append(text)
     texts += result_texts
     texts += ids
     return _Sorted(texts, plain, structured, calls, results, result_texts, ids, name_tokens)

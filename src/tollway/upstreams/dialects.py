@@ -23,7 +23,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from tollway.wire.requests import OPTIONAL_FIELDS, REWRITTEN_FIELDS
+from tollway.wire.requests import OPTIONAL_FIELDS, REWRITTEN_FIELDS, has_reasoning
 
 # Fields that OpenAI has for what it alone runs: storage, moderation, tiers, its cache's handles.
 OPENAIS_OWN = frozenset(
@@ -65,6 +65,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     top_p_below: float | None = None
     takes_developer: bool = True
     takes_names: bool = True
+    takes_reasoning: bool = True
     call_ids: Literal["any", "nine letters or digits"] = "any"
     key_header: KeyHeader = "authorization"
 
@@ -88,6 +89,18 @@ class Dialect(Struct, frozen=True, kw_only=True):
             or not self.takes_names
             or self.call_ids != "any"
         )
+
+    @property
+    def reasoning_fields(self) -> tuple[str, ...]:
+        """Of a message that goes back to it. (Mistral's parts of the content are no field.)"""
+        if not self.takes_reasoning:
+            return ()
+        return tuple(name for name in self.reasoning if name.isidentifier())
+
+    @property
+    def moves_reasoning(self) -> bool:
+        """Whether it has reasoning elsewhere than where clients have it, or nowhere."""
+        return self.reasoning_fields != ("reasoning_content",)
 
 
 _ROWS = (
@@ -207,7 +220,8 @@ _ROWS = (
         too_long=(r"maximum context length",),
     ),
     # console.groq.com/docs/openai (fields that give a 400, names of messages among them, and `n`)
-    # and /docs/errors (498: the flex tier is full). tool_use_failed is told as a 400.
+    # and /docs/errors (498: the flex tier is full). tool_use_failed is told as a 400. A model that
+    # does not reason refuses reasoning in a message: vercel/ai pull 8057.
     Dialect(
         name="groq",
         title="Groq",
@@ -215,6 +229,7 @@ _ROWS = (
         dropped=(OPENAIS_OWN - {"service_tier"}) | _LOGPROBS | {"logit_bias"},
         choices_max=1,
         takes_names=False,
+        takes_reasoning=False,
         reasoning=("reasoning",),
         too_busy=frozenset({429, 498, 503}),
         too_long=(r"reduce the length of the messages",),
@@ -321,8 +336,14 @@ def fields_for(dialect: Dialect, fields: Mapping[str, object]) -> dict[str, Any]
     }
     if dialect.top_p_below is not None and sent.get("top_p", 0.0) >= dialect.top_p_below:
         del sent["top_p"]  # it means the same as none
-    if not dialect.takes_developer or not dialect.takes_names or dialect.call_ids != "any":
-        messages: Any = msgspec.to_builtins(sent.get("messages", ()))
+    messages: Any = sent.get("messages", ())
+    if (
+        not dialect.takes_developer
+        or not dialect.takes_names
+        or dialect.call_ids != "any"
+        or (dialect.moves_reasoning and has_reasoning(messages))
+    ):
+        messages = msgspec.to_builtins(messages)
         sent["messages"] = [_message_for(dialect, message) for message in messages]
     return sent
 
@@ -332,6 +353,8 @@ def _message_for(dialect: Dialect, message: dict[str, Any]) -> dict[str, Any]:
         message["role"] = "system"
     if not dialect.takes_names:
         message.pop("name", None)
+    if (reasoning := message.pop("reasoning_content", None)) is not None:
+        message |= dict.fromkeys(dialect.reasoning_fields, reasoning)
     if dialect.call_ids != "any":
         for call in message.get("tool_calls") or ():
             call["id"] = _nine(call["id"])

@@ -26,7 +26,7 @@ from tollway.upstreams.normalise import mended_completion
 from tollway.upstreams.refusals import ERROR_BYTES_READ, refusal
 from tollway.wire.chat import ChatCompletion
 from tollway.wire.events import EventTooLarge, Frames
-from tollway.wire.requests import REWRITTEN_FIELDS, Fields
+from tollway.wire.requests import Fields
 from tollway.wire.usage import with_reasoning_apart
 
 REPLY_BYTES_MAX = 32 * 1024 * 1024
@@ -59,6 +59,7 @@ class OpenAICompatible:
         self.name = name
         self._dialect = dialect
         self._rewrites = dialect.rewrites
+        self._moves_reasoning = dialect.moves_reasoning
         self._api_version = api_version
         self._pool = ConnectionPool(base_url, deadlines, allow_link_local=allow_link_local)
         self._head, self._check_head = self._request_heads(api_key)
@@ -140,12 +141,13 @@ class OpenAICompatible:
         """The inside of a JSON object, in pieces. A client's own fields were written when they were
         checked."""
         fields = ask.fields
-        if self._rewrites:
+        if (
+            self._rewrites
+            or not isinstance(fields, Fields)
+            or (self._moves_reasoning and fields.have_reasoning)
+        ):
             return (_encode(fields_for(self._dialect, fields))[1:-1],)
-        if isinstance(fields, Fields):
-            return fields.pieces
-        sent = {name: value for name, value in fields.items() if name not in REWRITTEN_FIELDS}
-        return (_encode(sent)[1:-1],)
+        return fields.pieces
 
     def _require_choices(self, ask: Ask) -> None:
         wanted = ask.fields.get("n")

@@ -51,7 +51,7 @@ _encode: Callable[[object], bytes] = msgspec.json.Encoder().encode
 
 _BYTES_PER_VALUE_MIN = 8
 """Of messages: `{"type":"text","text":""},` has three values."""
-_VALUES_PER_OBJECT_MAX = 6
+_VALUES_PER_OBJECT_MAX = 7
 """Of messages: what it has, and itself in its list."""
 
 

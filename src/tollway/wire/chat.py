@@ -82,6 +82,9 @@ class AssistantMessage(Struct, omit_defaults=True, tag_field="role", tag="assist
     content: str | AssistantParts | None = None
     name: str | None = None
     refusal: str | None = None
+    # Not OpenAI's. Models that think between their calls are to be told what they thought before,
+    # and some servers refuse a conversation without it.
+    reasoning_content: str | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=128)] | None = None
 
 

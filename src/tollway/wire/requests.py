@@ -35,6 +35,7 @@ from tollway.wire.chat import (
     ToolMessage,
     UserMessage,
 )
+from tollway.wire.conversation import LaterMessages
 from tollway.wire.hollow import hollow
 from tollway.wire.strict_json import DEPTH_MAX, check_depth, parse_object, read_number
 from tollway.wire.text import JsonSize, json_size, texts_bytes
@@ -76,6 +77,10 @@ class Fields(Mapping[str, object]):
     def json(self) -> bytes:
         return b"".join(self.pieces)
 
+    @property
+    def have_reasoning(self) -> bool:
+        return has_reasoning(self._request.messages)
+
     def __getitem__(self, name: str) -> object:
         return self._fields()[name]
 
@@ -95,6 +100,14 @@ class Fields(Mapping[str, object]):
             }
             self._by_name["messages"] = list(request.messages)  # they may be `LaterMessages`
         return self._by_name
+
+
+def has_reasoning(messages: Sequence[object]) -> bool:
+    """Whether any of them has an assistant's reasoning. `LaterMessages` have a text and no more."""
+    return type(messages) is not LaterMessages and any(
+        type(message) is AssistantMessage and message.reasoning_content is not None
+        for message in messages
+    )
 
 
 class ImageIn(Struct, frozen=True):
@@ -321,7 +334,9 @@ def _ascii_bytes(request: ChatRequest, others: list[str]) -> int | None:
         if type(message) is ToolMessage or message.name is not None:
             return None
         if type(message) is AssistantMessage and (
-            message.tool_calls is not None or message.refusal is not None
+            message.tool_calls is not None
+            or message.refusal is not None
+            or message.reasoning_content is not None
         ):
             return None
         if content.isascii():

@@ -64,6 +64,12 @@ def test_the_bound_covers_calls_beside_a_text() -> None:
     assert with_calls >= prompt_bound([AssistantMessage("I look.")]).tokens + 500
 
 
+def test_an_assistants_reasoning_counts() -> None:
+    thought = AssistantMessage("4", reasoning_content="x" * 500)
+
+    assert prompt_bound([thought]).text_bytes == 501
+
+
 _ascii = st.text(st.characters(codec="ascii"))
 _function = st.builds(CalledFunction, st.just(""), _ascii)
 _call = st.builds(ToolCall, type=st.just("function"), id=_ascii, function=_function)
@@ -89,7 +95,12 @@ def test_messages_that_are_written_at_once_count_as_each_by_itself(
 
 _texts_and_results = st.lists(
     st.builds(UserMessage, _text)
-    | st.builds(AssistantMessage, _text, tool_calls=st.none() | st.lists(_call, max_size=2))
+    | st.builds(
+        AssistantMessage,
+        _text,
+        reasoning_content=st.none() | _text,
+        tool_calls=st.none() | st.lists(_call, max_size=2),
+    )
     | st.builds(ToolMessage, _text, _text)
 )
 

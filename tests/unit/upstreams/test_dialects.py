@@ -216,6 +216,39 @@ async def test_names_are_left_out_where_the_server_refuses_them(
     assert exchange.body["messages"] == named
 
 
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("generic", ["reasoning_content"]),
+        ("vllm", ["reasoning", "reasoning_content"]),
+        ("sglang", ["reasoning_content"]),
+        ("ollama", ["reasoning"]),
+        ("llama-server", ["reasoning_content"]),
+        ("tgi", []),
+        ("openai", []),
+        ("azure", []),
+        ("openrouter", ["reasoning"]),
+        ("mistral", []),
+        ("deepseek", ["reasoning_content"]),
+        ("groq", []),
+        ("together", ["reasoning", "reasoning_content"]),
+        ("anthropic", []),
+        ("gemini", []),
+    ],
+)
+async def test_reasoning_goes_back_in_the_fields_that_the_server_has_for_it(
+    server: FakeUpstream, name: str, fields: list[str]
+) -> None:
+    said = message("4", role="assistant")
+    messages = [message("2 + 2?"), said | {"reasoning_content": "2 and 2"}, message("Sure?")]
+    exchange = await asked(server, DIALECTS[name], messages=messages)
+    assert exchange.body["messages"] == [
+        message("2 + 2?"),
+        said | dict.fromkeys(fields, "2 and 2"),
+        message("Sure?"),
+    ]
+
+
 async def test_ids_of_calls_fit_mistral_and_still_belong_together(server: FakeUpstream) -> None:
     function = {"name": "add", "arguments": "{}"}
     ids = ["call_0123456789", "call_0123456780", "Abc123xyz"]

@@ -50,7 +50,9 @@ def a_body(*steps: object, **fields: object) -> bytes:
 texts = st.sampled_from(["", "abcde", "é\u3000\n", '","content":null,"', RESULT, "type"])
 some_fields = st.lists(
     st.tuples(
-        st.sampled_from(["content", "refusal", "name", "audio", "annotations", "type", "x"]),
+        st.sampled_from(
+            ["content", "refusal", "reasoning_content", "name", "audio", "annotations", "type", "x"]
+        ),
         texts | st.sampled_from([None, NOTHING, {}, 1, {"content": None}]),
     ),
     max_size=3,

@@ -51,7 +51,7 @@ calls = st.fixed_dictionaries(
 )
 messages = st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "developer", "user", "assistant"]), "content": texts},
-    optional={"name": texts, "refusal": texts, "text": texts},
+    optional={"name": texts, "refusal": texts, "reasoning_content": texts, "text": texts},
 ) | st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "tool"]), "content": parts | texts},
     optional={"tool_calls": st.lists(calls, max_size=2), "tool_call_id": st.just("c")},

@@ -72,6 +72,8 @@ ACCEPTED: list[tuple[str, object]] = [
     ("messages", [message(), ASSISTANT, RESULT, message()]),
     ("messages", [ASSISTANT, RESULT | {"content": [TEXT_PART]}]),
     ("messages", [message(""), {"role": "assistant", "content": None, "refusal": "no"}]),
+    ("messages", [message(), message("4", role="assistant", reasoning_content="2 and 2")]),
+    ("messages", [message(), ASSISTANT | {"reasoning_content": ""}, RESULT]),
     ("temperature", 0),
     ("temperature", 2),
     ("temperature", 0.7),

@@ -44,6 +44,7 @@ messages = st.fixed_dictionaries(
     optional={
         "name": texts,
         "refusal": texts,
+        "reasoning_content": texts,
         "unknown": texts,
         "tool_calls": st.lists(calls, max_size=2),
     },
