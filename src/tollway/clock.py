@@ -55,6 +55,13 @@ def first_id_since(prefix: str, then: float) -> str:
     return f"{prefix}_{int(then * 1000):012x}"
 
 
+def moment_of(id: str) -> float:
+    """The other way round: of an id, or the beginning of one, the first moment that it may be
+    of."""
+    _, _, digits = id.partition("_")
+    return int(digits[:12].ljust(12, "0"), 16) / 1000
+
+
 def iso(seconds: float | None) -> str | None:
     """`2026-11-23T07:20:47.123Z`, as the API writes times; None stays None."""
     if seconds is None:

@@ -2,7 +2,8 @@
 
 Request ids begin with their time, so a span is a range of the tables' own order, and no index is
 kept for it. It is read in pieces, so that a report on millions of requests does not keep others
-from the database for long.
+from the database for long; from the first request within it to the last, so that a span of
+centuries is no more pieces than there is to read.
 """
 
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from tollway.clock import first_id_since
+from tollway.clock import first_id_since, moment_of
 from tollway.database.base import Database
 
 By = Literal["account", "model", "token", "day"]
@@ -48,7 +49,7 @@ async def sums(
     """Of the requests that came from `since` on and before `until`, in seconds since 1970, and have
     ended: the dearest first, days in their order. Of all accounts where none is named."""
     found: dict[str | int, Sums] = {}
-    for begin, end in _pieces(since, until):
+    for begin, end in _pieces(*await _within(database, since, until)):
         parameters = [first_id_since("req", begin), first_id_since("req", end)]
         of_account = ""
         if account_id is not None:
@@ -60,6 +61,15 @@ async def sums(
     if by == "day":
         return sorted(found.values(), key=lambda one: one.key)
     return sorted(found.values(), key=lambda one: (-one.credits, one.key))
+
+
+async def _within(database: Database, since: float, until: float) -> tuple[float, float]:
+    """The same span, without what is before the first request in it and after the last."""
+    span = [first_id_since("req", since), first_id_since("req", until)]
+    ((first, last),) = await database.fetch(_ENDS, span * 2)
+    if first is None:
+        return since, since
+    return max(since, moment_of(first) - 1), min(until, moment_of(last) + 1)
 
 
 def _pieces(since: float, until: float) -> Iterator[tuple[float, float]]:
@@ -75,6 +85,10 @@ _KEYS: dict[By, str] = {
     "token": "usage.token_id",
     "day": f"usage.created_at / {DAY_SECONDS * 1000}",
 }
+
+_ENDS = """
+SELECT (SELECT MIN(request_id) FROM usage WHERE request_id >= ? AND request_id < ?),
+       (SELECT MAX(request_id) FROM usage WHERE request_id >= ? AND request_id < ?)"""
 
 _SUMS = """
 SELECT {key}, COUNT(*), CAST(SUM(usage.prompt_tokens) AS BIGINT),

@@ -73,6 +73,17 @@ def acme(stopped: TollwayServer) -> Iterator[TollwayServer]:
     assert stopped.command("ledger", "verify").stdout == "The ledger is whole.\n"
 
 
+def test_an_answer_for_which_the_disk_has_no_room_is_not_taken_for_done(
+    acme: TollwayServer,
+) -> None:
+    into_a_full_disk = ("sh", "-c", '"$@" > /dev/full', "sh")
+    done = run_tollway(
+        "account", "show", "acme", "--data-dir", str(acme.data_dir), through=into_a_full_disk
+    )
+
+    assert_refused(done, "No space left on device. Look whether this was done before")
+
+
 def balance_of_acme(installation: TollwayServer) -> int:
     return installation.command("account", "show", "acme", "--json").json()["creditBalance"]
 

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from tollway.clock import SystemClock, first_id_since, iso, new_id
+from tollway.clock import SystemClock, first_id_since, iso, moment_of, new_id
 
 
 def test_ids_sort_by_their_time() -> None:
@@ -23,6 +23,11 @@ def test_an_id_has_its_prefix_and_32_hex_digits() -> None:
 
 def test_the_first_id_since_a_moment_is_before_all_of_it() -> None:
     assert new_id("req", 4.999) < first_id_since("req", 5.0) <= new_id("req", 5.0)
+
+
+def test_an_id_tells_when_it_was_made() -> None:
+    assert moment_of(new_id("req", 1_784_102_400.5)) == 1_784_102_400.5
+    assert moment_of(first_id_since("req", 5.0)) == 5.0
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,10 @@ def test_an_upstream_has_a_dialect(tmp_path: Path) -> None:
             "upstreams[0].base_url: it must start with http:// or https://",
         ),
         (
+            '[[upstreams]]\nname = "a"\nbase_url = "http://x/v1/chat/completions/"',
+            "upstreams[0].base_url: /chat/completions is added to it. Leave that out.",
+        ),
+        (
             '[[upstreams]]\nname = "a"\nbase_url = "http://169.254.169.254/v1"',
             "upstreams[0].base_url: no upstream may be at 169.254.169.254: it is a cloud's",
         ),
@@ -448,6 +452,15 @@ def test_a_secret_written_into_the_file_is_refused_and_not_told_back(tmp_path: P
 
     assert "env:NAME" in refusal
     assert "verysecret" not in refusal
+
+
+def test_a_file_may_begin_with_the_byte_order_mark_that_some_editors_write(
+    tmp_path: Path,
+) -> None:
+    config = tmp_path / "tollway.toml"
+    config.write_text("[server]\nport = 8181\n", encoding="utf-8-sig")
+
+    assert load_settings(config).server.port == 8181
 
 
 def test_a_password_in_a_base_url_is_refused_and_not_told_back(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """What was used, in sums. That both databases give the same is shown by the ledger's suite."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from tests.unit.api.admin.conftest import Office, open_office
 
+from tollway.database.base import Database, Row, Statement
 from tollway.errors import Refused, TollwayError
+from tollway.usage import sums
 
 DAY = 86_400
 
@@ -41,6 +44,39 @@ async def test_a_span_has_what_came_from_its_beginning_on_and_before_its_end(
     assert await summed(office, "account", since=5.0, until=1.0 * DAY) == [("beta", 1, 1250, 5)]
     assert await summed(office, "account", since=5.001, until=1.0 * DAY) == []
     assert await summed(office, "account", since=1.0 * DAY) == [("acme", 1, 1750, 7)]
+
+
+class Counted:
+    """Implements `Database`, and counts how often it is read."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.reads = 0
+
+    async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        self.reads += 1
+        return await self._database.fetch(sql, parameters)
+
+    async def execute(self, *statements: Statement) -> int:
+        return await self._database.execute(*statements)
+
+
+async def test_what_is_read_does_not_grow_with_a_span_in_which_nothing_was(office: Office) -> None:
+    counted = Counted(office.database)
+    ten_years = 3650.0 * DAY
+
+    found = await sums(counted, "account", 0.0, ten_years)
+
+    assert sum(one.credits for one in found) == 15
+    assert counted.reads < 12  # three hours at a time, of the day between the first and the last
+    assert await sums(counted, "account", 2.0 * DAY, ten_years) == []
+    assert counted.reads < 14
+
+
+@pytest.mark.parametrize("since", [1.0 * DAY, 2.0 * DAY])
+async def test_a_span_that_ends_before_it_begins_is_refused(office: Office, since: float) -> None:
+    with pytest.raises(Refused, match="Let `until` be later than `since`"):
+        await summed(office, "account", since=since, until=1.0 * DAY)
 
 
 async def test_one_account_may_be_named(office: Office) -> None:

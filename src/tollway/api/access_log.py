@@ -167,5 +167,18 @@ class AccessLog:
 
 def _write_all(descriptor: int, data: bytes) -> None:
     rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
+    try:
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+    except OSError:
+        _take_back(descriptor, len(data) - len(rest))
+        raise
+
+
+def _take_back(descriptor: int, written: int) -> None:
+    """On a full disk the last line may be half a one, and the next would go on in its middle. What
+    another worker has appended to stays."""
+    with contextlib.suppress(OSError):  # a pipe has no end to take from
+        end = os.lseek(descriptor, 0, os.SEEK_CUR)
+        if os.fstat(descriptor).st_size == end:
+            os.ftruncate(descriptor, end - written)

@@ -10,6 +10,7 @@ Each group of commands is a module. parameters.py has their common options, exec
 the server, and printing.py shows what it says.
 """
 
+import errno
 from typing import Annotated
 
 import typer
@@ -54,6 +55,15 @@ def main() -> None:
         app(prog_name="tollway")  # also as `python -m tollway`
     except TollwayError as error:
         typer.echo(error.message, err=True)
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        typer.echo(
+            f"{error.strerror}. Look whether this was done before doing it again. A token whose "
+            "secret was not written is of no use: revoke it.",
+            err=True,
+        )
         raise SystemExit(1) from None
 
 

@@ -25,6 +25,8 @@ from tollway.errors import StartError, Unavailable
 
 LOCK_WAIT_SECONDS = 5.0
 _PAGE_CACHE_KIB = 8192
+_LOOK_INSTRUCTIONS = 100_000
+"""Of SQLite's, after which a read looks whether it is to be broken off: about a millisecond."""
 
 T = TypeVar("T")
 
@@ -144,6 +146,7 @@ class SqliteDatabase:
         self.submit: Callable[[Work], None] = self._writer.put
         """Queues; cannot be lost to a cancelled task. The work's future resolves when it is on
         disk."""
+        self._closing = False
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="tollway-read")
         self._reader = threading.local()
         self._connections: list[sqlite3.Connection] = []
@@ -164,8 +167,10 @@ class SqliteDatabase:
         self._writer.start(asyncio.get_running_loop())
 
     async def close(self) -> None:
+        """Reads are broken off: `ledger verify` may have minutes to go."""
         await asyncio.to_thread(self._writer.stop)
-        self._readers.shutdown()
+        self._closing = True
+        await asyncio.to_thread(self._readers.shutdown)
         for connection in self._connections:
             connection.close()
 
@@ -250,6 +255,7 @@ class SqliteDatabase:
             if connection is None:
                 connection = connect(self.path)
                 connection.execute("PRAGMA query_only = ON")
+                connection.set_progress_handler(lambda: self._closing, _LOOK_INSTRUCTIONS)
                 self._reader.connection = connection
                 self._connections.append(connection)
             connection.execute("BEGIN")

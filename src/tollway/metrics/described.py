@@ -51,7 +51,11 @@ OUTPUT_TOKENS = Described(
     "tollway_output_tokens_total", "counter", "Output tokens that were charged for.", ("model",)
 )
 CREDITS_CHARGED = Described(
-    "tollway_credits_charged_total", "counter", "Credits charged to accounts.", ("model",)
+    "tollway_credits_charged_total",
+    "counter",
+    "Credits charged to accounts for requests that ended in this process. What a start settles of "
+    "a process that was killed is in its log and in the ledger (`tollway usage`) alone.",
+    ("model",),
 )
 CREDITS_LAST_MINUTE = Described(
     "tollway_credits_charged_last_minute",

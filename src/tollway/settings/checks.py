@@ -92,6 +92,8 @@ def _check_base_url(path: str, base_url: str) -> None:
         raise wrong(
             path, "it must have no user, password, query or fragment. A key goes to api_key"
         )
+    if parts.path.rstrip("/").endswith("/chat/completions"):
+        raise wrong(path, "/chat/completions is added to it. Leave that out")
 
 
 def check_unique(section: str, key: str, values: list[str]) -> None:

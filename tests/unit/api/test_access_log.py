@@ -2,8 +2,11 @@ import asyncio
 import datetime
 import json
 import os
+import resource
+import signal
 import stat
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -128,3 +131,33 @@ async def test_lines_that_nobody_takes_away_do_not_fill_the_memory(
     await log.stop()
     assert metrics.access_lines_lost == 11
     assert numbers(tmp_path / "access.log") == ["req_11"]
+
+
+@pytest.fixture
+def file_bytes_max() -> Iterator[Callable[[int], None]]:
+    """A disk on which files cannot grow beyond so many bytes, for the rest of the test or until
+    told otherwise."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # else it ends the process
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, before)
+
+
+async def test_a_full_disk_leaves_no_half_line_for_the_next_one_to_join(
+    tmp_path: Path, file_bytes_max: Callable[[int], None]
+) -> None:
+    metrics = Metrics()
+    log = AccessLog("access.log", tmp_path, metrics)
+    log.append(a_line(1))
+    await log.stop()
+
+    file_bytes_max((tmp_path / "access.log").stat().st_size * 5 // 2)
+    log.extend([a_line(2), a_line(3)])
+    await log.stop()
+    file_bytes_max(resource.RLIM_INFINITY)
+    log.append(a_line(4))
+    await log.stop()
+
+    assert numbers(tmp_path / "access.log") == ["req_1", "req_4"]
+    assert metrics.access_lines_lost == 2

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sqlite3
+import threading
 from contextlib import closing
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -20,6 +21,10 @@ from tollway.database.migrate import sqlite_schema
 from tollway.database.sqlite import DataDirectoryLock, SqliteDatabase
 from tollway.errors import Refused, StartError, Unavailable
 from tollway.ledger.charges import read_unfiled
+
+A_LONG_READ = """
+WITH RECURSIVE n (i) AS (SELECT begun() UNION ALL SELECT i + 1 FROM n WHERE i < 2000000)
+SELECT COUNT(*) FROM n"""
 
 
 class TestSqliteDatabase(DatabaseSuite):
@@ -236,3 +241,19 @@ def test_a_second_process_is_refused_and_told_who_has_it(tmp_path: Path) -> None
     first.release()
     second.acquire(wait_seconds=0)
     second.release()
+
+
+async def test_a_long_read_is_broken_off_when_it_closes(database: SqliteDatabase) -> None:
+    begun = threading.Event()
+
+    def read(connection: sqlite3.Connection) -> None:
+        connection.create_function("begun", 0, lambda: begun.set() or 1)
+        connection.execute(A_LONG_READ).fetchall()
+
+    reading = asyncio.create_task(database.read(read))
+    await asyncio.to_thread(begun.wait)
+
+    await database.close()
+
+    with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+        await reading

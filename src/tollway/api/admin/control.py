@@ -61,10 +61,12 @@ class ControlServer:
         commands: Commands,
         *,
         request_seconds_max: float = REQUEST_SECONDS_MAX,
+        stop_seconds_max: float = STOP_SECONDS_MAX,
     ) -> None:
         self._path = data_dir / SOCKET_NAME
         self._commands = commands
         self._request_seconds_max = request_seconds_max
+        self._stop_seconds_max = stop_seconds_max
         self._server: asyncio.Server | None = None
         self._serving: set[asyncio.Task[None]] = set()
 
@@ -86,13 +88,18 @@ class ControlServer:
         )
 
     async def stop(self) -> None:
-        """What has begun is finished; nothing new is taken."""
+        """What has begun is finished, or broken off where that takes too long; nothing new is
+        taken."""
         if self._server is None:
             return
         self._server.close()
         self._path.unlink(missing_ok=True)
         if self._serving:
-            await asyncio.wait(self._serving, timeout=STOP_SECONDS_MAX)
+            _, late = await asyncio.wait(self._serving, timeout=self._stop_seconds_max)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -104,6 +111,8 @@ class ControlServer:
             await writer.drain()
         except ConnectionError:
             log.debug("a command went away before its answer")
+        except asyncio.CancelledError:  # by `stop`, and by nobody else
+            log.warning("a command was broken off: it had not ended when the server did")
         finally:
             self._serving.discard(task)
             writer.close()

@@ -325,6 +325,11 @@ class Operations:
         self, *, by: By, since: Moment, until: Moment, account: str | None = None
     ) -> Object:
         account_id = None if account is None else self._accounts.named(account).id
+        if since >= until:
+            raise Refused(
+                f"Nothing comes on or after {iso(since)} and before {iso(until)}. Let `until` be "
+                "later than `since`."
+            )
         found = await sums(self._database, by, since, until, account_id)
         return {
             "since": iso(since),

@@ -185,3 +185,36 @@ async def test_a_server_that_dies_before_it_answers_is_not_taken_for_success(
     with pytest.raises(Refused, match="The server stopped before it answered"):
         await ask_beside(tmp_path, "account list")
     server.close()
+
+
+class EndlessCommands:
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.ended = asyncio.Event()
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, object], *, actor: str
+    ) -> dict[str, object]:
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended.set()
+        return {}
+
+
+async def test_a_command_that_takes_too_long_is_broken_off_when_the_server_stops(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    commands = EndlessCommands()
+    server = ControlServer(tmp_path, commands, stop_seconds_max=0.01)
+    await server.start()
+    asked = asyncio.create_task(ask_beside(tmp_path, "ledger verify"))
+    await commands.begun.wait()
+
+    await server.stop()
+
+    assert commands.ended.is_set()
+    with pytest.raises(Refused, match="The server stopped before it answered"):
+        await asked
+    assert caplog.messages == ["a command was broken off: it had not ended when the server did"]
