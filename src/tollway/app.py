@@ -31,7 +31,7 @@ from tollway.api.server import HttpServer
 from tollway.api.siblings import Siblings, WithMetrics
 from tollway.clock import Clock
 from tollway.console import Console, Welcome
-from tollway.database.sqlite import unusable
+from tollway.database.data_directory import unusable
 from tollway.errors import RequestError
 from tollway.gateway.admit import Gate
 from tollway.gateway.authenticate import Authenticator

@@ -17,12 +17,12 @@ from tollway.api.admin.operations import Operations
 from tollway.catalogue import Catalogue
 from tollway.clock import Clock, SystemClock, new_id
 from tollway.database.base import Database
-from tollway.database.sqlite import (
+from tollway.database.data_directory import (
     DATABASE_FILE,
-    SqliteDatabase,
     own_data_directory,
     require_not_moved,
 )
+from tollway.database.sqlite import SqliteDatabase
 from tollway.errors import (
     AuthenticationFailed,
     PermissionDenied,

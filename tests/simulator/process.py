@@ -208,7 +208,8 @@ class Process:
         with contextlib.ExitStack() as patches:
             patches.enter_context(mock.patch("tollway.store.SqliteDatabase", self._take_database))
             patches.enter_context(mock.patch("tollway.store.SystemClock", return_value=time))
-            patches.enter_context(mock.patch("tollway.database.sqlite.DataDirectoryLock", _NoLock))
+            lock = "tollway.database.data_directory.DataDirectoryLock"
+            patches.enter_context(mock.patch(lock, _NoLock))
             store = await self._open.enter_async_context(open_store(settings))
         assert isinstance(store.ledger, SqliteLedger)
         self.ledger, self.operations = store.ledger, store.operations

@@ -16,7 +16,7 @@ import msgspec
 
 from tollway.app import find_child
 from tollway.console import Console, Welcome
-from tollway.database.sqlite import look_into
+from tollway.database.data_directory import look_into
 from tollway.errors import ConfigurationError, StartError
 from tollway.process import bind, configure_logging
 from tollway.settings import CommandLine, Settings
