@@ -13,16 +13,10 @@ import msgspec
 from tollway.deadlines import Deadlines
 from tollway.errors import ConfigurationError, InvalidRequest, RequestError, UpstreamFailed
 from tollway.upstreams.base import Ask, EventSink
-from tollway.upstreams.connection import (
-    SENT_IN_PIECES_BYTES,
-    Connection,
-    ConnectionPool,
-    Request,
-    ResponseHead,
-    RetryAfter,
-)
+from tollway.upstreams.connection import Connection, Request, ResponseHead, RetryAfter
 from tollway.upstreams.dialects import GENERIC, Dialect, fields_for
 from tollway.upstreams.normalise import mended_completion
+from tollway.upstreams.pool import ConnectionPool
 from tollway.upstreams.refusals import ERROR_BYTES_READ, refusal
 from tollway.wire.chat import ChatCompletion
 from tollway.wire.events import EventTooLarge, Frames
@@ -31,6 +25,8 @@ from tollway.wire.usage import with_reasoning_apart
 
 REPLY_BYTES_MAX = 32 * 1024 * 1024
 CHECK_SECONDS_MAX = 5.0
+SENT_IN_PIECES_BYTES = 64 * 1024
+"""A shorter request is put together, and its write is shared with others (`Outbox`)."""
 _PATH = b"/chat/completions"
 
 log = logging.getLogger("tollway.upstreams")

@@ -5,7 +5,8 @@ import contextlib
 import ssl
 from collections.abc import Callable
 
-from tollway.upstreams.connection import Connection, ConnectionPool, ResponseHead
+from tollway.upstreams.connection import Connection, ResponseHead
+from tollway.upstreams.pool import ConnectionPool
 
 REQUEST = b"POST /v1/x HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nhi"
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
