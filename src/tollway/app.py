@@ -57,7 +57,6 @@ from tollway.reload import ConfigurationFile, Reloader, Terminal, WithReload
 from tollway.settings import EMBEDDED, Settings
 from tollway.settings import Upstream as UpstreamSettings
 from tollway.store import Store, open_store
-from tollway.upstreams.balance import Watched
 from tollway.upstreams.checks import keep_checking
 from tollway.upstreams.dialects import DIALECTS
 from tollway.upstreams.embedded.upstream import (
@@ -70,6 +69,7 @@ from tollway.upstreams.embedded.upstream import (
 from tollway.upstreams.health import Health
 from tollway.upstreams.openai import OpenAICompatible
 from tollway.upstreams.places import Places
+from tollway.upstreams.watched import Watched
 
 CHECKPOINT_SECONDS = 1.0
 KEY_SWEEP_SECONDS = 60.0

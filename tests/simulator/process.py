@@ -49,10 +49,10 @@ from tollway.rates.memory import MemoryRateLimiter
 from tollway.settings import Embedded, Limits, Model, ServedBy, Server, Settings
 from tollway.store import open_store
 from tollway.tokens import Tokens
-from tollway.upstreams.balance import Watched
 from tollway.upstreams.health import Health
 from tollway.upstreams.openai import OpenAICompatible
 from tollway.upstreams.places import Places
+from tollway.upstreams.watched import Watched
 
 MODEL = "acme/m1"
 DEADLINES = Deadlines(

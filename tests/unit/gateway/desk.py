@@ -14,8 +14,8 @@ from tollway.errors import RequestError, UpstreamFailed
 from tollway.gateway.relay import relay
 from tollway.gateway.route import Router
 from tollway.gateway.types import Admission, Meter
-from tollway.upstreams.balance import Watched
 from tollway.upstreams.base import Ask, EventSink
+from tollway.upstreams.watched import Watched
 from tollway.wire.chat import ChatCompletion
 
 WHOLE = msgspec.json.encode(

@@ -19,8 +19,8 @@ from tollway.gateway import route as route_module
 from tollway.gateway.relay import relay
 from tollway.gateway.types import Meter
 from tollway.ledger.base import Attempt, Hold, Outcome
-from tollway.upstreams.balance import Watched
 from tollway.upstreams.base import Ask
+from tollway.upstreams.watched import Watched
 from tollway.wire.chat import ChatCompletion
 
 pytestmark = pytest.mark.usefixtures("no_waiting")

@@ -28,7 +28,7 @@ from tollway.ledger.base import Ledger, Receipt
 from tollway.ledger.signing import SigningKey
 from tollway.ledger.verify import Violation
 from tollway.tokens import Token, Tokens
-from tollway.upstreams.balance import Watched
+from tollway.upstreams.watched import Watched
 from tollway.usage import DAY_SECONDS, By, sums
 
 DEFAULT_ACCOUNT = "default"
