@@ -148,10 +148,6 @@ class ConnectionPool:
             self._sweep.cancel()
             self._sweep = None
 
-    @property
-    def in_flight(self) -> int:
-        return len(self._open) - len(self._idle)
-
     async def _connect(self, seconds_max: float) -> Connection:
         try:
             async with asyncio.timeout(seconds_max):

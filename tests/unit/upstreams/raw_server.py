@@ -22,6 +22,7 @@ class Server:
         self.connections = 0
         self.requests: list[int] = []
         self.left = asyncio.Event()
+        """The other side has closed a connection."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
 
