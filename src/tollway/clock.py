@@ -55,9 +55,7 @@ def first_id_since(prefix: str, then: float) -> str:
     return f"{prefix}_{int(then * 1000):012x}"
 
 
-def iso(seconds: float | None) -> str | None:
-    """`2026-11-23T07:20:47.123Z`, as the API writes times; None stays None."""
-    if seconds is None:
-        return None
+def iso(seconds: float) -> str:
+    """`2026-11-23T07:20:47.123Z`, as the API writes times."""
     moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

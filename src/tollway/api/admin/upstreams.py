@@ -23,7 +23,7 @@ class UpstreamObject(Struct, frozen=True, rename="camel"):
     object: Literal["upstream"]
     name: str
     condition: str
-    since: str | None
+    since: str
     why: str
     asked_again_seconds: float | None
     ready: bool
