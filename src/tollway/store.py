@@ -120,7 +120,6 @@ async def _opened_sqlite(
             await accounts.load()
             await tokens.load()
             ledger = SqliteLedger(database, clock, _liveness(accounts, tokens, clock))
-            await ledger.load()
             for recovered in await ledger.recover():
                 log.warning("recovered after a crash: %s", recovered)
 
