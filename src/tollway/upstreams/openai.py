@@ -75,7 +75,7 @@ class OpenAICompatible:
 
     async def complete(self, ask: Ask) -> ChatCompletion:
         if self._rewrites:
-            self._require_choices(ask)
+            self._refuse_too_many_choices(ask)
         reply = _WholeReply()
         request = partial(self._request, ask, self._whole_tail)
         await self._pool.request(request, reply, ask.deadlines)
@@ -91,7 +91,7 @@ class OpenAICompatible:
 
     async def stream(self, ask: Ask, sink: EventSink) -> None:
         if self._rewrites:
-            self._require_choices(ask)
+            self._refuse_too_many_choices(ask)
         reply = _EventStream(sink, self._dialect)
         request = partial(self._request, ask, self._stream_tail)
         try:
@@ -143,7 +143,7 @@ class OpenAICompatible:
         sent = {name: value for name, value in fields.items() if name not in REWRITTEN_FIELDS}
         return (_encode(sent)[1:-1],)
 
-    def _require_choices(self, ask: Ask) -> None:
+    def _refuse_too_many_choices(self, ask: Ask) -> None:
         wanted = ask.fields.get("n")
         most = self._dialect.choices_max
         if most is not None and isinstance(wanted, int) and wanted > most:
@@ -263,7 +263,9 @@ class _EventStream:
         self.excess: RequestError | None = None
         self.flush = sink.flush
         self._sink = sink
-        self._frames = Frames(self._event_counted if dialect.counts_reasoning_apart else sink.event)
+        self._frames = Frames(
+            self._event_with_reasoning_apart if dialect.counts_reasoning_apart else sink.event
+        )
         self._connection: Connection | None = None
         """None before the head, and when no more of the body counts."""
         self._error = b""
@@ -319,7 +321,7 @@ class _EventStream:
     def content(self) -> bytes:
         return self._error
 
-    def _event_counted(self, data: bytes) -> None:
+    def _event_with_reasoning_apart(self, data: bytes) -> None:
         """Gemini's: the usage is brought into the form of the others before anybody reads it."""
         if b'"usage"' in data:
             try:
