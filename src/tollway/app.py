@@ -1,4 +1,5 @@
-"""Puts the program together, starts it and stops it. Only here are the concrete parts chosen.
+"""Puts the program together, starts it and stops it. Which upstreams and which rate store there are
+is chosen here; the database and its ledger are chosen in `store.py`.
 
 `serve` opens what is kept (`store.py`), adds upstreams, the gateway and its doors, runs until it is
 told to stop, lets what runs come to its end, and closes all in reverse.
