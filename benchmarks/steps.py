@@ -50,7 +50,7 @@ from tollway.api.exchange import Exchange
 from tollway.clock import new_id
 from tollway.gateway.authenticate import require_active_account, require_scope
 from tollway.gateway.pipeline import CHAT_SCOPE, Pipeline
-from tollway.gateway.relay import relay
+from tollway.gateway.relay import Silences, relay
 from tollway.gateway.settle import outcome_of
 from tollway.gateway.types import Call, Meter
 from tollway.process import spare_sqlite_its_statistics
@@ -158,7 +158,7 @@ class Steps:
         with _timed(took, "relay", self.times):
             for admission, meter in zip(admissions, meters, strict=True):
                 route = pipeline._router.route(admission)
-                answers.append(await relay(route, admission, None, meter))
+                answers.append(await relay(route, admission, None, meter, Silences()))
         took["relay"] -= turn + took["route"]
         outcomes: list[Any] = []
         with _timed(took, "outcome", self.times):
@@ -252,7 +252,13 @@ class Steps:
         admission = await pipeline._gate.admit(caller, self._call(b""), parsed)
         (exchange,) = self._open_exchanges(1)
         relaying = asyncio.ensure_future(
-            relay(pipeline._router.route(admission), admission, ChatReply(exchange), Meter())
+            relay(
+                pipeline._router.route(admission),
+                admission,
+                ChatReply(exchange),
+                Meter(),
+                Silences(),
+            )
         )
         await asyncio.sleep(0.01)
         first = chunk_of_a_stream({"role": "assistant", "content": ""})

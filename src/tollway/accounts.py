@@ -73,9 +73,9 @@ class Accounts:
         chain_head: Callable[[str], bytes],
         write: Callable[[Account, Statement], Awaitable[object]] | None = None,
     ) -> Account:
-        """`chain_head(id)` is where the ledger begins the account's chain of entries. `write` puts
-        the account's row on disk, together with what must not be there without it or it without.
-        Raises `Refused` for a name that is taken."""
+        """`chain_head(id)` is where the ledger begins the account's chain of entries. `write`
+        puts the account's row on disk, in one transaction with the entry of its first credits where
+        it has any. Raises `Refused` for a name that is taken."""
         if not 1 <= len(name) <= NAME_CHARACTERS_MAX or not name.isprintable():
             raise Refused(
                 f"An account's name has 1 to {NAME_CHARACTERS_MAX} printable characters; "

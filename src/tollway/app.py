@@ -1,4 +1,5 @@
-"""Puts the program together, starts it and stops it. Only here are the concrete parts chosen.
+"""Puts the program together, starts it and stops it. Which upstreams and which rate store there are
+is chosen here; the database and its ledger are chosen in `store.py`.
 
 `serve` opens what is kept (`store.py`), adds upstreams, the gateway and its doors, runs until it is
 told to stop, lets what runs come to its end, and closes all in reverse.
@@ -31,7 +32,7 @@ from tollway.api.server import HttpServer
 from tollway.api.siblings import Siblings, WithMetrics
 from tollway.clock import Clock
 from tollway.console import Console, Welcome
-from tollway.database.sqlite import unusable
+from tollway.database.data_directory import unusable
 from tollway.errors import RequestError
 from tollway.gateway.admit import Gate
 from tollway.gateway.authenticate import Authenticator
@@ -57,7 +58,6 @@ from tollway.reload import ConfigurationFile, Reloader, Terminal, WithReload
 from tollway.settings import EMBEDDED, Settings
 from tollway.settings import Upstream as UpstreamSettings
 from tollway.store import Store, open_store
-from tollway.upstreams.balance import Watched
 from tollway.upstreams.checks import keep_checking
 from tollway.upstreams.dialects import DIALECTS
 from tollway.upstreams.embedded.upstream import (
@@ -70,6 +70,7 @@ from tollway.upstreams.embedded.upstream import (
 from tollway.upstreams.health import Health
 from tollway.upstreams.openai import OpenAICompatible
 from tollway.upstreams.places import Places
+from tollway.upstreams.watched import Watched
 
 CHECKPOINT_SECONDS = 1.0
 KEY_SWEEP_SECONDS = 60.0

@@ -62,9 +62,7 @@ def moment_of(id: str) -> float:
     return int(digits[:12].ljust(12, "0"), 16) / 1000
 
 
-def iso(seconds: float | None) -> str | None:
-    """`2026-11-23T07:20:47.123Z`, as the API writes times; None stays None."""
-    if seconds is None:
-        return None
+def iso(seconds: float) -> str:
+    """`2026-11-23T07:20:47.123Z`, as the API writes times."""
     moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

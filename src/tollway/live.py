@@ -26,8 +26,8 @@ from tollway.gateway.admit import Gate, Limits
 from tollway.gateway.authenticate import Authenticator
 from tollway.gateway.route import Router
 from tollway.settings import EMBEDDED, Settings
-from tollway.upstreams.balance import Watched
 from tollway.upstreams.dialects import DIALECTS, GENERIC, understood_by
+from tollway.upstreams.watched import Watched
 
 RETIRE_LOOK_SECONDS = 0.5
 

@@ -7,7 +7,13 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from tollway.database.sqlite import DATABASE_FILE, MOVED_FILE, connect, look_into, require_not_moved
+from tollway.database.data_directory import (
+    DATABASE_FILE,
+    MOVED_FILE,
+    look_into,
+    require_not_moved,
+)
+from tollway.database.sqlite import connect
 from tollway.errors import Refused
 from tollway.settings import Settings, StoreAddress
 from tollway.store import open_postgres, open_store

@@ -23,13 +23,13 @@ def prepare(settings: Settings) -> None:
     server = settings.server
     if server.database.scheme:
         return
-    from tollway.database.migrate import is_current, migrate_sqlite
-    from tollway.database.sqlite import (
+    from tollway.database.data_directory import (
         DATABASE_FILE,
         look_into,
         own_data_directory,
         require_not_moved,
     )
+    from tollway.database.migrate import is_current, migrate_sqlite
     from tollway.ledger.signing import KEY_FILE, SigningKey
 
     look_into(server.data_dir)

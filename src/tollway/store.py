@@ -17,12 +17,12 @@ from tollway.api.admin.operations import Operations
 from tollway.catalogue import Catalogue
 from tollway.clock import Clock, SystemClock, new_id
 from tollway.database.base import Database
-from tollway.database.sqlite import (
+from tollway.database.data_directory import (
     DATABASE_FILE,
-    SqliteDatabase,
     own_data_directory,
     require_not_moved,
 )
+from tollway.database.sqlite import SqliteDatabase
 from tollway.errors import (
     AuthenticationFailed,
     PermissionDenied,
@@ -120,7 +120,6 @@ async def _opened_sqlite(
             await accounts.load()
             await tokens.load()
             ledger = SqliteLedger(database, clock, _liveness(accounts, tokens, clock))
-            await ledger.load()
             for recovered in await ledger.recover():
                 log.warning("recovered after a crash: %s", recovered)
 

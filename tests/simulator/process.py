@@ -49,10 +49,10 @@ from tollway.rates.memory import MemoryRateLimiter
 from tollway.settings import Embedded, Limits, Model, ServedBy, Server, Settings
 from tollway.store import open_store
 from tollway.tokens import Tokens
-from tollway.upstreams.balance import Watched
 from tollway.upstreams.health import Health
 from tollway.upstreams.openai import OpenAICompatible
 from tollway.upstreams.places import Places
+from tollway.upstreams.watched import Watched
 
 MODEL = "acme/m1"
 DEADLINES = Deadlines(
@@ -208,7 +208,8 @@ class Process:
         with contextlib.ExitStack() as patches:
             patches.enter_context(mock.patch("tollway.store.SqliteDatabase", self._take_database))
             patches.enter_context(mock.patch("tollway.store.SystemClock", return_value=time))
-            patches.enter_context(mock.patch("tollway.database.sqlite.DataDirectoryLock", _NoLock))
+            lock = "tollway.database.data_directory.DataDirectoryLock"
+            patches.enter_context(mock.patch(lock, _NoLock))
             store = await self._open.enter_async_context(open_store(settings))
         assert isinstance(store.ledger, SqliteLedger)
         self.ledger, self.operations = store.ledger, store.operations

@@ -72,7 +72,7 @@ async def show_account(asked: Asked) -> Answer:
             name=account.name,
             credit_balance=asked.parts.ledger.available(account.id) + held,
             credits_held=held,
-            created_at=iso_time(account.created_at),
+            created_at=iso(account.created_at),
             limits=limits,
         )
     )
@@ -129,7 +129,7 @@ def transaction_object(entry: Entry) -> TransactionObject:
         type=entry.kind,
         description=entry.description,
         request_id=entry.ref if of_request else None,
-        created_at=iso_time(entry.created_at),
+        created_at=iso(entry.created_at),
     )
 
 
@@ -248,9 +248,9 @@ def token_object(token: Token) -> TokenObject:
         requests_per_minute=token.requests_per_minute,
         spend_cap=token.spend_cap,
         strict=token.strict,
-        created_at=iso_time(token.created_at),
-        expires_at=iso(token.expires_at),
-        revoked_at=iso(token.revoked_at),
+        created_at=iso(token.created_at),
+        expires_at=None if token.expires_at is None else iso(token.expires_at),
+        revoked_at=None if token.revoked_at is None else iso(token.revoked_at),
     )
 
 
@@ -288,9 +288,3 @@ def _lifetime(caller: Caller, ask: TokenAsk, now: float) -> int | None:
             param="expires_in",
         )
     return left if ask.expires_in is None else ask.expires_in
-
-
-def iso_time(seconds: float) -> str:
-    text = iso(seconds)
-    assert text is not None
-    return text

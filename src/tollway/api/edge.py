@@ -11,9 +11,9 @@ A client that keeps its connection sends nearly the same head with every request
 parsed is learned (`heads.py`), and the next request's is only compared with it. Then the body of a
 long one is counted down to its end, and the parser sees nothing of it.
 
-One request on the short way and its reply is an `Exchange` (`exchange.py`). Only this file and that
-one know uvicorn's insides; its version is pinned and `tests/integration/test_edge.py` holds it to
-what is used here.
+One request on the short way and its reply is an `Exchange` (`exchange.py`). Only these two files
+and `server.py`, which starts and stops uvicorn, know its insides; its version is pinned and
+`tests/integration/test_edge.py` holds it to what is used here.
 
 Reading is never paused while a metered request runs: that would hide that its client has left. For
 the same reason a client that closes its sending side alone has left (docs/explanation/money.md):
@@ -89,7 +89,7 @@ _NONE_WAITS: deque[Any] = deque(maxlen=0)
 
 # What uvicorn's protocol sets on itself: slots here, as ours are. Objects share the names of 30
 # attributes, and these and ours are more: in a dictionary they would take 0.6 to 1.1 KB more.
-_OF_UVICORN = (
+_UVICORN_ATTRIBUTES = (
     "access_log",
     "access_logger",
     "app",
@@ -126,7 +126,7 @@ class EdgeProtocol(HttpToolsProtocol):
     the event loop writes."""
 
     __slots__ = (
-        *_OF_UVICORN,
+        *_UVICORN_ATTRIBUTES,
         "_deaf",
         "_door",
         "_head_bytes",

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from tollway.api.edge import EdgeProtocol
 
 WAITING_EVENTS_MAX = 32
-"""The first of them waits while the others are read, some 20 us each."""
+"""Of all streams, until they are written: the first of them waits while the other streams are read,
+some 20 us each."""
 
 _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode())

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from tollway.api.accounts import iso_time
 from tollway.api.operation import Answer, Asked
 from tollway.catalogue import Price
+from tollway.clock import iso
 from tollway.errors import InvalidRequest, NotFound, how_many
 from tollway.ledger.base import Attempt, Receipt, Status, UsageSource
 from tollway.ledger.signing import ALGORITHM, Document, SigningKey, key_id, verify_signature
@@ -142,8 +142,8 @@ def receipt_object(receipt: Receipt) -> ReceiptObject:
         upstream_id=receipt.upstream_id,
         client_request_id=receipt.client_request_id,
         status=receipt.status,
-        created_at=iso_time(receipt.created_at),
-        finished_at=iso_time(receipt.created_at + receipt.total_ms / 1000),
+        created_at=iso(receipt.created_at),
+        finished_at=iso(receipt.created_at + receipt.total_ms / 1000),
         usage=ReceiptUsage(
             receipt.input_tokens,
             receipt.output_tokens,

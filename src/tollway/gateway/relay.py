@@ -51,18 +51,18 @@ async def relay(
     admission: Admission,
     reply: Reply,
     meter: Meter,
-    silences: "Silences | None" = None,
+    silences: "Silences",
 ) -> "Answer":
     """The answer of the first upstream that gives one; each that was tried is on the receipt. Ends
     when that upstream has ended in good order; `finish` then gives the client the end of it, with
-    its credits. Without `silences` a stream that is silent stays so.
+    its credits. `silences` fill those of a stream.
 
     Raises `RequestError`; where the reply has begun by then, the client can only be told within the
     stream.
     """
     asker: Asker[Any]
     if admission.parsed.request.stream is True:
-        asker = StreamRelay(admission, reply, meter, route, silences or Silences())
+        asker = StreamRelay(admission, reply, meter, route, silences)
     else:
         asker = _WHOLE
     try:

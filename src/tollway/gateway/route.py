@@ -20,10 +20,11 @@ from tollway.errors import InvalidRequest, RequestError, Unavailable, UpstreamTi
 from tollway.gateway.policy import with_defaults
 from tollway.gateway.types import Admission
 from tollway.ledger.base import Hold, Outcome
-from tollway.upstreams.balance import Candidate, Watched, by_key, least_loaded
+from tollway.upstreams.balance import Candidate, by_key, least_loaded
 from tollway.upstreams.base import Ask, Upstream
 from tollway.upstreams.budget import RetryBudget
 from tollway.upstreams.health import verdict
+from tollway.upstreams.watched import Watched
 from tollway.wire.chat import UserMessage
 from tollway.wire.requests import OPTIONAL_FIELDS, ParsedRequest
 

@@ -109,7 +109,7 @@ class Route(Protocol):
         ...
 
     def let_go(self) -> None:
-        """Nobody is asked again: what would be asked is not kept."""
+        """No other upstream will be asked: what is only needed to ask is dropped."""
         ...
 
 
@@ -130,8 +130,8 @@ class StoredReply(Struct, frozen=True):
 
 @dataclass(slots=True, eq=False)
 class Meter:
-    """What the client has been given so far, kept by the relay and read by the settlement, the
-    checkpoints and the log."""
+    """What the client has been given so far, by whom, and how it ended. The relay writes it,
+    the pipeline adds why a request ended badly; the settlement and the checkpoints read it."""
 
     status: Status = "failed"
     report: UsageReport | None = None
@@ -141,11 +141,11 @@ class Meter:
     output_pieces: int = 0
     """Deltas that carried output."""
     text_bytes: int = 0
-    """Of a whole reply, for one that has no usage."""
+    """Of a whole reply: what its output is counted by where the upstream reports no usage."""
     reasoning_pieces: int = 0
-    """Of the pieces, those that are reasoning."""
+    """Those of the `output_pieces` that are reasoning and nothing else."""
     reasoning_bytes: int = 0
-    """And of the text."""
+    """Those of the `text_bytes` that are reasoning."""
     finished: bool = False
     """A finish reason came."""
     first_output_at: float | None = None

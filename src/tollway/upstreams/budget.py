@@ -2,7 +2,7 @@
 
 Without it an outage triples the load on what is left of a model's servers, in the very moment when
 they can bear it least. A bucket of tokens: each request puts a tenth of one in, each further try
-takes one out. What a model with little traffic has is refilled by time.
+takes one out. A model with little traffic would earn none, so a small reserve refills with time.
 """
 
 from collections.abc import Callable

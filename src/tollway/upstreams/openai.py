@@ -13,16 +13,10 @@ import msgspec
 from tollway.deadlines import Deadlines
 from tollway.errors import ConfigurationError, InvalidRequest, RequestError, UpstreamFailed
 from tollway.upstreams.base import Ask, EventSink
-from tollway.upstreams.connection import (
-    SENT_IN_PIECES_BYTES,
-    Connection,
-    ConnectionPool,
-    Request,
-    ResponseHead,
-    RetryAfter,
-)
+from tollway.upstreams.connection import Connection, Request, ResponseHead, RetryAfter
 from tollway.upstreams.dialects import GENERIC, Dialect, fields_for
 from tollway.upstreams.normalise import mended_completion
+from tollway.upstreams.pool import ConnectionPool
 from tollway.upstreams.refusals import ERROR_BYTES_READ, refusal
 from tollway.wire.chat import ChatCompletion
 from tollway.wire.events import EventTooLarge, Frames
@@ -31,6 +25,8 @@ from tollway.wire.usage import with_reasoning_apart
 
 REPLY_BYTES_MAX = 32 * 1024 * 1024
 CHECK_SECONDS_MAX = 5.0
+SENT_IN_PIECES_BYTES = 64 * 1024
+"""A shorter request is put together, and its write is shared with others (`Outbox`)."""
 _PATH = b"/chat/completions"
 
 log = logging.getLogger("tollway.upstreams")
@@ -80,7 +76,7 @@ class OpenAICompatible:
 
     async def complete(self, ask: Ask) -> ChatCompletion:
         if self._rewrites:
-            self._require_choices(ask)
+            self._refuse_too_many_choices(ask)
         reply = _WholeReply()
         request = partial(self._request, ask, self._whole_tail)
         await self._pool.request(request, reply, ask.deadlines)
@@ -96,7 +92,7 @@ class OpenAICompatible:
 
     async def stream(self, ask: Ask, sink: EventSink) -> None:
         if self._rewrites:
-            self._require_choices(ask)
+            self._refuse_too_many_choices(ask)
         reply = _EventStream(sink, self._dialect)
         request = partial(self._request, ask, self._stream_tail)
         try:
@@ -149,7 +145,7 @@ class OpenAICompatible:
             return (_encode(fields_for(self._dialect, fields))[1:-1],)
         return fields.pieces
 
-    def _require_choices(self, ask: Ask) -> None:
+    def _refuse_too_many_choices(self, ask: Ask) -> None:
         wanted = ask.fields.get("n")
         most = self._dialect.choices_max
         if most is not None and isinstance(wanted, int) and wanted > most:
@@ -269,7 +265,9 @@ class _EventStream:
         self.excess: RequestError | None = None
         self.flush = sink.flush
         self._sink = sink
-        self._frames = Frames(self._event_counted if dialect.counts_reasoning_apart else sink.event)
+        self._frames = Frames(
+            self._event_with_reasoning_apart if dialect.counts_reasoning_apart else sink.event
+        )
         self._connection: Connection | None = None
         """None before the head, and when no more of the body counts."""
         self._error = b""
@@ -325,7 +323,7 @@ class _EventStream:
     def content(self) -> bytes:
         return self._error
 
-    def _event_counted(self, data: bytes) -> None:
+    def _event_with_reasoning_apart(self, data: bytes) -> None:
         """Gemini's: the usage is brought into the form of the others before anybody reads it."""
         if b'"usage"' in data:
             try:

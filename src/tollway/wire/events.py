@@ -16,7 +16,7 @@ DONE = b"[DONE]"
 # A byte order mark may be the first of a stream, and is no part of it. Nobody has one elsewhere.
 _FIELD = (b"data:", b"\xef\xbb\xbfdata:")
 EVENT_BYTES_MAX = 4 * 1024 * 1024
-"""To within one read."""
+"""Looked at after each read, so an event can be longer by what one read brings."""
 
 
 class EventTooLarge(Exception):

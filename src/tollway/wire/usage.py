@@ -90,7 +90,8 @@ _CACHED_ELSEWHERE = ("prompt_cache_hit_tokens", "cached_tokens")
 
 
 def _part(details: Details | None, name: str, whole: int) -> int:
-    """What is said to be more than the whole is the whole, for the client too."""
+    """How many of the `whole` are this part. A number that is larger is cut to the whole, also in
+    the details, which the client sees."""
     said = None if details is None else details.get(name)
     if details is None or said is None:
         return 0

@@ -27,8 +27,8 @@ class Start(Struct, frozen=True, tag="start"):
     listener: int
 
 
-class Model(Struct, frozen=True, tag="model"):
-    """To a worker: where the embedded model is; empty while it is away."""
+class ModelAddress(Struct, frozen=True, tag="model"):
+    """To a worker: where the embedded model can be reached; empty while it is away."""
 
     address: str = ""
     api_key: str = ""
@@ -44,7 +44,7 @@ class Alive(Struct, frozen=True, tag="alive"):
     """From a worker: its event loop runs."""
 
 
-def line(message: Start | Model | Up | Alive) -> bytes:
+def line(message: Start | ModelAddress | Up | Alive) -> bytes:
     return _encode(message) + b"\n"
 
 
@@ -52,6 +52,6 @@ def _path(_type: type, written: str) -> Path:
     return Path(written)
 
 
-to_worker = msgspec.json.Decoder(Start | Model)
+to_worker = msgspec.json.Decoder(Start | ModelAddress)
 from_worker = msgspec.json.Decoder(Up | Alive, dec_hook=_path)
 _encode = msgspec.json.Encoder(enc_hook=str).encode

@@ -16,14 +16,22 @@ import msgspec
 
 from tollway.app import find_child
 from tollway.console import Console, Welcome
-from tollway.database.sqlite import look_into
+from tollway.database.data_directory import look_into
 from tollway.errors import ConfigurationError, StartError
 from tollway.process import bind, configure_logging
 from tollway.settings import CommandLine, Settings
 from tollway.store import require_no_charges_left
 from tollway.upstreams.embedded.process import Backoff
 from tollway.upstreams.embedded.upstream import MakeChild
-from tollway.workers.leash import LEASH, SILENT_SECONDS_MAX, Model, Start, Up, from_worker, line
+from tollway.workers.leash import (
+    LEASH,
+    SILENT_SECONDS_MAX,
+    ModelAddress,
+    Start,
+    Up,
+    from_worker,
+    line,
+)
 
 STOP_SECONDS = 20.0
 """Beyond the drain: then a worker is killed."""
@@ -79,7 +87,7 @@ class _Supervisor:
         server = settings.server
         self._drain_seconds = server.drain_delay_seconds + server.drain_seconds + STOP_SECONDS
         self._workers: list[_Worker | None] = [None] * count
-        self._model = Model()
+        self._model = ModelAddress()
         self._stopping = asyncio.Event()
         self._all_up = asyncio.Event()
         self._failed = False
@@ -170,12 +178,12 @@ class _Supervisor:
     # --- the embedded model -----------------------------------------------------------------------
 
     def _model_came(self, address: str, api_key: str) -> None:
-        self._tell_model(Model(address, api_key))
+        self._tell_model(ModelAddress(address, api_key))
 
     async def _model_went(self) -> None:
-        self._tell_model(Model())
+        self._tell_model(ModelAddress())
 
-    def _tell_model(self, model: Model) -> None:
+    def _tell_model(self, model: ModelAddress) -> None:
         self._model = model
         for worker in self._workers:
             if worker is not None:
@@ -216,7 +224,7 @@ class _Worker:
         worker.tell(start)
         return worker
 
-    def tell(self, message: Start | Model) -> None:
+    def tell(self, message: Start | ModelAddress) -> None:
         if not self._writer.is_closing():
             self._writer.write(line(message))
 

@@ -24,7 +24,7 @@ from tollway.workers.leash import (
     ALIVE_EVERY_SECONDS,
     LEASH,
     Alive,
-    Model,
+    ModelAddress,
     Start,
     Up,
     line,
@@ -106,7 +106,7 @@ async def _tell_alive(writer: asyncio.StreamWriter) -> None:
 async def _follow(reader: asyncio.StreamReader, child: "_LeashedChild") -> None:
     while written := await reader.readline():
         message = to_worker.decode(written)
-        assert isinstance(message, Model)
+        assert isinstance(message, ModelAddress)
         await child.told(message)
     # The supervisor is gone.
     os.kill(os.getpid(), signal.SIGTERM)
@@ -131,7 +131,7 @@ class _LeashedChild:
 
     def __init__(self, parallel: int) -> None:
         self._parallel = parallel
-        self._model = Model()
+        self._model = ModelAddress()
         self._there = asyncio.Event()
         self._came_up: Callable[[str, str], None] | None = None
         self._went_down: Callable[[], Awaitable[None]] | None = None
@@ -143,7 +143,7 @@ class _LeashedChild:
         self._tell_came()
         return self
 
-    async def told(self, model: Model) -> None:
+    async def told(self, model: ModelAddress) -> None:
         if self._went_down is not None and self._model.address:
             await self._went_down()
         self._model = model

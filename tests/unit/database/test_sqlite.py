@@ -18,7 +18,7 @@ from tests.unit.database.database_suite import INSERT, DatabaseSuite, prices
 from yoyo import get_backend, read_migrations
 
 from tollway.database.migrate import sqlite_schema
-from tollway.database.sqlite import DataDirectoryLock, SqliteDatabase
+from tollway.database.sqlite import SqliteDatabase
 from tollway.errors import Refused, StartError, Unavailable
 from tollway.ledger.charges import read_unfiled
 
@@ -229,18 +229,6 @@ def test_where_no_schema_may_be_written_the_ledger_is_built_anew(tmp_path: Path)
         assert len(rows) == 3
         for kind, name, sql in rows:
             assert sqlite_schema()[kind, name] == sql
-
-
-def test_a_second_process_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
-    first, second = DataDirectoryLock(tmp_path), DataDirectoryLock(tmp_path)
-    first.acquire()
-
-    with pytest.raises(StartError, match=r"process \d+"):
-        second.acquire(wait_seconds=0)
-
-    first.release()
-    second.acquire(wait_seconds=0)
-    second.release()
 
 
 async def test_a_long_read_is_broken_off_when_it_closes(database: SqliteDatabase) -> None:

@@ -11,11 +11,11 @@ from tests.unit.gateway.parts import ReplyLog, a_model, a_router, an_admission
 from tollway.catalogue import Serving, Sticky
 from tollway.deadlines import Deadlines
 from tollway.errors import RequestError, UpstreamFailed
-from tollway.gateway.relay import relay
+from tollway.gateway.relay import Silences, relay
 from tollway.gateway.route import Router
 from tollway.gateway.types import Admission, Meter
-from tollway.upstreams.balance import Watched
 from tollway.upstreams.base import Ask, EventSink
+from tollway.upstreams.watched import Watched
 from tollway.wire.chat import ChatCompletion
 
 WHOLE = msgspec.json.encode(
@@ -134,7 +134,7 @@ class Desk:
         self.meter, self.reply = Meter(), ReplyLog()
         admission = self.admission(stream=stream)
         try:
-            await relay(self.router.route(admission), admission, self.reply, self.meter)
+            await relay(self.router.route(admission), admission, self.reply, self.meter, Silences())
         except RequestError as error:
             return error
         return None
@@ -174,7 +174,7 @@ class Gated:
     async def _ask(self) -> str | RequestError:
         meter, admission = Meter(), self.desk.admission()
         try:
-            await relay(self.desk.router.route(admission), admission, ReplyLog(), meter)
+            await relay(self.desk.router.route(admission), admission, ReplyLog(), meter, Silences())
         except RequestError as error:
             return error
         assert meter.upstream is not None

@@ -14,10 +14,10 @@ from tollway.gateway.types import Admission, Call, Caller, Cost, Meter, Standing
 from tollway.ledger.base import Hold, Settlement
 from tollway.rates.base import CHAT, RateState
 from tollway.tokens import Token
-from tollway.upstreams.balance import Watched
 from tollway.upstreams.base import Upstream
 from tollway.upstreams.health import Health
 from tollway.upstreams.places import Places
+from tollway.upstreams.watched import Watched
 from tollway.wire.requests import parse_chat_request
 
 NOW = 1_795_420_800.0

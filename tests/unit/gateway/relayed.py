@@ -7,7 +7,7 @@ from typing import Any
 from tests.unit.gateway.parts import ReplyLog, a_router, an_admission
 
 from tollway.errors import RequestError
-from tollway.gateway.relay import relay
+from tollway.gateway.relay import Silences, relay
 from tollway.gateway.settle import outcome_of
 from tollway.gateway.types import Admission, Meter, Route
 from tollway.ledger.base import Settlement
@@ -149,7 +149,9 @@ async def relayed(upstream: Upstream, **request: Any) -> Relayed:
     admission = an_admission(stream=True, **request)
     result = Relayed(admission, Meter(), ReplyLog())
     try:
-        answer = await relay(route_to(upstream, admission), admission, result.reply, result.meter)
+        answer = await relay(
+            route_to(upstream, admission), admission, result.reply, result.meter, Silences()
+        )
     except RequestError as error:
         result.error = error
     else:

@@ -74,7 +74,7 @@ async def test_the_request_of_a_stream_that_has_begun_is_let_go() -> None:
         upstream = Upstream(events, then=look)
         reply = ReplyLog()
         with pytest.raises(UpstreamFailed):
-            await relay(route_to(upstream, admission), admission, reply, Meter())
+            await relay(route_to(upstream, admission), admission, reply, Meter(), Silences())
     assert kept == [True, False]
     assert admission.parsed.wants_stream
 
@@ -333,7 +333,7 @@ async def test_a_slow_client_holds_the_upstream() -> None:
     reply, meter = ReplyLog(), Meter()
     admission = an_admission(stream=True)
     upstream = Upstream([text("a"), STOP], then=press)
-    await relay(route_to(upstream, admission), admission, reply, meter)
+    await relay(route_to(upstream, admission), admission, reply, meter, Silences())
     assert upstream.source.paused == [True, False]
 
     reply.listener(True)  # the connection serves another request by now
@@ -373,7 +373,7 @@ async def test_what_one_read_brought_is_one_write() -> None:
 
     admission = an_admission(stream=True)
     upstream = Upstream([text(str(i)) for i in range(8)] + [STOP], reads=3)
-    await relay(route_to(upstream, admission), admission, Counting(), Meter())
+    await relay(route_to(upstream, admission), admission, Counting(), Meter(), Silences())
     assert len(writes) == 3
 
 

@@ -8,7 +8,7 @@ from tests.unit.gateway.relayed import COMPLETION_ID, SETTLEMENT, Upstream, rout
 
 from tollway.errors import UpstreamFailed
 from tollway.gateway import relay as relay_module
-from tollway.gateway.relay import relay
+from tollway.gateway.relay import Silences, relay
 from tollway.gateway.settle import outcome_of
 from tollway.gateway.types import Meter
 from tollway.wire.chat import ChatCompletion, Choice
@@ -35,7 +35,9 @@ def completion(message: dict[str, Any] | None = None, **changes: Any) -> ChatCom
 
 async def whole(reply_: ChatCompletion) -> tuple[dict[str, Any], Meter]:
     admission, meter, reply = an_admission(), Meter(), ReplyLog()
-    answer = await relay(route_to(Upstream(whole=reply_), admission), admission, reply, meter)
+    answer = await relay(
+        route_to(Upstream(whole=reply_), admission), admission, reply, meter, Silences()
+    )
     answer.finish(reply, outcome_of(admission, meter, 1001.0), SETTLEMENT)
     assert reply.body is not None
     return json.loads(reply.body), meter
@@ -124,5 +126,7 @@ async def test_a_plain_choice_is_given_as_the_full_way_gives_it(
 async def test_a_whole_reply_that_is_none_has_failed(reply_: ChatCompletion) -> None:
     admission, meter = an_admission(), a_meter()
     with pytest.raises(UpstreamFailed):
-        await relay(route_to(Upstream(whole=reply_), admission), admission, ReplyLog(), meter)
+        await relay(
+            route_to(Upstream(whole=reply_), admission), admission, ReplyLog(), meter, Silences()
+        )
     assert meter.status == "failed"

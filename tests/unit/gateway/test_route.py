@@ -16,11 +16,11 @@ from tollway.errors import (
     UpstreamTimeout,
 )
 from tollway.gateway import route as route_module
-from tollway.gateway.relay import relay
+from tollway.gateway.relay import Silences, relay
 from tollway.gateway.types import Meter
 from tollway.ledger.base import Attempt, Hold, Outcome
-from tollway.upstreams.balance import Watched
 from tollway.upstreams.base import Ask
+from tollway.upstreams.watched import Watched
 from tollway.wire.chat import ChatCompletion
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
@@ -134,7 +134,7 @@ async def test_a_comment_that_kept_the_connection_is_no_part_of_an_answer() -> N
     admission = desk.admission(stream=True)
     desk.reply.begin(admission)
     desk.reply.write(b": keep-alive\n\n")
-    await relay(desk.router.route(admission), admission, desk.reply, desk.meter)
+    await relay(desk.router.route(admission), admission, desk.reply, desk.meter, Silences())
     assert desk.attempts == [("gpu-1", None), ("gpu-2", 200)]
 
 
@@ -438,7 +438,7 @@ async def test_a_request_that_was_admitted_before_a_reload_finds_the_upstreams_i
         watched_of(new), [a_model(servings=(Serving("gpu-3", "other"),), context_length=5)]
     )
 
-    await relay(desk.router.route(admission), admission, ReplyLog(), Meter())
+    await relay(desk.router.route(admission), admission, ReplyLog(), Meter(), Silences())
 
     assert new.asks == []
     assert sum(len(upstream.asks) for upstream in desk.upstreams) == 2

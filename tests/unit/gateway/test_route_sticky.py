@@ -7,7 +7,7 @@ import pytest
 from tests.unit.gateway.desk import Desk, Upstream, failing
 from tests.unit.gateway.parts import ReplyLog, an_admission
 
-from tollway.gateway.relay import relay
+from tollway.gateway.relay import Silences, relay
 from tollway.gateway.route import key_of
 from tollway.gateway.types import Admission, Meter
 
@@ -62,7 +62,7 @@ async def test_a_sticky_model_keeps_a_conversation_on_one_upstream_and_spreads_t
     for content in ("a", "b", "c", "d", "e", "f", "g", "h") * 3:
         meter = Meter()
         admission = a_request(content, model=desk.model)
-        await relay(desk.router.route(admission), admission, ReplyLog(), meter)
+        await relay(desk.router.route(admission), admission, ReplyLog(), meter, Silences())
         homes.setdefault(content, set()).add(meter.upstream)
     assert all(len(of_one) == 1 for of_one in homes.values())
     assert len(set[str | None]().union(*homes.values())) > 1

@@ -3,7 +3,7 @@ from collections.abc import AsyncIterator
 import pytest
 from tests.unit.upstreams.raw_server import Server
 
-from tollway.upstreams.connection import ConnectionPool
+from tollway.upstreams.pool import ConnectionPool
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from tests.support.fake_upstream import FakeUpstream
 from tests.unit.gateway.parts import ReplyLog, an_admission
 
 from tollway.errors import RequestError
-from tollway.gateway.relay import relay
+from tollway.gateway.relay import Silences, relay
 from tollway.gateway.settle import outcome_of
 from tollway.gateway.types import Admission, Meter
 from tollway.ledger.base import Outcome, Settlement
@@ -160,7 +160,7 @@ async def _played(upstream: OpenAICompatible, admission: Admission, model: str) 
     route = OneTry(upstream, ask)
     meter, reply, error = Meter(), ReplyLog(), None
     try:
-        answer = await relay(route, admission, reply, meter)
+        answer = await relay(route, admission, reply, meter, Silences())
     except RequestError as raised:
         error = raised
         outcome = outcome_of(admission, meter, 1001.0)

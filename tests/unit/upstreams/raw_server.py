@@ -5,7 +5,8 @@ import contextlib
 import ssl
 from collections.abc import Callable
 
-from tollway.upstreams.connection import Connection, ConnectionPool, ResponseHead
+from tollway.upstreams.connection import Connection, ResponseHead
+from tollway.upstreams.pool import ConnectionPool
 
 REQUEST = b"POST /v1/x HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nhi"
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -21,6 +22,7 @@ class Server:
         self.connections = 0
         self.requests: list[int] = []
         self.left = asyncio.Event()
+        """The other side has closed a connection."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
 

@@ -11,12 +11,12 @@ from tollway.upstreams.balance import (
     FLAKINESS_SECONDS,
     STICKY_REQUESTS_MIN,
     Candidate,
-    Watched,
     by_key,
     least_loaded,
 )
 from tollway.upstreams.health import Health
 from tollway.upstreams.places import Places
+from tollway.upstreams.watched import Watched
 
 
 class Yard:

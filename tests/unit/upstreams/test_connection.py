@@ -2,32 +2,13 @@
 takes its time."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
-import uvloop
 from tests.unit.upstreams.raw_server import CHUNKED, OK, Kept, Server, ask
 
-from tollway.deadlines import Deadlines
-from tollway.errors import Unavailable, UpstreamFailed, UpstreamTimeout
-from tollway.upstreams.connection import (
-    END_SECONDS_MAX,
-    HEAD_BYTES_MAX,
-    Connection,
-    ConnectionPool,
-    ResponseHead,
-)
-
-SOON = Deadlines(
-    connect_seconds=0.5, first_byte_seconds=0.1, between_chunks_seconds=0.1, total_seconds=0.3
-)
-
-
-@pytest.fixture
-async def quick(server: Server) -> AsyncIterator[ConnectionPool]:
-    pool = ConnectionPool(f"http://127.0.0.1:{server.port}/v1", SOON)
-    yield pool
-    await pool.close()
+from tollway.errors import UpstreamFailed
+from tollway.upstreams.connection import END_SECONDS_MAX, HEAD_BYTES_MAX, ResponseHead
+from tollway.upstreams.pool import ConnectionPool
 
 
 async def test_a_long_request_is_sent_in_its_pieces(server: Server, pool: ConnectionPool) -> None:
@@ -135,7 +116,7 @@ async def test_what_is_not_http_has_failed(
     server.answers(reply, 5.0)
     with pytest.raises(UpstreamFailed):
         await asyncio.wait_for(ask(pool), 2)
-    assert pool.in_flight == 0
+    await asyncio.wait_for(server.left.wait(), 2)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +182,7 @@ async def test_who_asked_does_not_wait_for_the_end_of_a_message_that_matters_no_
     server.answers(BEFORE_THE_END, 5.0)
     kept = await ask(pool, Satisfied())
     assert kept.data == b"a"
-    assert pool.in_flight == 1  # its connection is no idle one
+    assert not server.left.is_set()  # its connection may be of use again
 
 
 async def test_a_connection_serves_nobody_before_its_message_has_ended(
@@ -212,7 +193,7 @@ async def test_a_connection_serves_nobody_before_its_message_has_ended(
     assert (await ask(pool)).data == b"hello"
     assert server.requests == [1, 2]
 
-    await until_idle(pool)
+    await message_ended(first)
     assert (await ask(pool)).data == b"hello"
     await asyncio.sleep(END_SECONDS_MAX * 1.2)  # when it would have been given up
     server.answers(0.02, OK)
@@ -227,7 +208,7 @@ async def test_a_connection_whose_message_does_not_end_is_closed(
     server.answers(BEFORE_THE_END, 0.1, rest, 5.0, END)
     kept = await ask(pool, Satisfied())
     await asyncio.wait_for(server.left.wait(), END_SECONDS_MAX * 4)
-    assert (pool.in_flight, kept.data) == (0, b"a")
+    assert kept.data == b"a"
 
 
 @pytest.mark.parametrize(
@@ -243,8 +224,7 @@ async def test_a_connection_whose_message_ends_badly_is_not_used_again(
     server: Server, pool: ConnectionPool, rest: list[bytes | float | None]
 ) -> None:
     server.answers(BEFORE_THE_END, 0.05, *rest)
-    await ask(pool, Satisfied())
-    await until_idle(pool)
+    await message_ended(await ask(pool, Satisfied()))
     assert (await ask(pool)).data == b"hello"
     assert server.requests == [1, 2]
 
@@ -253,8 +233,7 @@ async def test_a_pool_that_closes_waits_for_no_end(server: Server, pool: Connect
     server.answers(BEFORE_THE_END, 5.0)
     await ask(pool, Satisfied())
     await pool.close()
-    assert pool.in_flight == 0
-    await asyncio.wait_for(server.left.wait(), 2)
+    await asyncio.wait_for(server.left.wait(), END_SECONDS_MAX / 2)
 
 
 async def test_a_client_that_is_slow_with_the_last_of_its_reply_does_not_stop_the_next_one(
@@ -268,9 +247,11 @@ async def test_a_client_that_is_slow_with_the_last_of_its_reply_does_not_stop_th
     assert server.requests == [1, 1]
 
 
-async def until_idle(pool: ConnectionPool) -> None:
+async def message_ended(kept: Kept) -> None:
+    """Its connection is between two messages, or closed."""
+    assert kept.connection is not None
     async with asyncio.timeout(2):
-        while pool.in_flight:  # noqa: ASYNC110 (nobody is told)
+        while kept.connection.done is not None:  # noqa: ASYNC110 (nobody is told)
             await asyncio.sleep(0.005)
 
 
@@ -281,170 +262,6 @@ class Satisfied(Kept):
         super().body(data)
         assert self.connection is not None
         self.connection.end_early()
-
-
-# --- the pool ---------------------------------------------------------------------------------
-
-
-async def test_requests_at_the_same_time_have_their_own_connections(
-    server: Server, pool: ConnectionPool
-) -> None:
-    for _ in range(3):
-        server.answers(0.05, OK)
-    await asyncio.gather(*(ask(pool) for _ in range(3)))
-    assert sorted(server.requests) == [1, 2, 3]
-
-
-async def test_a_connection_whose_reply_is_unfinished_is_not_used_again(
-    server: Server, pool: ConnectionPool
-) -> None:
-    server.answers(OK[:-1], 5.0)
-    task = asyncio.create_task(ask(pool))
-    await asyncio.sleep(0.03)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-    assert (await ask(pool)).data == b"hello"
-    assert server.requests == [1, 2]
-    assert pool.in_flight == 0
-
-
-def test_a_request_that_is_cancelled_as_it_connects_leaves_no_connection(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """uvloop closes it then and does not say so."""
-
-    async def open_afterwards() -> int:
-        server = Server()
-        await server.start()
-        pool = ConnectionPool(f"http://127.0.0.1:{server.port}")
-        made = Connection.connection_made
-
-        def cancelled(connection: Connection, transport: asyncio.BaseTransport) -> None:
-            made(connection, transport)
-            asked.cancel()
-
-        monkeypatch.setattr(Connection, "connection_made", cancelled)
-        asked = asyncio.create_task(ask(pool))
-        with pytest.raises(asyncio.CancelledError):
-            await asked
-        await server.stop()
-        return pool.in_flight
-
-    assert uvloop.run(open_afterwards()) == 0
-
-
-async def test_cancelling_closes_the_connection(server: Server, pool: ConnectionPool) -> None:
-    server.answers(CHUNKED, *[b"1\r\na\r\n", 0.01] * 500)
-    task = asyncio.create_task(ask(pool))
-    await asyncio.sleep(0.03)
-    task.cancel()
-    await asyncio.wait_for(server.left.wait(), 1)
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-
-async def test_a_connection_that_was_closed_while_idle_is_found_out_unseen(
-    server: Server, pool: ConnectionPool
-) -> None:
-    for _ in range(5):
-        await ask(pool)
-        server.close_all()
-        assert (await ask(pool)).data == b"hello"
-
-
-async def test_a_stale_connection_is_tried_again_once(server: Server, pool: ConnectionPool) -> None:
-    await ask(pool)
-    server.answers(None)
-    assert (await ask(pool)).data == b"hello"
-    assert server.requests == [1, 1, 2]
-
-    server.answers(None)
-    server.answers(None)
-    with pytest.raises(UpstreamFailed):
-        await ask(pool)
-    assert server.requests == [1, 1, 2, 2, 3]
-
-
-async def test_a_reply_that_had_begun_is_never_asked_for_again(
-    server: Server, pool: ConnectionPool
-) -> None:
-    await ask(pool)
-    server.answers(b"HTTP/1.1", None)
-    with pytest.raises(UpstreamFailed):
-        await ask(pool)
-    assert server.requests == [1, 1]
-
-
-async def test_a_server_that_is_not_there_is_unavailable(server: Server) -> None:
-    await server.stop()
-    pool = ConnectionPool(f"http://127.0.0.1:{server.port}/v1")
-    with pytest.raises(Unavailable) as refused:
-        await ask(pool)
-    assert refused.value.retry_after_seconds is not None
-
-
-async def test_closing_the_pool_ends_what_runs(server: Server, pool: ConnectionPool) -> None:
-    server.answers(OK[:-1], 5.0)
-    task = asyncio.create_task(ask(pool))
-    await asyncio.sleep(0.03)
-    await pool.close()
-    with pytest.raises(UpstreamFailed):
-        await task
-
-
-# --- deadlines --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("steps", "said"),
-    [
-        ([5.0], "did not answer"),
-        ([b"HTTP/1.1 200 OK\r\n", 5.0], "fell silent"),
-        ([OK[:-1], 5.0], "fell silent"),
-        (
-            [CHUNKED, *[b"1\r\na\r\n", 0.02] * 99],
-            "did not finish",
-        ),
-    ],
-    ids=["nothing", "half a head", "half a body", "for ever"],
-)
-async def test_a_server_that_takes_too_long_is_left(
-    server: Server, quick: ConnectionPool, steps: list[bytes | float | None], said: str
-) -> None:
-    server.answers(*steps)
-    with pytest.raises(UpstreamTimeout, match=said):
-        await asyncio.wait_for(ask(quick), 2)
-    await asyncio.wait_for(server.left.wait(), 2)
-    assert quick.in_flight == 0
-
-
-async def test_a_slow_stream_that_goes_on_is_not_left(
-    server: Server, quick: ConnectionPool
-) -> None:
-    server.answers(
-        CHUNKED,
-        *[b"1\r\na\r\n", 0.03] * 6,
-        b"0\r\n\r\n",
-    )
-    assert (await ask(quick)).data == b"a" * 6
-
-
-async def test_a_client_that_is_slow_is_not_the_servers_fault(
-    server: Server, quick: ConnectionPool
-) -> None:
-    kept = Kept()
-
-    def pause_once() -> None:
-        assert kept.connection is not None
-        kept.connection.pause_reading()
-        asyncio.get_running_loop().call_later(0.2, kept.connection.resume_reading)
-        kept.on_body = lambda: None
-
-    kept.on_body = pause_once
-    server.answers(OK[:-1], 0.01, OK[-1:])
-    assert (await ask(quick, kept)).data == b"hello"
 
 
 # --- back-pressure ----------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from tests.unit.upstreams.servers.shapes import chunk, counts, usage_chunk
 
 from tollway.errors import RequestError
 from tollway.gateway import relay as relay_module
-from tollway.gateway.relay import relay
+from tollway.gateway.relay import Silences, relay
 from tollway.gateway.settle import outcome_of
 from tollway.gateway.template import Template
 from tollway.gateway.types import Meter
@@ -116,7 +116,7 @@ async def told(upstream: OpenAICompatible, *, streamed: bool, **request: Any) ->
     route = OneTry(upstream, Ask("req_1", "their/model", admission.parsed.fields, 500))
     meter, reply, error = Meter(), ReplyLog(), None
     try:
-        answer = await relay(route, admission, reply, meter)
+        answer = await relay(route, admission, reply, meter, Silences())
     except RequestError as raised:
         error = f"{type(raised).__name__} {raised.code}: {raised.message}"
         outcome = outcome_of(admission, meter, 1001.0)

@@ -28,7 +28,7 @@ from tollway.ledger.base import Ledger, Receipt
 from tollway.ledger.signing import SigningKey
 from tollway.ledger.verify import Violation
 from tollway.tokens import Token, Tokens
-from tollway.upstreams.balance import Watched
+from tollway.upstreams.watched import Watched
 from tollway.usage import DAY_SECONDS, By, sums
 
 DEFAULT_ACCOUNT = "default"
@@ -419,7 +419,7 @@ class Operations:
     def _key(self, by: By, key: str | int) -> Object:
         """What the sums are of, by the names that an operator knows."""
         if by == "day":
-            return {"day": (iso(int(key) * DAY_SECONDS) or "")[:10]}
+            return {"day": iso(int(key) * DAY_SECONDS)[:10]}
         if by == "account":
             return {"account": self._accounts.get(str(key)).name}
         token = self._tokens.get(str(key)) if by == "token" else None

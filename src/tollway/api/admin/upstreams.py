@@ -5,8 +5,8 @@ from typing import Literal
 from msgspec import Struct
 
 from tollway.clock import iso
-from tollway.upstreams.balance import Watched
 from tollway.upstreams.places import UNLIMITED
+from tollway.upstreams.watched import Watched
 
 
 class FirstByte(Struct, frozen=True):
@@ -23,7 +23,7 @@ class UpstreamObject(Struct, frozen=True, rename="camel"):
     object: Literal["upstream"]
     name: str
     condition: str
-    since: str | None
+    since: str
     why: str
     asked_again_seconds: float | None
     ready: bool

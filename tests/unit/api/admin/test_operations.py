@@ -11,9 +11,9 @@ from tests.unit.api.admin.conftest import STARTING_CREDITS, Office, open_office
 
 from tollway.accounts import Account
 from tollway.errors import NotFound, Refused, TollwayError, UpstreamFailed
-from tollway.upstreams.balance import Watched
 from tollway.upstreams.health import Health
 from tollway.upstreams.places import Places
+from tollway.upstreams.watched import Watched
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from tests.unit.upstreams.raw_server import Kept, Server, ask
 
 from tollway.errors import ConfigurationError, Unavailable
-from tollway.upstreams.connection import ConnectionPool
+from tollway.upstreams.pool import ConnectionPool
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.unit.upstreams.raw_server import Server, ask
 
 from tollway.errors import Unavailable
-from tollway.upstreams.connection import ConnectionPool
+from tollway.upstreams.pool import ConnectionPool
 
 
 def certificate_for(host: str, folder: Path) -> Path:

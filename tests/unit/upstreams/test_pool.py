@@ -1,0 +1,191 @@
+"""The pool against a real server: which connection a request gets, and how long it may take."""
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator
+
+import pytest
+import uvloop
+from tests.unit.upstreams.raw_server import CHUNKED, OK, Kept, Server, ask
+
+from tollway.deadlines import Deadlines
+from tollway.errors import Unavailable, UpstreamFailed, UpstreamTimeout
+from tollway.upstreams.connection import Connection
+from tollway.upstreams.pool import ConnectionPool
+
+SOON = Deadlines(
+    connect_seconds=0.5, first_byte_seconds=0.1, between_chunks_seconds=0.1, total_seconds=0.3
+)
+
+
+@pytest.fixture
+async def quick(server: Server) -> AsyncIterator[ConnectionPool]:
+    pool = ConnectionPool(f"http://127.0.0.1:{server.port}/v1", SOON)
+    yield pool
+    await pool.close()
+
+
+async def test_requests_at_the_same_time_have_their_own_connections(
+    server: Server, pool: ConnectionPool
+) -> None:
+    for _ in range(3):
+        server.answers(0.05, OK)
+    await asyncio.gather(*(ask(pool) for _ in range(3)))
+    assert sorted(server.requests) == [1, 2, 3]
+
+
+async def test_a_connection_whose_reply_is_unfinished_is_not_used_again(
+    server: Server, pool: ConnectionPool
+) -> None:
+    server.answers(OK[:-1], 5.0)
+    task = asyncio.create_task(ask(pool))
+    await asyncio.sleep(0.03)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert (await ask(pool)).data == b"hello"
+    assert server.requests == [1, 2]
+
+
+def test_a_request_that_is_cancelled_as_it_connects_leaves_no_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """uvloop closes it then and does not say so."""
+
+    async def connections_kept() -> int:
+        before = connections()
+        server = Server()
+        await server.start()
+        pool = ConnectionPool(f"http://127.0.0.1:{server.port}")
+        made = Connection.connection_made
+
+        def cancelled(connection: Connection, transport: asyncio.BaseTransport) -> None:
+            made(connection, transport)
+            asked.cancel()
+
+        monkeypatch.setattr(Connection, "connection_made", cancelled)
+        asked = asyncio.create_task(ask(pool))
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        await server.stop()
+        return connections() - before
+
+    assert uvloop.run(connections_kept()) == 0
+
+
+def connections() -> int:
+    """How many anybody still has, such as a pool: none says so, for it gives out only live ones."""
+    gc.collect()
+    return sum(type(held) is Connection for held in gc.get_objects())
+
+
+async def test_cancelling_closes_the_connection(server: Server, pool: ConnectionPool) -> None:
+    server.answers(CHUNKED, *[b"1\r\na\r\n", 0.01] * 500)
+    task = asyncio.create_task(ask(pool))
+    await asyncio.sleep(0.03)
+    task.cancel()
+    await asyncio.wait_for(server.left.wait(), 1)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_connection_that_was_closed_while_idle_is_found_out_unseen(
+    server: Server, pool: ConnectionPool
+) -> None:
+    for _ in range(5):
+        await ask(pool)
+        server.close_all()
+        assert (await ask(pool)).data == b"hello"
+
+
+async def test_a_stale_connection_is_tried_again_once(server: Server, pool: ConnectionPool) -> None:
+    await ask(pool)
+    server.answers(None)
+    assert (await ask(pool)).data == b"hello"
+    assert server.requests == [1, 1, 2]
+
+    server.answers(None)
+    server.answers(None)
+    with pytest.raises(UpstreamFailed):
+        await ask(pool)
+    assert server.requests == [1, 1, 2, 2, 3]
+
+
+async def test_a_reply_that_had_begun_is_never_asked_for_again(
+    server: Server, pool: ConnectionPool
+) -> None:
+    await ask(pool)
+    server.answers(b"HTTP/1.1", None)
+    with pytest.raises(UpstreamFailed):
+        await ask(pool)
+    assert server.requests == [1, 1]
+
+
+async def test_a_server_that_is_not_there_is_unavailable(server: Server) -> None:
+    await server.stop()
+    pool = ConnectionPool(f"http://127.0.0.1:{server.port}/v1")
+    with pytest.raises(Unavailable) as refused:
+        await ask(pool)
+    assert refused.value.retry_after_seconds is not None
+
+
+async def test_closing_the_pool_ends_what_runs(server: Server, pool: ConnectionPool) -> None:
+    server.answers(OK[:-1], 5.0)
+    task = asyncio.create_task(ask(pool))
+    await asyncio.sleep(0.03)
+    await pool.close()
+    with pytest.raises(UpstreamFailed):
+        await task
+
+
+# --- deadlines --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ([5.0], "did not answer"),
+        ([b"HTTP/1.1 200 OK\r\n", 5.0], "fell silent"),
+        ([OK[:-1], 5.0], "fell silent"),
+        (
+            [CHUNKED, *[b"1\r\na\r\n", 0.02] * 99],
+            "did not finish",
+        ),
+    ],
+    ids=["nothing", "half a head", "half a body", "for ever"],
+)
+async def test_a_server_that_takes_too_long_is_left(
+    server: Server, quick: ConnectionPool, steps: list[bytes | float | None], said: str
+) -> None:
+    server.answers(*steps)
+    with pytest.raises(UpstreamTimeout, match=said):
+        await asyncio.wait_for(ask(quick), 2)
+    await asyncio.wait_for(server.left.wait(), 2)
+
+
+async def test_a_slow_stream_that_goes_on_is_not_left(
+    server: Server, quick: ConnectionPool
+) -> None:
+    server.answers(
+        CHUNKED,
+        *[b"1\r\na\r\n", 0.03] * 6,
+        b"0\r\n\r\n",
+    )
+    assert (await ask(quick)).data == b"a" * 6
+
+
+async def test_a_client_that_is_slow_is_not_the_servers_fault(
+    server: Server, quick: ConnectionPool
+) -> None:
+    kept = Kept()
+
+    def pause_once() -> None:
+        assert kept.connection is not None
+        kept.connection.pause_reading()
+        asyncio.get_running_loop().call_later(0.2, kept.connection.resume_reading)
+        kept.on_body = lambda: None
+
+    kept.on_body = pause_once
+    server.answers(OK[:-1], 0.01, OK[-1:])
+    assert (await ask(quick, kept)).data == b"hello"
