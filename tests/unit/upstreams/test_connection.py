@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import uvloop
-from tests.unit.upstreams.raw_server import CHUNKED, OK, Kept, Server, ask
+from tests.unit.upstreams.raw_server import CHUNKED, OK, Kept, Server, ask, begin
 
 from tollway.deadlines import Deadlines
 from tollway.errors import Unavailable, UpstreamFailed, UpstreamTimeout
@@ -183,7 +183,7 @@ async def test_an_answer_that_nobody_asked_for_ends_its_connection(
 ) -> None:
     server.answers(OK, 0.02, b"HTTP/1.1 500 No\r\ncontent-length: 4\r\n\r\nevil")
     assert (await ask(pool)).data == b"hello"
-    await asyncio.sleep(0.05)
+    await asyncio.wait_for(server.left.wait(), 2)
     kept = await ask(pool)
     assert (kept.data, server.connections) == (b"hello", 2)
 
@@ -299,8 +299,7 @@ async def test_a_connection_whose_reply_is_unfinished_is_not_used_again(
     server: Server, pool: ConnectionPool
 ) -> None:
     server.answers(OK[:-1], 5.0)
-    task = asyncio.create_task(ask(pool))
-    await asyncio.sleep(0.03)
+    task = await begin(pool)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -337,8 +336,7 @@ def test_a_request_that_is_cancelled_as_it_connects_leaves_no_connection(
 
 async def test_cancelling_closes_the_connection(server: Server, pool: ConnectionPool) -> None:
     server.answers(CHUNKED, *[b"1\r\na\r\n", 0.01] * 500)
-    task = asyncio.create_task(ask(pool))
-    await asyncio.sleep(0.03)
+    task = await begin(pool)
     task.cancel()
     await asyncio.wait_for(server.left.wait(), 1)
     with pytest.raises(asyncio.CancelledError):
@@ -387,8 +385,7 @@ async def test_a_server_that_is_not_there_is_unavailable(server: Server) -> None
 
 async def test_closing_the_pool_ends_what_runs(server: Server, pool: ConnectionPool) -> None:
     server.answers(OK[:-1], 5.0)
-    task = asyncio.create_task(ask(pool))
-    await asyncio.sleep(0.03)
+    task = await begin(pool)
     await pool.close()
     with pytest.raises(UpstreamFailed):
         await task
