@@ -444,6 +444,17 @@ async def test_a_client_that_is_slow_is_not_the_servers_fault(
     assert (await ask(quick, kept)).data == b"hello"
 
 
+async def test_a_look_at_the_deadlines_leaves_idle_connections_alone(
+    server: Server, quick: ConnectionPool
+) -> None:
+    server.answers(0.02, OK)
+    server.answers(5.0)
+    ends = await asyncio.gather(ask(quick), ask(quick), return_exceptions=True)
+    assert {type(end) for end in ends} == {Kept, UpstreamTimeout}
+    assert (await ask(quick)).data == b"hello"
+    assert server.connections == 2
+
+
 # --- back-pressure ----------------------------------------------------------------------------
 
 
