@@ -235,6 +235,22 @@ def test_an_upstream_has_a_dialect(tmp_path: Path) -> None:
             "upstreams[0].base_url: /chat/completions is added to it. Leave that out.",
         ),
         (
+            '[[upstreams]]\nname = "a"\nbase_url = "http://me@x/v1"',
+            "upstreams[0].base_url: it must have no user, password, query or fragment.",
+        ),
+        (
+            '[[upstreams]]\nname = "a"\nbase_url = "http://:secret@x/v1"',
+            "upstreams[0].base_url: it must have no user, password, query or fragment.",
+        ),
+        (
+            '[[upstreams]]\nname = "a"\nbase_url = "http://x/v1?key=y"',
+            "upstreams[0].base_url: it must have no user, password, query or fragment.",
+        ),
+        (
+            '[[upstreams]]\nname = "a"\nbase_url = "http://x/v1#y"',
+            "upstreams[0].base_url: it must have no user, password, query or fragment.",
+        ),
+        (
             '[[upstreams]]\nname = "a"\nbase_url = "http://169.254.169.254/v1"',
             "upstreams[0].base_url: no upstream may be at 169.254.169.254: it is a cloud's",
         ),

@@ -43,6 +43,7 @@ async def test_an_issued_token_is_found_by_its_secret(tokens: Tokens, account: s
     assert tokens.authenticate(secret) == token
     assert tokens.get(token.id) == token
     assert token.scopes == {"llm-all"}
+    assert not token.strict
 
 
 async def test_a_token_is_there_after_a_restart(
@@ -194,18 +195,41 @@ async def test_a_name_is_short_and_printable(tokens: Tokens, account: str, name:
     assert refused.value.param == "name"
 
 
-async def test_a_token_that_is_revoked_while_it_is_read_again_stays_revoked(
-    database: SqliteDatabase, tokens: Tokens, account: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    token, secret = await tokens.issue(account, name="t", scopes=["llm-all"])
-    fetch = database.fetch
+class _AnswerLate:
+    """The database, where something happens before what was read arrives."""
 
-    async def fetch_and_revoke(*query: Any) -> Any:
-        rows = await fetch(*query)
-        await tokens.revoke(token.id)
+    def __init__(self, database: SqliteDatabase) -> None:
+        self._database = database
+        self.meanwhile: list[Callable[[], Awaitable[object]]] = []
+
+    async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        rows = await self._database.fetch(sql, parameters)
+        for one in self.meanwhile:
+            await one()
         return rows
 
-    monkeypatch.setattr(database, "fetch", fetch_and_revoke)
-    await tokens.read_again([token.id])
+    async def execute(self, *statements: Statement) -> int:
+        return await self._database.execute(*statements)
+
+
+async def test_a_token_that_is_revoked_while_it_is_read_again_stays_revoked(
+    database: SqliteDatabase, tokens: Tokens, account: str, clock: FixedClock
+) -> None:
+    token, secret = await tokens.issue(account, name="t", scopes=["llm-all"])
+    late = _AnswerLate(database)
+    here = Tokens(late, clock)
+    await here.load()
+    late.meanwhile.append(lambda: here.revoke(token.id))
+
+    await here.read_again([token.id])
+
     with pytest.raises(AuthenticationFailed):
-        tokens.authenticate(secret)
+        here.authenticate(secret)
+
+
+async def test_a_token_that_is_read_again_unchanged_stays_the_same_object(
+    tokens: Tokens, account: str
+) -> None:
+    token, secret = await tokens.issue(account, name="t", scopes=["llm-all"])
+    await tokens.read_again([token.id])
+    assert tokens.authenticate(secret) is tokens.get(token.id) is token

@@ -160,7 +160,6 @@ class Health:
         if self._in_a_row and not self._open:
             self._in_a_row = 0
         if probe:
-            self._probing = False
             self._close()
 
     def answered(self) -> None:

@@ -35,6 +35,25 @@ async def test_every_reply_has_an_id_and_the_state_of_its_rate(api: Api, path: s
     assert reply.header("x-ratelimit-reset-requests") == "0s"
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/receipts/{request_id}", b""),
+        ("POST", "/auth/pat", b'{"name":"laptop","scopes":["llm-all"]}'),
+        ("DELETE", "/auth/pat/{token_id}", b""),
+    ],
+)
+async def test_what_belongs_to_somebody_costs_a_place_too(
+    api: Api, method: str, path: str, body: bytes
+) -> None:
+    request_id, _ = await api.charged_request()
+    token, _ = await api.issue()
+    path = path.format(request_id=request_id, token_id=token.id)
+    reply = await api.ask(method, "/v1" + path, api.secret, body)
+    assert reply.status in (200, 201)
+    assert reply.header("x-ratelimit-remaining-requests") == "99"
+
+
 @pytest.mark.parametrize("path", ["/", "/api/v1", "/v1/nothing", "/v2/models", "/v1/accounts/me/"])
 async def test_an_unknown_route_is_404_in_the_errors_form(api: Api, path: str) -> None:
     reply = await api.get(path, api.secret)

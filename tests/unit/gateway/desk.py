@@ -1,7 +1,7 @@
 """A router over upstreams that answer as their scripts say, for the tests of the route."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -56,7 +56,7 @@ class Upstream:
 
     def __init__(self, name: str, *script: RequestError | list[bytes], counted: int | None = None):
         self.name = name
-        self.script: list[RequestError | list[bytes]] = list(script)
+        self.script: list[RequestError | Iterable[bytes]] = list(script)
         self.asks: list[Ask] = []
         self.runs = True
         self.gate: asyncio.Event | None = None

@@ -187,6 +187,7 @@ async def test_a_usage_from_before_the_last_output_is_known_as_such() -> None:
         ("tool_calls", False, "stop"),
         ("function_call", True, "tool_calls"),
         ("content_filter", False, "content_filter"),
+        ("content_filter: SAFETY", False, "content_filter"),
         ("eos", False, "stop"),
         ("end_turn", False, "stop"),
         ("max_tokens", False, "length"),

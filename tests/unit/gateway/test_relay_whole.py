@@ -1,4 +1,5 @@
 import json
+import time
 from typing import Any
 
 import msgspec
@@ -120,6 +121,21 @@ async def test_a_plain_choice_is_given_as_the_full_way_gives_it(
     fully, of_full = await whole(completion({"content": "Five.", **message}))
     assert shortly == fully
     assert (of_short.text_bytes, of_short.finished) == (of_full.text_bytes, of_full.finished)
+
+
+async def test_a_whole_reply_without_output_and_with_a_blank_finish_costs_nothing() -> None:
+    _, meter = await whole(completion({"content": ""}, finish=None))
+    assert outcome_of(an_admission(), meter, 1001.0).cost == 0
+
+
+@pytest.mark.parametrize("message", [{}, {"content": "", "reasoning_content": "Hm."}])
+async def test_the_first_token_of_a_whole_reply_is_there_when_the_reply_is(
+    message: dict[str, Any],
+) -> None:
+    before = time.monotonic()
+    _, meter = await whole(completion(message))
+    assert meter.first_output_at is not None
+    assert before <= meter.first_output_at <= time.monotonic()
 
 
 @pytest.mark.parametrize("reply_", [completion(finish="abort"), completion(choices=[])])

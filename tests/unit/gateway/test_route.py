@@ -1,9 +1,11 @@
 """One request's way through several upstreams: which is asked, and when another is."""
 
 import asyncio
+from collections.abc import Iterator
 
 import pytest
-from tests.unit.gateway.desk import EVENT, Desk, Gated, Upstream, failing, settle_down
+from tests.support.clock import FixedClock
+from tests.unit.gateway.desk import END, EVENT, Desk, Gated, Upstream, failing, settle_down
 from tests.unit.gateway.parts import ReplyLog, a_model, a_router
 
 from tollway.catalogue import Serving
@@ -19,7 +21,7 @@ from tollway.gateway import route as route_module
 from tollway.gateway.relay import Silences, relay
 from tollway.gateway.types import Meter
 from tollway.ledger.base import Attempt, Hold, Outcome
-from tollway.upstreams.base import Ask
+from tollway.upstreams.base import Ask, EventSink
 from tollway.upstreams.watched import Watched
 from tollway.wire.chat import ChatCompletion
 
@@ -76,6 +78,39 @@ async def test_another_upstream_is_asked_where_one_fails_before_its_first_byte(
     ]
     assert desk.meter.upstream == "gpu-2"
     assert desk.in_flight == [0, 0]
+
+
+class Timed(Upstream):
+    """Its answer begins after two seconds; a stream goes on for five more."""
+
+    def begin_in(self, clock: FixedClock) -> None:
+        self.clock = clock
+
+    async def complete(self, ask: Ask) -> ChatCompletion:
+        self.clock.advance(2)
+        return await super().complete(ask)
+
+    async def stream(self, ask: Ask, sink: EventSink) -> None:
+        self.clock.advance(2)
+        self.script = [self._events()]
+        await super().stream(ask, sink)
+
+    def _events(self) -> Iterator[bytes]:
+        yield EVENT
+        self.clock.advance(5)
+        yield END
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_an_upstreams_latency_is_how_long_the_beginning_of_its_answers_takes(
+    stream: bool,
+) -> None:
+    upstream = Timed("gpu-1")
+    desk = Desk(upstream)
+    upstream.begin_in(desk.clock)
+    await desk.ask(stream=stream)
+    assert desk.watched["gpu-1"].latency[stream] == 2
+    assert desk.watched["gpu-1"].latency[not stream] == 0
 
 
 async def test_each_attempt_has_the_requests_id_and_the_upstreams_own_name_of_the_model() -> None:
@@ -337,6 +372,23 @@ async def test_a_failing_probe_is_made_good_by_another_upstream() -> None:
     assert desk.attempts == [("gpu-1", None), ("gpu-2", 200)]
     assert await desk.ask() is None
     assert desk.attempts == [("gpu-2", 200)]
+
+
+async def test_a_probe_that_was_answered_is_none_any_more() -> None:
+    desk = Desk(Upstream("gpu-1"), circuit_failures=1)
+    health = desk.watched["gpu-1"].health
+    first, second = (desk.router.route(desk.admission()) for _ in range(2))
+    health.failed(failing())
+    desk.clock.advance(60)
+    assert first.enter() is not None
+    first.answered()
+    health.failed(failing())
+    desk.clock.advance(60)
+    assert second.enter() is not None
+    first.abandoned()
+    assert not health.may_be_asked()
+    second.abandoned()
+    assert health.may_be_asked()
 
 
 async def test_a_cancelled_request_gives_its_place_and_its_probe_back() -> None:

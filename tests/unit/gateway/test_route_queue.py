@@ -67,6 +67,7 @@ async def test_who_waited_too_long_goes_to_the_next_priority() -> None:
     assert gated.desk.watched["gpu-1"].places.waiting == 0
     gated.open(0)
     assert await gated.results() == ["gpu-1", "spare"]
+    assert gated.desk.in_flight == [0, 0]
 
 
 async def test_who_waited_too_long_and_has_nowhere_to_go_is_told_so() -> None:

@@ -55,6 +55,7 @@ STREAMS = {
         NOTHING,
     ),
     "the upstream dies in the middle": (ended("failed", 5, finished=False), counted(5)),
+    "the upstream dies after one token": (ended("failed", 1, finished=False), counted(1)),
     "the upstream dies, running usage": (
         ended("failed", 5, finished=False, **said(tokens(9, 6), 5)),
         upstream(9, 6),
@@ -74,6 +75,10 @@ STREAMS = {
     "the client leaves, nothing received": (ended("interrupted", finished=False), NOTHING),
     "the client leaves, nothing received and a usage": (
         ended("interrupted", finished=False, **said(tokens(9, 0), 0)),
+        NOTHING,
+    ),
+    "the client leaves at the end of an empty reply": (
+        ended("interrupted", **said(tokens(9, 0), 0)),
         NOTHING,
     ),
     # usage that lies
@@ -102,6 +107,10 @@ WHOLE = {
     "no output, and a blank finish": (
         ended("completed", finished=False, report=UsageReport(9, 0)),
         NOTHING,
+    ),
+    "one letter, and a blank finish": (
+        ended("completed", text_bytes=1, finished=False, report=UsageReport(9, 1)),
+        upstream(9, 1),
     ),
     "complete and empty": (ended("completed", report=UsageReport(9, 0)), upstream(9, 0)),
     "an error": (ended("failed", finished=False), NOTHING),

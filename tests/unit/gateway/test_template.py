@@ -149,6 +149,11 @@ async def test_a_call_may_begin_under_the_index_of_another(said: list[dict[str, 
     await both_ways_give_the_same(events, 1, wants_usage=False)
 
 
+async def test_a_fingerprint_that_was_said_is_in_all_that_follows() -> None:
+    got = await relayed(Upstream([text("a", system_fingerprint="fp"), text("b"), STOP]))
+    assert [c["system_fingerprint"] for c in got.chunks] == ["fp"] * 3
+
+
 async def test_a_fingerprint_that_comes_late_is_in_all_that_follows() -> None:
     late = text("\n", system_fingerprint="fp")
     await both_ways_give_the_same([text("a"), text("b"), late, text("c")], 1, wants_usage=False)

@@ -1,8 +1,9 @@
 """A disk that is really full, or a file that really cannot grow, while charges are in flight.
 
-`python -m tests.unit.ledger.full_disk DIR tmpfs|limit` runs in a process of its own: `tmpfs` mounts
-a small file system on DIR (in a mount namespace, under `unshare`), `limit` sets RLIMIT_FSIZE so
-that SQLite's log cannot be written any further. It prints what it saw as JSON.
+`python -m tests.unit.ledger.full_disk DIR mounted|small|limit` runs in a process of its own:
+`mounted` fills a small file system that it mounts on DIR (in a mount namespace, under `unshare`),
+`small` the one that DIR is on, and `limit` sets RLIMIT_FSIZE so that SQLite's log cannot be written
+any further. It prints what it saw as JSON.
 """
 
 import asyncio
@@ -39,7 +40,7 @@ async def run(data_dir: Path, how: str) -> dict[str, object]:
     books = await Books(data_dir, _database).open()
     accounts = [await books.account(10_000, f"acc_{n}") for n in range(ACCOUNTS)]
     holds = [await books.hold(accounts[n % ACCOUNTS], 10) for n in range(IN_FLIGHT)]
-    with _full(data_dir) if how == "tmpfs" else _limited(books.path):
+    with _limited(books.path) if how == "limit" else _full(data_dir):
         answers = await asyncio.wait_for(
             asyncio.gather(*(books.ledger.settle(hold, an_outcome(3)) for hold in holds)), 20
         )
@@ -95,7 +96,7 @@ def _limited(database: Path) -> Generator[None]:
 
 def main(directory: Path, how: str) -> None:
     logging.disable()
-    if how == "tmpfs":
+    if how == "mounted":
         mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(directory)]
         if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
             sys.exit(os.strerror(errno.EPERM))

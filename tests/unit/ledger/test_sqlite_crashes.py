@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,13 @@ from tests.unit.ledger.full_disk import IN_FLIGHT
 from tests.unit.ledger.under_load import CREDITS
 
 _ROOT = Path(__file__).parents[3]
+_MAY_MOUNT = ("unshare", "--map-root-user", "--mount")
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (a place of its own is made in it)
+_FILLED_BYTES_MAX = 256 * 1024 * 1024  # of memory; a container has 64 MiB of it
 
 
-def _python(*arguments: str, prefix: tuple[str, ...] = ()) -> list[str]:
-    return [*prefix, sys.executable, "-m", *arguments]
+def _python(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", *arguments]
 
 
 def _environment() -> dict[str, str]:
@@ -84,21 +89,31 @@ def test_a_log_that_cannot_grow_loses_no_charge(tmp_path: Path) -> None:
     assert found == _all_charged(ballast_meanwhile=True)
 
 
-def test_a_full_disk_loses_no_charge(tmp_path: Path) -> None:
-    prefix = ("unshare", "--map-root-user", "--mount")
-    if not _may_mount(prefix):
-        pytest.skip("this system lets nobody but root mount a small disk")
-
-    found = _result(_python("tests.unit.ledger.full_disk", str(tmp_path), "tmpfs", prefix=prefix))
+def test_a_full_disk_loses_no_charge(on_a_small_disk: list[str]) -> None:
+    found = _result(on_a_small_disk)
 
     assert found.pop("fault") is not None
     assert found == _all_charged(ballast_meanwhile=False)
 
 
-def _may_mount(prefix: tuple[str, ...]) -> bool:
+@pytest.fixture
+def on_a_small_disk(tmp_path: Path) -> Iterator[list[str]]:
+    """The command, on a disk of its own or, in a container that may mount none, on the small one
+    that it has for shared memory."""
+    if _may_mount():
+        yield [*_MAY_MOUNT, *_python("tests.unit.ledger.full_disk", str(tmp_path), "mounted")]
+        return
+    assert _SHARED_MEMORY.is_dir(), f"nothing may be mounted and there is no {_SHARED_MEMORY}"
+    free = shutil.disk_usage(_SHARED_MEMORY).free
+    assert free < _FILLED_BYTES_MAX, f"nothing may be mounted and {_SHARED_MEMORY} is too large"
+    with tempfile.TemporaryDirectory(dir=_SHARED_MEMORY) as directory:
+        yield _python("tests.unit.ledger.full_disk", directory, "small")
+
+
+def _may_mount() -> bool:
     if shutil.which("unshare") is None:
         return False
-    mount = [*prefix, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    mount = [*_MAY_MOUNT, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
     return subprocess.run(mount, capture_output=True, check=False).returncode == 0
 
 

@@ -86,11 +86,13 @@ class Kept:
         self.flushed = b""
         self.flushes = 0
         self.connection: Connection | None = None
+        self.begun = asyncio.Event()
         self.on_body: Callable[[], None] = lambda: None
 
     def head(self, head: ResponseHead, connection: Connection) -> None:
         self.heads.append(head)
         self.connection = connection
+        self.begun.set()
 
     @property
     def status(self) -> int:
@@ -118,3 +120,11 @@ async def ask(pool: ConnectionPool, kept: Kept | None = None) -> Kept:
     kept = kept or Kept()
     await pool.request(lambda: REQUEST, kept)
     return kept
+
+
+async def begin(pool: ConnectionPool) -> asyncio.Task[Kept]:
+    """A request whose reply has begun to come."""
+    kept = Kept()
+    task = asyncio.create_task(ask(pool, kept))
+    await asyncio.wait_for(kept.begun.wait(), 2)
+    return task

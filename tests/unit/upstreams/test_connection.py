@@ -164,7 +164,7 @@ async def test_an_answer_that_nobody_asked_for_ends_its_connection(
 ) -> None:
     server.answers(OK, 0.02, b"HTTP/1.1 500 No\r\ncontent-length: 4\r\n\r\nevil")
     assert (await ask(pool)).data == b"hello"
-    await asyncio.sleep(0.05)
+    await asyncio.wait_for(server.left.wait(), 2)
     kept = await ask(pool)
     assert (kept.data, server.connections) == (b"hello", 2)
 

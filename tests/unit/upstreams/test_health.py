@@ -366,6 +366,12 @@ def test_two_checks_that_fail_keep_it_from_being_asked_until_one_passes(house: H
     assert house.health.clear
 
 
+def test_checks_that_fail_now_and_then_keep_nobody_from_asking(house: House) -> None:
+    for passed in (False, True, False, True, False):
+        house.health.checked(passed=passed)
+    assert house.health.may_be_asked()
+
+
 def test_a_check_that_passes_ends_the_cool_down_and_not_the_circuit(house: House) -> None:
     house.open()
     house.health.checked(passed=True)
@@ -376,7 +382,8 @@ def test_a_check_that_passes_ends_the_cool_down_and_not_the_circuit(house: House
 
 def test_how_long_it_has_been_so_is_known(house: House) -> None:
     house.clock.advance(30)
-    assert house.health.status().seconds == 30
+    assert (house.health.status().seconds, house.health.status().again_seconds) == (30, 0)
     house.open()
     house.clock.advance(0.5)
     assert house.health.status().seconds == 0.5
+    assert house.health.status().again_seconds == 0.5

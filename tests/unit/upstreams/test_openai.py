@@ -220,9 +220,9 @@ async def test_cancelling_a_stream_tells_its_server(
     server: FakeUpstream, upstream: OpenAICompatible
 ) -> None:
     server.answer(stream(["a"] * 10_000).in_pieces(200, pause_seconds=0.002))
-    task = asyncio.create_task(upstream.stream(an_ask(), Sink()))
-    await server.until(lambda: len(server.exchanges) == 1)
-    await asyncio.sleep(0.02)
+    sink = Sink()
+    task = asyncio.create_task(upstream.stream(an_ask(), sink))
+    await server.until(lambda: sink.flushed > 0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

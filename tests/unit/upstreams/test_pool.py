@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import uvloop
-from tests.unit.upstreams.raw_server import CHUNKED, OK, Kept, Server, ask
+from tests.unit.upstreams.raw_server import CHUNKED, OK, Kept, Server, ask, begin
 
 from tollway.deadlines import Deadlines
 from tollway.errors import Unavailable, UpstreamFailed, UpstreamTimeout
@@ -38,8 +38,7 @@ async def test_a_connection_whose_reply_is_unfinished_is_not_used_again(
     server: Server, pool: ConnectionPool
 ) -> None:
     server.answers(OK[:-1], 5.0)
-    task = asyncio.create_task(ask(pool))
-    await asyncio.sleep(0.03)
+    task = await begin(pool)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -82,8 +81,7 @@ def connections() -> int:
 
 async def test_cancelling_closes_the_connection(server: Server, pool: ConnectionPool) -> None:
     server.answers(CHUNKED, *[b"1\r\na\r\n", 0.01] * 500)
-    task = asyncio.create_task(ask(pool))
-    await asyncio.sleep(0.03)
+    task = await begin(pool)
     task.cancel()
     await asyncio.wait_for(server.left.wait(), 1)
     with pytest.raises(asyncio.CancelledError):
@@ -132,8 +130,7 @@ async def test_a_server_that_is_not_there_is_unavailable(server: Server) -> None
 
 async def test_closing_the_pool_ends_what_runs(server: Server, pool: ConnectionPool) -> None:
     server.answers(OK[:-1], 5.0)
-    task = asyncio.create_task(ask(pool))
-    await asyncio.sleep(0.03)
+    task = await begin(pool)
     await pool.close()
     with pytest.raises(UpstreamFailed):
         await task
@@ -189,3 +186,14 @@ async def test_a_client_that_is_slow_is_not_the_servers_fault(
     kept.on_body = pause_once
     server.answers(OK[:-1], 0.01, OK[-1:])
     assert (await ask(quick, kept)).data == b"hello"
+
+
+async def test_a_look_at_the_deadlines_leaves_idle_connections_alone(
+    server: Server, quick: ConnectionPool
+) -> None:
+    server.answers(0.02, OK)
+    server.answers(5.0)
+    ends = await asyncio.gather(ask(quick), ask(quick), return_exceptions=True)
+    assert {type(end) for end in ends} == {Kept, UpstreamTimeout}
+    assert (await ask(quick)).data == b"hello"
+    assert server.connections == 2

@@ -78,6 +78,20 @@ def test_an_event_is_handed_on_with_the_read_that_ends_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("reads", "events"),
+    [
+        ((b"data: a\n", b"data: b\n\n"), [b"a\nb"]),
+        ((b"data: a", b"data: b\n\n"), [b"adata: b"]),
+    ],
+    ids=["line", "half a line"],
+)
+def test_a_whole_event_behind_a_part_of_one_belongs_to_it(
+    reads: tuple[bytes, ...], events: list[bytes]
+) -> None:
+    assert events_of(*reads) == events
+
+
+@pytest.mark.parametrize(
     "read", [b"x" * 65536, b"data: " + b"x" * 65536 + b"\n"], ids=["line", "lines"]
 )
 def test_an_event_that_does_not_end_is_too_large(read: bytes) -> None:
@@ -115,3 +129,20 @@ def test_many_events_are_not_too_large() -> None:
 )
 def test_a_delta_says_whether_it_carries_output(delta: Delta, carries: bool) -> None:
     assert delta.carries_output() is carries
+
+
+@pytest.mark.parametrize(
+    ("delta", "is_reasoning"),
+    [
+        (Delta(reasoning="a"), True),
+        (Delta(reasoning_content="a"), True),
+        (Delta(reasoning="a", content="", tool_calls=[], refusal=""), True),
+        (Delta(reasoning="a", content="a"), False),
+        (Delta(reasoning="a", refusal="a"), False),
+        (Delta(reasoning_content="a", tool_calls=[DeltaToolCall(index=0)]), False),
+        (Delta(content="a"), False),
+        (Delta(), False),
+    ],
+)
+def test_a_delta_says_whether_it_is_reasoning_alone(delta: Delta, is_reasoning: bool) -> None:
+    assert delta.is_reasoning() is is_reasoning

@@ -1,6 +1,6 @@
 import pytest
 
-from tollway.wire.usage import TOKENS_BELIEVED_MAX, UsageReport, read_usage
+from tollway.wire.usage import TOKENS_BELIEVED_MAX, UsageReport, read_usage, with_reasoning_apart
 
 
 def usage(input_tokens: object, output_tokens: object, **more: object) -> dict[str, object]:
@@ -108,3 +108,31 @@ def test_a_part_that_is_no_count_is_none(count: object) -> None:
     report = read_usage(lie)
     assert report is not None
     assert (report.cached_tokens, report.reasoning_tokens) == (0, 0)
+
+
+@pytest.mark.parametrize(("answered", "output_tokens"), [(3, 8), (None, 5), (0, 5)])
+def test_reasoning_that_only_the_total_counts_is_output(
+    answered: int | None, output_tokens: int
+) -> None:
+    said = usage(7, answered, total_tokens=12 + (answered or 0))
+    report = read_usage(with_reasoning_apart(said))
+    assert report == UsageReport(7, output_tokens, 0, 5, None, {"reasoning_tokens": 5})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        "10",
+        usage(7, 3),
+        usage(7, 3, total_tokens=10),
+        usage(7, 3, total_tokens=9),
+        usage(7, 3, total_tokens="15"),
+        usage(7, 3, total_tokens=TOKENS_BELIEVED_MAX + 1),
+        usage("7", 3, total_tokens=15),
+        usage(7, -3, total_tokens=15),
+        usage(-7, 3, total_tokens=15),
+    ],
+)
+def test_a_total_that_says_no_more_or_cannot_be_true_changes_nothing(said: object) -> None:
+    assert with_reasoning_apart(said) is said
