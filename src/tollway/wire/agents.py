@@ -9,50 +9,73 @@ before it is read. That takes half of the time (docs/decisions/0008).
 Why nothing is overlooked: what was read is written anew without spaces, and never longer than it
 came, since no message has a number, nor a type that we would add. So where both have the same
 length, nothing was left out: no key that came twice, no field that is not ours, no space. An
-assistant's message that an SDK sends back has fields that are null, and some that are not ours.
-What is missing may be of such messages, and these are then read the full way, too.
+assistant's message that an SDK sends back has fields that are null, and some that are not ours: it
+is read by a type that has them, and written with them for that comparison.
 
 Whoever gets None here reads the body the full way. `test_agents.py` holds both to one result.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, UnsetType
+from msgspec.structs import astuple, fields
 
-from tollway.wire.chat import AssistantMessage, ChatRequest, Message, Messages, UserMessage
-from tollway.wire.strict_json import DEPTH_MAX, VALUES_MAX, values_of_part
+from tollway.wire.chat import (
+    MESSAGES_MAX,
+    AssistantMessage,
+    ChatRequest,
+    DeveloperMessage,
+    Message,
+    SystemMessage,
+    ToolMessage,
+    UserMessage,
+)
+from tollway.wire.strict_json import VALUES_MAX
 
 SHELL_MESSAGES = b'[{"role":"user","content":"..."}]'
 """Stands for the messages in the shell."""
 
-_SHELL_MESSAGES = Raw(SHELL_MESSAGES)
-_OTHERS = [name for name in ChatRequest.__struct_fields__ if name != "messages"]
-
-
-class _WithMessages(Struct):
-    messages: Messages
-
-
-class _MessagesAsTheyCame(Struct):
-    messages: list[Raw]
-
-
-_Outline = cast(
-    "type[_WithMessages]",
-    msgspec.defstruct(
-        "_Outline", [(name, Raw | UnsetType, UNSET) for name in _OTHERS], bases=(_WithMessages,)
-    ),
+_Nothing = Annotated[list[None], Meta(max_length=0)] | None
+_FIELDS = fields(AssistantMessage)
+_FIELDS_LEFT_OUT: tuple[tuple[str, Any], ...] = (
+    ("reasoning", str | None),
+    ("annotations", _Nothing),
+    ("audio", None),
+    ("function_call", None),
 )
-_decode_outline = msgspec.json.Decoder(_Outline).decode
-_decode_as_they_came = msgspec.json.Decoder(_MessagesAsTheyCame).decode
+"""What a reply had that is no field of a request. Other values of them are read the full way."""
+
+_AssistantAsSent = msgspec.defstruct(
+    "_AssistantAsSent",
+    [
+        (name, type_ | UnsetType, UNSET)
+        for name, type_ in (*((field.name, field.type) for field in _FIELDS), *_FIELDS_LEFT_OUT)
+    ],
+    tag_field="role",
+    tag="assistant",
+)
+_NONE_LEFT_OUT = (UNSET,) * len(_FIELDS_LEFT_OUT)
+_Sent = Annotated[
+    list[SystemMessage | DeveloperMessage | UserMessage | _AssistantAsSent | ToolMessage],
+    Meta(min_length=1, max_length=MESSAGES_MAX),
+]
+_Outline = msgspec.defstruct(
+    "_Outline",
+    [
+        ("messages", _Sent),
+        *((n, Raw | UnsetType, UNSET) for n in ChatRequest.__struct_fields__ if n != "messages"),
+    ],
+)
+_decode_outline: Callable[[bytes], Any] = msgspec.json.Decoder(_Outline).decode
 _encode: Callable[[object], bytes] = msgspec.json.Encoder().encode
+_encode_lines: Callable[[Sequence[object]], bytes] = msgspec.json.Encoder().encode_lines
 
 _BYTES_PER_VALUE_MIN = 8
 """Of messages: `{"type":"text","text":""},` has three values."""
-_VALUES_PER_OBJECT_MAX = 7
-"""Of messages: what it has, and itself in its list."""
+_VALUES_PER_OBJECT_MAX = 2 + len(_AssistantAsSent.__struct_fields__)
+"""Of messages: what it has, its role, and itself in its list."""
 
 
 class MessagesApart(NamedTuple):
@@ -71,22 +94,19 @@ def read_messages_apart(body: bytes) -> MessagesApart | None:
         outline = _decode_outline(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    messages = outline.messages
+    sent = outline.messages
+    messages, changed = _of_ours(sent)
     if not are_never_longer(messages):
         return None
-    outline.messages = cast("list[Message]", _SHELL_MESSAGES)
+    outline.messages = Raw(SHELL_MESSAGES)
     shell = _encode(outline)
     if len(shell) > len(body) // 2:  # nearly all are tools: no pass is saved
         return None
-    written = _encode(messages)
+    sent_bytes, written = _write(sent, messages, changed)
+    if len(shell) - len(SHELL_MESSAGES) + sent_bytes != len(body):
+        return None
     other_values = len(shell) * 2 // 3  # of empty lists: `[],` has two
-    left_out = len(body) - (len(shell) - len(SHELL_MESSAGES) + len(written))
-    if left_out:
-        found = _values_of_assistants(body, messages, left_out)
-        if found is None:
-            return None
-        other_values += found
-    if not _has_values_at_most(written, VALUES_MAX - other_values):
+    if not _has_values_at_most(written, sent_bytes, VALUES_MAX - other_values):
         return None
     return MessagesApart(shell, messages, written)
 
@@ -109,26 +129,37 @@ def are_never_longer(messages: Sequence[Message]) -> bool:
     return True
 
 
-def _values_of_assistants(body: bytes, messages: Sequence[Message], left_out: int) -> int | None:
-    """How many values the assistant's messages have, at most. None where not all that was
-    `left_out` is of these, or one may be wrong."""
-    try:
-        as_they_came = _decode_as_they_came(body).messages
-    except RecursionError:  # Python counts this function, too, and one level may be too much
-        return None
-    of_assistants = [
-        (message, raw)
-        for message, raw in zip(messages, as_they_came, strict=True)
-        if type(message) is AssistantMessage
-    ]
-    came = b"[%b]" % b",".join([raw for _, raw in of_assistants])
-    if len(came) - len(_encode([message for message, _ in of_assistants])) != left_out:
-        return None
-    return values_of_part(came, DEPTH_MAX - 1)
+def _of_ours(sent: Sequence[Any]) -> tuple[list[Message], list[int]]:
+    """As messages of ours, and which of them lost something by that."""
+    messages: list[Message] = []
+    changed: list[int] = []
+    for message in sent:
+        if type(message) is _AssistantAsSent:
+            values = astuple(message)
+            own = values[: len(_FIELDS)]
+            if None in own or values[len(_FIELDS) :] != _NONE_LEFT_OUT:
+                changed.append(len(messages))
+            message = AssistantMessage(*[None if value is UNSET else value for value in own])
+        messages.append(message)
+    return messages, changed
 
 
-def _has_values_at_most(written: bytes, values: int) -> bool:
-    if len(written) <= values * _BYTES_PER_VALUE_MIN:
+def _write(
+    sent: Sequence[object], messages: Sequence[Message], changed: Sequence[int]
+) -> tuple[int, bytes]:
+    """How long they are as they were sent, and what the upstream gets: most of both is the same."""
+    if not changed:
+        written = _encode(messages)
+        return len(written), written
+    written = _encode_lines(sent)
+    lines = written.split(b"\n")  # in a text it is an escape
+    for index in changed:
+        lines[index] = _encode(messages[index])
+    return len(written) + 1, b"[%b]" % b",".join(lines[:-1])
+
+
+def _has_values_at_most(written: bytes, sent_bytes: int, values: int) -> bool:
+    if sent_bytes <= values * _BYTES_PER_VALUE_MIN:
         return True
     objects_max = len(written) - len(written.replace(b"{", b""))
     return objects_max * _VALUES_PER_OBJECT_MAX <= values

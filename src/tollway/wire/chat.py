@@ -95,7 +95,8 @@ class ToolMessage(Struct, omit_defaults=True, tag_field="role", tag="tool"):
 
 
 Message = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
-Messages = Annotated[list[Message], Meta(min_length=1, max_length=1024)]
+MESSAGES_MAX = 1024
+Messages = Annotated[list[Message], Meta(min_length=1, max_length=MESSAGES_MAX)]
 # `$` alone allows a line feed behind it, and `\Z` is no pattern of JSON Schema's.
 FunctionName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$(?!\n)")]
 

@@ -62,21 +62,6 @@ def parse_object(body: bytes) -> dict[str, Json]:
     return value
 
 
-def values_of_part(array: bytes, depth_max: int) -> int | None:
-    """The most values that it can have, an array out of a body that was read. None where a key
-    comes twice, or where there are more values or levels than allowed."""
-    containers = array.count(b"[") + array.count(b"{")
-    values = array.count(b",") + containers
-    if values > VALUES_MAX:
-        return None
-    try:
-        value = _decode(array)
-        check_depth(value, depth_max)
-    except (InvalidRequest, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return values if _encode(value) == array or _has_each_key_once(array) else None
-
-
 def _check_values(body: bytes, containers: int) -> None:
     """Refuses too many in its `containers`, objects and arrays; what is in a text is no value."""
     if len(body) <= VALUES_MAX:
