@@ -24,9 +24,9 @@ _CODE = (
 )
 
 
-def agent_request(model: str, turns: int) -> bytes:
+def agent_request(model: str, turns: int, *, nulls: bool = False) -> bytes:
     """After so many calls of tools, each with its result: 2.7 KB each, and 23 KB beside them. As
-    both SDKs write it, without spaces."""
+    both SDKs write it, without spaces; with `nulls` as they send back what OpenAI replied."""
     messages: list[dict[str, Any]] = [
         {"role": "system", "content": _RULE * SYSTEM_LINES},
         {"role": "user", "content": "The bridge falls when the train is longer than a span."},
@@ -36,8 +36,11 @@ def agent_request(model: str, turns: int) -> bytes:
         arguments = json.dumps({"path": f"src/bridge/span_{turn}.py", "limit": RESULT_LINES})
         function = {"name": f"tool_{turn % TOOLS}", "arguments": arguments}
         call = {"id": id_, "type": "function", "function": function}
+        asked = {"role": "assistant", "content": _THOUGHT, "tool_calls": [call]}
+        if nulls:
+            asked |= {"content": None, "refusal": None, "annotations": []}
         messages += (
-            {"role": "assistant", "content": _THOUGHT, "tool_calls": [call]},
+            asked,
             {"role": "tool", "tool_call_id": id_, "content": _CODE * (RESULT_LINES // 6)},
         )
     request = {

@@ -175,22 +175,35 @@ LARGE = (
 )
 
 
-def agent(gateway: Gateway, seconds: int) -> Figures:
+@dataclass(frozen=True, slots=True)
+class Agent:
     """What a program that writes code sends after a while: 288 KB, with tools, their calls and
-    their results."""
-    with tempfile.NamedTemporaryFile() as body:
-        body.write(agent_request(gateway.model, AGENT_TURNS))
-        body.flush()
-        more = {"BODY": body.name}
-        spent, printed = _closed_loop(
-            gateway, seconds, "post_body.lua", more, connections=LARGE_CONNECTIONS
-        )
-    count, errors = _answered(printed)
-    return {
-        "agent_request_us": spent.gateway_us / max(count, 1),
-        "agent_load_share": spent.load_share,
-        "errors": errors,
-    }
+    their results. `name` is the test's."""
+
+    name: str
+    nulls: bool
+
+    @property
+    def unit(self) -> str:
+        return f"{self.name}_request_us"
+
+    def __call__(self, gateway: Gateway, seconds: int) -> Figures:
+        with tempfile.NamedTemporaryFile() as body:
+            body.write(agent_request(gateway.model, AGENT_TURNS, nulls=self.nulls))
+            body.flush()
+            more = {"BODY": body.name}
+            spent, printed = _closed_loop(
+                gateway, seconds, "post_body.lua", more, connections=LARGE_CONNECTIONS
+            )
+        count, errors = _answered(printed)
+        return {
+            self.unit: spent.gateway_us / max(count, 1),
+            f"{self.name}_load_share": spent.load_share,
+            "errors": errors,
+        }
+
+
+AGENTS = (Agent("agent", nulls=False), Agent("agent_nulls", nulls=True))
 
 
 def large_rate(gateway: Gateway, seconds: int) -> Figures:
@@ -247,7 +260,7 @@ TESTS: dict[str, Callable[[Gateway, int], Figures]] = {
     "burst": burst,
     "paced": paced,
     **{test.name: test for test in LARGE},
-    "agent": agent,
+    **{test.name: test for test in AGENTS},
     "large_rate": large_rate,
     "low": low,
     "crowd": crowd,
@@ -269,7 +282,7 @@ UNIT_OF = {
     "burst": "burst_chunk_us",
     "paced": "paced_chunk_us",
     **{test.name: test.unit for test in LARGE},
-    "agent": "agent_request_us",
+    **{test.name: test.unit for test in AGENTS},
     "large_rate": "large_rate_request_us",
     "crowd": "crowd_chunk_us",
 }
