@@ -26,7 +26,8 @@ from tollway.wire.strict_json import VALUES_MAX
 from tollway.wire.text import JsonSize
 
 TOOLS_BYTES_MAX = 32 * 1024
-"""Longer ones would take too much memory to be kept: five times as much as they are long."""
+"""Longer ones are not kept: usual tools take four times as much memory as they are long, and those
+that somebody made of empty lists 23 times."""
 
 _CHOICES = {f'"{choice}"'.encode(): choice for choice in ("auto", "none", "required")}
 
