@@ -217,7 +217,7 @@ def _read_with_messages_apart(body: bytes) -> ParsedRequest | None:
 
 
 TOOLS_KEPT = 32
-"""In 3 MB where each are as long as twenty functions', and in 22 MB at the very most."""
+"""In 3 MB where each are as long as twenty functions', and in 50 MB at the very most."""
 
 
 @lru_cache(maxsize=TOOLS_KEPT)

@@ -27,7 +27,7 @@ from tollway.wire.text import JsonSize
 
 TOOLS_BYTES_MAX = 32 * 1024
 """Longer ones are not kept: usual tools take four times as much memory as they are long, and those
-that somebody made of empty lists 23 times."""
+that somebody made of lists in lists 46 times."""
 
 _CHOICES = {f'"{choice}"'.encode(): choice for choice in ("auto", "none", "required")}
 
