@@ -78,6 +78,7 @@ DialectName = Literal[
     "mistral",
     "deepseek",
     "groq",
+    "cerebras",
     "together",
     "anthropic",
     "gemini",

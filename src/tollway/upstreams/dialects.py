@@ -234,6 +234,19 @@ _ROWS = (
         too_busy=frozenset({429, 498, 503}),
         too_long=(r"reduce the length of the messages",),
     ),
+    # inference-docs.cerebras.ai, "OpenAI Compatibility": fields that give a 400, and no developer.
+    # It takes no field that it does not know: reasoning_content is refused, and `reasoning`, in
+    # which it tells it, is taken (QwenLM/qwen-code issue 11045).
+    Dialect(
+        name="cerebras",
+        title="Cerebras",
+        cap="max_completion_tokens",
+        dropped=OPENAIS_OWN | _PENALTIES | {"logit_bias", "parallel_tool_calls"},
+        choices_max=1,
+        takes_developer=False,
+        reasoning=("reasoning",),
+        too_long=(r"reduce the length of the messages",),
+    ),
     # docs.together.ai: "Error codes" (403 where input and max_tokens are more than the context),
     # "Chat Completions" (`logprobs` is a number there, and its reply has another shape).
     Dialect(

@@ -231,6 +231,7 @@ async def test_names_are_left_out_where_the_server_refuses_them(
         ("mistral", []),
         ("deepseek", ["reasoning_content"]),
         ("groq", []),
+        ("cerebras", ["reasoning"]),
         ("together", ["reasoning", "reasoning_content"]),
         ("anthropic", []),
         ("gemini", []),

@@ -3,6 +3,7 @@ the rows of `tollway.upstreams.dialects`. `test_dialects_servers.py` plays them 
 
 from tests.unit.upstreams.servers.anthropic import ANTHROPIC
 from tests.unit.upstreams.servers.azure import AZURE
+from tests.unit.upstreams.servers.cerebras import CEREBRAS
 from tests.unit.upstreams.servers.deepseek import DEEPSEEK
 from tests.unit.upstreams.servers.gemini import GEMINI
 from tests.unit.upstreams.servers.generic import GENERIC
@@ -31,6 +32,7 @@ SERVERS: dict[str, Shapes] = {
     "mistral": MISTRAL,
     "deepseek": DEEPSEEK,
     "groq": GROQ,
+    "cerebras": CEREBRAS,
     "together": TOGETHER,
     "anthropic": ANTHROPIC,
     "gemini": GEMINI,
