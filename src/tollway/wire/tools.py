@@ -25,9 +25,8 @@ from tollway.wire.chat import ChatRequest, Tool
 from tollway.wire.strict_json import VALUES_MAX
 from tollway.wire.text import JsonSize
 
-TOOLS_BYTES_MAX = 32 * 1024
-"""Longer ones are not kept: usual tools take four times as much memory as they are long, and those
-that somebody made of lists in lists 46 times."""
+BODY_BYTES_MAX = VALUES_MAX
+"""A longer one, its messages apart, may have more values than are allowed."""
 
 _CHOICES = {f'"{choice}"'.encode(): choice for choice in ("auto", "none", "required")}
 
@@ -55,15 +54,15 @@ class ToolsApart(NamedTuple):
 
 
 def cut_out_tools(body: bytes) -> ToolsApart | None:
-    """None where the body has none, where one of both is long, or where it may be wrong."""
-    if len(body) > VALUES_MAX or body.find(b'"tools":[') < 0:
-        return None  # a longer one may have more values than are allowed
+    """None where the body has none, is long, or may be wrong."""
+    if len(body) > BODY_BYTES_MAX or body.find(b'"tools":[') < 0:
+        return None
     try:
         outline = _decode_outline(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     tools, choice = outline.tools, outline.tool_choice
-    if tools is UNSET or len(tools) > TOOLS_BYTES_MAX:
+    if tools is UNSET:
         return None
     outline.tools = outline.tool_choice = UNSET
     cut_bytes = len(',"tools":') + len(tools)

@@ -15,7 +15,7 @@ from tollway.errors import InvalidRequest
 from tollway.wire import requests
 from tollway.wire.requests import parse_chat_request
 from tollway.wire.strict_json import VALUES_MAX
-from tollway.wire.tools import TOOLS_BYTES_MAX, cut_out_tools
+from tollway.wire.tools import BODY_BYTES_MAX, cut_out_tools
 
 read_without_tools = requests._read_without_tools  # pyright: ignore[reportPrivateUsage]
 
@@ -117,7 +117,7 @@ def test_a_key_that_comes_twice_is_refused_beside_tools_that_are_known() -> None
 
 
 def test_long_tools_are_not_kept() -> None:
-    long_tools = [a_tool(text={"type": "string", "description": "d" * TOOLS_BYTES_MAX})]
+    long_tools = [a_tool(text={"type": "string", "description": "d" * BODY_BYTES_MAX})]
 
     assert cut_out_tools(compact(tools=long_tools)) is None
 
