@@ -54,6 +54,7 @@ def refusal(body: bytes) -> InvalidRequest:
 CALL = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
 ASSISTANT = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "3"}
+SIGNED = {"google": {"thought_signature": "CiQB0e2Kb/+="}}
 EMPTY: dict[str, Any] = {}
 TEXT_PART: dict[str, Any] = {"type": "text", "text": "x"}
 SCHEMA: dict[str, Any] = {
@@ -74,6 +75,8 @@ ACCEPTED: list[tuple[str, object]] = [
     ("messages", [message(""), {"role": "assistant", "content": None, "refusal": "no"}]),
     ("messages", [message(), message("4", role="assistant", reasoning_content="2 and 2")]),
     ("messages", [message(), ASSISTANT | {"reasoning_content": ""}, RESULT]),
+    ("messages", [message(), ASSISTANT | {"tool_calls": [CALL | {"extra_content": SIGNED}]}]),
+    ("messages", [message(), ASSISTANT | {"tool_calls": [CALL | {"extra_content": EMPTY}]}]),
     ("temperature", 0),
     ("temperature", 2),
     ("temperature", 0.7),
