@@ -78,6 +78,7 @@ def fields_customer(server: TollwayServer) -> Customer:
         {"response_format": {"type": "text"}},
         {"response_format": {"type": "json_object"}},
         {"response_format": {"type": "json_schema", "json_schema": SCHEMA}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "s"}}},
         {"seed": 2**63 - 1},
         {"seed": -(2**63)},
         {"n": 4},

@@ -148,7 +148,7 @@ class JsonObjectFormat(Struct, omit_defaults=True, tag_field="type", tag="json_o
 
 class JsonSchema(Struct, omit_defaults=True):
     name: FunctionName
-    schema: dict[str, Any]
+    schema: dict[str, Any] | None = None
     description: str | None = None
     strict: bool | None = None
 

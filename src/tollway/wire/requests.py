@@ -316,7 +316,7 @@ def _gains_no_quotes(request: ChatRequest) -> bool:
                 return False
             check_depth([tool.function.parameters for tool in tools], DEPTH_MAX - 3)
         if type(response_format) is JsonSchemaFormat:
-            check_depth(response_format.json_schema.schema, DEPTH_MAX - 3)
+            check_depth(response_format.json_schema.schema or {}, DEPTH_MAX - 3)
     except InvalidRequest:
         return False
     return True

@@ -95,6 +95,7 @@ ACCEPTED: list[tuple[str, object]] = [
     ("response_format", {"type": "text"}),
     ("response_format", {"type": "json_object"}),
     ("response_format", SCHEMA),
+    ("response_format", {"type": "json_schema", "json_schema": {"name": "s"}}),
     ("seed", 2**63 - 1),
     ("seed", -(2**63)),
     ("n", 1),

@@ -81,7 +81,8 @@ formats: st.SearchStrategy[Any] = st.sampled_from(
     {
         "type": st.just("json_schema"),
         "json_schema": st.fixed_dictionaries(
-            {"name": st.just("s"), "schema": st.dictionaries(texts, schemas, max_size=2) | deep}
+            {"name": st.just("s")},
+            optional={"schema": st.dictionaries(texts, schemas, max_size=2) | deep | st.none()},
         ),
     }
 )
