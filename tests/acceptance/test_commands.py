@@ -84,6 +84,21 @@ def test_an_answer_for_which_the_disk_has_no_room_is_not_taken_for_done(
     assert_refused(done, "No space left on device. Look whether this was done before")
 
 
+def test_without_an_output_nothing_is_done(acme: TollwayServer) -> None:
+    without_output = ("sh", "-c", '"$@" >&-', "sh")
+    in_data_dir = ("--data-dir", str(acme.data_dir))
+    done = run_tollway("token", "issue", "--account", "acme", *in_data_dir, through=without_output)
+
+    assert_refused(done, "The standard output is closed, so nothing was done.")
+    assert acme.command("token", "list", "--json").json()["data"] == []
+
+
+def test_an_argument_that_is_not_utf_8_is_refused_as_that(server: TollwayServer) -> None:
+    done = server.command("account", "show", "caf\udce9")
+
+    assert_refused(done, "The argument caf\\xe9 is not UTF-8.")
+
+
 def balance_of_acme(installation: TollwayServer) -> int:
     return installation.command("account", "show", "acme", "--json").json()["creditBalance"]
 

@@ -20,6 +20,22 @@ NAMED = {"type": "function", "function": {"name": "add"}}
 
 
 @pytest.fixture(scope="module")
+def settings(running_upstream: FakeUpstream) -> str:
+    return f"""
+[[upstreams]]
+name = "gemini"
+dialect = "gemini"
+base_url = "{running_upstream.base_url}"
+
+[[models]]
+id = "acme/gemini"
+tier = "parrot"
+context_length = 4096
+upstreams = [{{ name = "gemini" }}]
+"""
+
+
+@pytest.fixture(scope="module")
 def fields_customer(server: TollwayServer) -> Customer:
     """One for all of them: what they cost does not matter here."""
     return a_customer(server, credits=10**9, limits={"requests_per_minute": 10_000})
@@ -62,6 +78,7 @@ def fields_customer(server: TollwayServer) -> Customer:
         {"response_format": {"type": "text"}},
         {"response_format": {"type": "json_object"}},
         {"response_format": {"type": "json_schema", "json_schema": SCHEMA}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "s"}}},
         {"seed": 2**63 - 1},
         {"seed": -(2**63)},
         {"n": 4},
@@ -355,6 +372,22 @@ def test_what_a_model_reasoned_goes_back_to_it_with_its_calls(
 
     assert answer.status == 200
     assert upstream.last.body["messages"][1] == {"role": "assistant", **thought}
+
+
+def test_what_gemini_signs_goes_back_to_it_signed_and_to_others_without(
+    upstream: FakeUpstream, fields_customer: Customer
+) -> None:
+    signed = A_CALL | {"extra_content": {"google": {"thought_signature": "CiQB0e2Kb/+="}}}
+    gemini = fields_customer.of("acme/gemini")
+    upstream.answer(reply(None, message={"tool_calls": [signed]}, finish_reason="tool_calls"))
+    said = gemini.chat(tools=[a_tool("add")]).json()["choices"][0]["message"]
+
+    result = {"role": "tool", "tool_call_id": "call_1", "content": "3"}
+    asked = {"messages": [message(), said, result], "tools": [a_tool("add")]}
+    assert gemini.chat(**asked).status == 200
+    assert upstream.last.body["messages"][1]["tool_calls"] == [signed]
+    assert fields_customer.chat(**asked).status == 200
+    assert upstream.last.body["messages"][1]["tool_calls"] == [A_CALL]
 
 
 def test_an_unknown_field_is_ignored_and_named(

@@ -40,7 +40,8 @@ def comparable(parsed: ParsedRequest) -> object:
         if parsed.text_bytes is None
         else text_tokens_bound(len(messages), parsed.text_bytes)
     )
-    return parsed.request, parsed.unknown, parsed.images, sent, by_name, tokens
+    extras = parsed.fields.extras
+    return parsed.request, parsed.unknown, parsed.images, sent, by_name, extras, tokens
 
 
 class Searched(bytes):

@@ -120,7 +120,8 @@ def dialects_page() -> str:
         "",
         "An assistant's message that comes back with its `reasoning_content` is sent on with it, in"
         " the field that the server has its reasoning in; without it, where the server has or takes"
-        " none.",
+        " none. The signatures of its calls (`extra_content`) are sent on to the servers that sign"
+        " calls, and to no others.",
         "",
     ]
     rows = list(DIALECTS.values())
@@ -183,6 +184,8 @@ def _asked(row: Dialect) -> str:
         notes.append("names of messages are left out")
     if not row.takes_reasoning:
         notes.append("reasoning of messages is left out")
+    if row.takes_signatures:
+        notes.append("signatures of calls are sent")
     if row.call_ids != "any":
         notes.append(f"ids of calls are made of {row.call_ids}")
     if row.key_header != "authorization":

@@ -396,6 +396,8 @@ def test_an_upstream_has_a_dialect(tmp_path: Path) -> None:
             "models[0].sticky: invalid enum value 'cookie'.",
         ),
         ("port = ", "is not TOML"),
+        (f"x = {'[' * 5000}{']' * 5000}", "is nested too deep"),
+        (f"x = {'{a = ' * 5000}1{'}' * 5000}", "is nested too deep"),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_the_path_of_its_key(
@@ -446,21 +448,26 @@ def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
         ("env:TOLLWAY_TEST_UNSET", "the environment variable TOLLWAY_TEST_UNSET is not set"),
         ("env:TOLLWAY_TEST_EMPTY", "the environment variable TOLLWAY_TEST_EMPTY is not set"),
         ("env:TOLLWAY_TEST_BROKEN", "what env:TOLLWAY_TEST_BROKEN holds has characters"),
+        ("env:TOLLWAY_TEST_HEADER", "what env:TOLLWAY_TEST_HEADER holds begins with Bearer, which"),
+        ("file:header.key", "what file:header.key holds begins with Bearer, which is added to it"),
         ("file:none.key", "none.key cannot be read: No such file or directory"),
         ("file:empty.key", "empty.key is empty"),
     ],
 )
-def test_a_secret_that_is_missing_is_refused(
+def test_a_secret_that_is_missing_or_no_key_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str, says: str
 ) -> None:
     monkeypatch.setenv("TOLLWAY_TEST_EMPTY", " ")
     monkeypatch.setenv("TOLLWAY_TEST_BROKEN", "a\nb")
+    monkeypatch.setenv("TOLLWAY_TEST_HEADER", "Bearer sk-verysecret")
     (tmp_path / "empty.key").write_text("\n")
+    (tmp_path / "header.key").write_text("bearer sk-verysecret\n")
 
     refusal = refusal_of(tmp_path, UPSTREAM + f'api_key = "{reference}"')
 
     assert refusal.startswith("upstreams[0].api_key: ")
     assert says in refusal
+    assert "verysecret" not in refusal
 
 
 def test_a_secret_written_into_the_file_is_refused_and_not_told_back(tmp_path: Path) -> None:
@@ -477,6 +484,37 @@ def test_a_file_may_begin_with_the_byte_order_mark_that_some_editors_write(
     config.write_text("[server]\nport = 8181\n", encoding="utf-8-sig")
 
     assert load_settings(config).server.port == 8181
+
+
+def test_a_folder_for_the_access_log_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "logs"
+    text = '[server]\ndata_dir = "data"\naccess_log = "logs/access.log"\n'
+
+    refusal = refusal_of(tmp_path, text)
+
+    assert refusal == (
+        f"server.access_log: there is no folder {folder}. Make it, or correct the path."
+    )
+    assert settings_of(tmp_path, text, for_serving=False)
+    folder.mkdir(parents=True)
+    assert settings_of(tmp_path, text)
+
+
+@pytest.mark.parametrize("target", ["-", "", "access.log", "./a.log", "../a.log", "/dev/stdout"])
+def test_an_access_log_may_be_in_a_data_directory_that_is_yet_to_be_made(
+    tmp_path: Path, target: str
+) -> None:
+    text = f'[server]\ndata_dir = "data"\naccess_log = "{target}"\n'
+
+    assert settings_of(tmp_path, text).server.access_log == target
+
+
+def test_the_access_log_is_looked_for_where_the_command_line_puts_the_data(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    path = tmp_path / "tollway.toml"
+    path.write_text('[server]\ndata_dir = "data"\naccess_log = "logs/access.log"\n')
+
+    assert load_settings(path, data_dir=tmp_path)
 
 
 def test_a_password_in_a_base_url_is_refused_and_not_told_back(tmp_path: Path) -> None:

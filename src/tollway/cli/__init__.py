@@ -11,6 +11,9 @@ the server, and printing.py shows what it says.
 """
 
 import errno
+import os
+import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -28,7 +31,7 @@ from tollway.cli import (
     usage,
 )
 from tollway.cli.parameters import group
-from tollway.errors import TollwayError
+from tollway.errors import Refused, TollwayError
 
 app = group(
     "Metered, prepaid access to language models behind one OpenAI-compatible API.\n\n"
@@ -52,6 +55,8 @@ for name, module in {
 
 def main() -> None:
     try:
+        _require_output()
+        _require_utf_8(sys.argv[1:])
         app(prog_name="tollway")  # also as `python -m tollway`
     except TollwayError as error:
         typer.echo(error.message, err=True)
@@ -65,6 +70,24 @@ def main() -> None:
             err=True,
         )
         raise SystemExit(1) from None
+
+
+def _require_output() -> None:
+    if sys.stdout is None:
+        raise Refused(
+            "The standard output is closed, so nothing was done. Send it to a file or to /dev/null."
+        )
+
+
+def _require_utf_8(arguments: Sequence[str]) -> None:
+    """They go to other processes as JSON, which has no other bytes."""
+    for argument in arguments:
+        written = os.fsencode(argument)
+        try:
+            written.decode()
+        except UnicodeDecodeError:
+            shown = written.decode(errors="backslashreplace")
+            raise Refused(f"The argument {shown} is not UTF-8. Write it as that.") from None
 
 
 def _version(wanted: bool) -> None:

@@ -1,6 +1,7 @@
 """What a server's and an upstream's values must be beyond their types."""
 
 import ipaddress
+import os
 import re
 from urllib.parse import urlsplit
 
@@ -32,6 +33,17 @@ def check_server(server: Server) -> None:
                 f"server.trusted_proxies[{index}]",
                 f"{error}. Give an address such as 10.0.0.7 or a network such as 10.0.0.0/8",
             ) from None
+
+
+def check_access_log(server: Server) -> None:
+    """The data directory itself is made by a start."""
+    folder = (server.data_dir / server.access_log).parent.resolve()
+    if server.access_log in ("", "-") or folder == server.data_dir.resolve():
+        return
+    if not os.path.isdir(folder):  # unlike Path's, it takes a folder that is locked as none
+        raise wrong(
+            "server.access_log", f"there is no folder {folder}. Make it, or correct the path"
+        )
 
 
 def _is_valkey(address: StoreAddress) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from tollway.errors import ConfigurationError
-from tollway.settings.checks import check_server, check_unique, check_upstreams
+from tollway.settings.checks import check_access_log, check_server, check_unique, check_upstreams
 from tollway.settings.mistakes import explained, type_name, unknown, wrong
 from tollway.settings.models import embedded_model, model
 from tollway.settings.references import from_environment, from_file, resolve_address
@@ -43,9 +43,10 @@ def load_settings(
         "port": port,
     }
     given = {key: value for key, value in overrides.items() if value is not None}
-    return msgspec.structs.replace(
-        settings, server=msgspec.structs.replace(settings.server, **given)
-    )
+    server = msgspec.structs.replace(settings.server, **given)
+    if for_serving:
+        check_access_log(server)
+    return msgspec.structs.replace(settings, server=server)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -61,6 +62,10 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"The configuration {path} is not TOML: {error}.") from None
+    except RecursionError:
+        raise ConfigurationError(
+            f"The configuration {path} is nested too deep. Nothing here is more than a few levels."
+        ) from None
 
 
 class _Reader:
@@ -166,6 +171,11 @@ class _Reader:
             raise ValueError(
                 f"What {reference} holds has characters that no header may have: line breaks or "
                 "other than ASCII. Keep only the key there"
+            )
+        if secret.lower().startswith("bearer "):
+            raise ValueError(
+                f"What {reference} holds begins with Bearer, which is added to it. Keep only the "
+                "key there"
             )
         return Secret(secret)
 

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from tollway.wire.requests import OPTIONAL_FIELDS, REWRITTEN_FIELDS, has_reasoning
+from tollway.wire.requests import OPTIONAL_FIELDS, REWRITTEN_FIELDS, message_extras
 
 # Fields that OpenAI has for what it alone runs: storage, moderation, tiers, its cache's handles.
 OPENAIS_OWN = frozenset(
@@ -66,6 +66,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     takes_developer: bool = True
     takes_names: bool = True
     takes_reasoning: bool = True
+    takes_signatures: bool = False
     call_ids: Literal["any", "nine letters or digits"] = "any"
     key_header: KeyHeader = "authorization"
 
@@ -98,9 +99,10 @@ class Dialect(Struct, frozen=True, kw_only=True):
         return tuple(name for name in self.reasoning if name.isidentifier())
 
     @property
-    def moves_reasoning(self) -> bool:
-        """Whether it has reasoning elsewhere than where clients have it, or nowhere."""
-        return self.reasoning_fields != ("reasoning_content",)
+    def extras_taken(self) -> frozenset[str]:
+        """Those of the `message_extras` that it takes as clients send them."""
+        taken = self.reasoning_fields if self.reasoning_fields == ("reasoning_content",) else ()
+        return frozenset((*taken, "extra_content") if self.takes_signatures else taken)
 
 
 _ROWS = (
@@ -279,6 +281,8 @@ _ROWS = (
     # among them. An error is in a list. Tool calls of a stream have no index, and end with `stop`
     # (open-webui/computer issue 224, googleapis/python-genai issue 2868). What it thought is in
     # total_tokens alone (mozilla-ai/any-llm pull 1291). Ends name what was filtered after a colon.
+    # Signatures: /docs/thought-signatures, and of Vertex AI earendil-works/pi issue 6733. Fireworks
+    # and Mistral refuse them (NousResearch/hermes-agent pull 18663).
     Dialect(
         name="gemini",
         title="Gemini (OpenAI-compatible route)",
@@ -286,6 +290,7 @@ _ROWS = (
         | _LOGPROBS
         | _PENALTIES
         | {"logit_bias", "parallel_tool_calls", "seed", "user"},
+        takes_signatures=True,
         ends={"content_filter: ...": "content_filter"},
         counts_reasoning_apart=True,
         too_long=(r"input token count.{0,40}exceeds the maximum",),
@@ -354,7 +359,7 @@ def fields_for(dialect: Dialect, fields: Mapping[str, object]) -> dict[str, Any]
         not dialect.takes_developer
         or not dialect.takes_names
         or dialect.call_ids != "any"
-        or (dialect.moves_reasoning and has_reasoning(messages))
+        or not message_extras(messages) <= dialect.extras_taken
     ):
         messages = msgspec.to_builtins(messages)
         sent["messages"] = [_message_for(dialect, message) for message in messages]
@@ -368,11 +373,13 @@ def _message_for(dialect: Dialect, message: dict[str, Any]) -> dict[str, Any]:
         message.pop("name", None)
     if (reasoning := message.pop("reasoning_content", None)) is not None:
         message |= dict.fromkeys(dialect.reasoning_fields, reasoning)
-    if dialect.call_ids != "any":
-        for call in message.get("tool_calls") or ():
+    for call in message.get("tool_calls") or ():
+        if not dialect.takes_signatures:
+            call.pop("extra_content", None)
+        if dialect.call_ids != "any":
             call["id"] = _nine(call["id"])
-        if "tool_call_id" in message:
-            message["tool_call_id"] = _nine(message["tool_call_id"])
+    if dialect.call_ids != "any" and "tool_call_id" in message:
+        message["tool_call_id"] = _nine(message["tool_call_id"])
     return message
 
 

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import UNSET
 
 from tollway.upstreams.dialects import ENDS
-from tollway.wire.chat import ChatCompletion, Choice
+from tollway.wire.chat import ChatCompletion, Choice, ExtraContent
 from tollway.wire.events import Chunk, ChunkChoice, Delta, DeltaToolCall
 
 _NO_INDEX = -1
@@ -197,7 +197,7 @@ def _mend_index(choice: _Json) -> None:
         choice["index"] = int(index)
 
 
-def _converted(document: _Json, type_: type[Any]) -> Any:
+def _converted(document: object, type_: type[Any]) -> Any:
     try:
         return msgspec.convert(document, type_)
     except (msgspec.ValidationError, RecursionError):
@@ -220,6 +220,8 @@ def _mend(choice: _Json, key: str, *, numbered: bool) -> None:
         if not isinstance(call.get("id"), str):  # TGI has a number, which is no id
             call["id"] = ""
         call.pop("type", None)
+        if "extra_content" in call and _converted(call["extra_content"], ExtraContent) is None:
+            del call["extra_content"]  # others say other things there
         function = call.get("function")
         if _is_object(function):
             _mend_arguments(function, numbered=numbered)

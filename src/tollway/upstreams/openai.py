@@ -55,7 +55,7 @@ class OpenAICompatible:
         self.name = name
         self._dialect = dialect
         self._rewrites = dialect.rewrites
-        self._moves_reasoning = dialect.moves_reasoning
+        self._extras_taken = dialect.extras_taken
         self._api_version = api_version
         self._pool = ConnectionPool(base_url, deadlines, allow_link_local=allow_link_local)
         self._head, self._check_head = self._request_heads(api_key)
@@ -140,7 +140,7 @@ class OpenAICompatible:
         if (
             self._rewrites
             or not isinstance(fields, Fields)
-            or (self._moves_reasoning and fields.have_reasoning)
+            or not fields.extras <= self._extras_taken
         ):
             return (_encode(fields_for(self._dialect, fields))[1:-1],)
         return fields.pieces

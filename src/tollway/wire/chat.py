@@ -11,6 +11,21 @@ from typing import Annotated, Any, Literal, final
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+# --- both -----------------------------------------------------------------------------------------
+
+
+class Signed(Struct, omit_defaults=True):
+    thought_signature: str | None = None
+
+
+class ExtraContent(Struct, omit_defaults=True):
+    """Not OpenAI's: Gemini signs the calls that it makes, and refuses those that come back without.
+    On Vertex AI it may do so under another name."""
+
+    google: Signed | None = None
+    vertex: Signed | None = None
+
+
 # --- request --------------------------------------------------------------------------------------
 
 
@@ -56,6 +71,7 @@ class ToolCall(Struct, omit_defaults=True, kw_only=True):
     type: Literal["function"] | UnsetType = UNSET
     id: str
     function: CalledFunction
+    extra_content: ExtraContent | None = None
 
 
 TextParts = Annotated[list[TextPart], Meta(min_length=1)]
@@ -133,7 +149,7 @@ class JsonObjectFormat(Struct, omit_defaults=True, tag_field="type", tag="json_o
 
 class JsonSchema(Struct, omit_defaults=True):
     name: FunctionName
-    schema: dict[str, Any]
+    schema: dict[str, Any] | None = None
     description: str | None = None
     strict: bool | None = None
 
@@ -255,6 +271,7 @@ class ReplyToolCall(Struct):
     id: str
     function: ReplyFunction
     type: Literal["function"] = "function"
+    extra_content: ExtraContent | UnsetType | None = UNSET
 
 
 class ReplyMessage(Struct):

@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType, field
 
-from tollway.wire.chat import Logprobs
+from tollway.wire.chat import ExtraContent, Logprobs
 
 DONE = b"[DONE]"
 # A byte order mark may be the first of a stream, and is no part of it. Nobody has one elsewhere.
@@ -107,6 +107,7 @@ class DeltaToolCall(Struct):
     id: str | UnsetType | None = UNSET
     type: str | UnsetType | None = UNSET
     function: DeltaFunction | UnsetType | None = UNSET
+    extra_content: ExtraContent | UnsetType | None = UNSET
 
 
 class Delta(Struct):

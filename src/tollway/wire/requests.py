@@ -35,7 +35,6 @@ from tollway.wire.chat import (
     ToolMessage,
     UserMessage,
 )
-from tollway.wire.conversation import LaterMessages
 from tollway.wire.hollow import hollow
 from tollway.wire.strict_json import DEPTH_MAX, check_depth, parse_object, read_number
 from tollway.wire.text import JsonSize, json_size, texts_bytes
@@ -49,6 +48,8 @@ OPTIONAL_FIELDS = frozenset(KNOWN_FIELDS - _ALWAYS_TAKEN)
 
 _decode_request = msgspec.json.Decoder(ChatRequest, float_hook=read_number).decode
 _encode = msgspec.json.Encoder().encode
+
+_NO_EXTRAS = frozenset[str]()
 
 LONG_BYTES = 16 * 1024
 """A request that is shorter is read faster as it is."""
@@ -64,22 +65,24 @@ _NO_PRICE = {
 class Fields(Mapping[str, object]):
     """What an upstream may be sent of a request, by allow-list and without what the gateway writes
     itself. `pieces` are that as the inside of a JSON object, without its braces: a long one is put
-    together but once, with what else is sent."""
+    together but once, with what else is sent. `extras` are the `message_extras`."""
 
-    __slots__ = ("_by_name", "_request", "pieces")
+    __slots__ = ("_by_name", "_request", "extras", "pieces")
 
-    def __init__(self, request: ChatRequest, pieces: Sequence[bytes | memoryview]) -> None:
+    def __init__(
+        self,
+        request: ChatRequest,
+        pieces: Sequence[bytes | memoryview],
+        extras: frozenset[str] = _NO_EXTRAS,
+    ) -> None:
         self._request = request
         self._by_name: dict[str, object] | None = None
         self.pieces = pieces
+        self.extras = extras
 
     @property
     def json(self) -> bytes:
         return b"".join(self.pieces)
-
-    @property
-    def have_reasoning(self) -> bool:
-        return has_reasoning(self._request.messages)
 
     def __getitem__(self, name: str) -> object:
         return self._fields()[name]
@@ -102,12 +105,18 @@ class Fields(Mapping[str, object]):
         return self._by_name
 
 
-def has_reasoning(messages: Sequence[object]) -> bool:
-    """Whether any of them has an assistant's reasoning. `LaterMessages` have a text and no more."""
-    return type(messages) is not LaterMessages and any(
-        type(message) is AssistantMessage and message.reasoning_content is not None
-        for message in messages
-    )
+def message_extras(messages: Sequence[object]) -> frozenset[str]:
+    """What these have that is not OpenAI's, and so is not for every server: `reasoning_content`,
+    and the `extra_content` of calls."""
+    extras = _NO_EXTRAS
+    for message in messages:
+        if type(message) is AssistantMessage:
+            if message.reasoning_content is not None:
+                extras |= {"reasoning_content"}
+            for call in message.tool_calls or ():
+                if call.extra_content is not None:
+                    extras |= {"extra_content"}
+    return extras
 
 
 class ImageIn(Struct, frozen=True):
@@ -192,7 +201,7 @@ def _read_without_texts(body: bytes) -> ParsedRequest | None:
     images = tuple(ImageIn(i.path, cut.texts.get(i.url, i.url)) for i in parsed.images)
     conversation = cut.conversation
     size = None if parsed.text_bytes is None or conversation is None else conversation.text_bytes
-    fields = Fields(request, pieces)
+    fields = Fields(request, pieces, parsed.fields.extras)
     return ParsedRequest(request, fields, parsed.unknown, images, size, None, parsed.tools_size)
 
 
@@ -210,7 +219,8 @@ def _read_with_messages_apart(body: bytes) -> ParsedRequest | None:
     except InvalidRequest:
         return None
     others = parsed.fields.json[len(_FIRST_FIELD) + len(SHELL_MESSAGES) :]
-    fields = Fields(request, (_FIRST_FIELD, apart.written, others))
+    pieces = (_FIRST_FIELD, apart.written, others)
+    fields = Fields(request, pieces, message_extras(apart.messages))
     return ParsedRequest(
         request, fields, parsed.unknown, images, None, apart.written, parsed.tools_size
     )
@@ -249,7 +259,7 @@ def _read_without_tools(body: bytes) -> ParsedRequest | None:
     if cut.choice is not None:
         request.tool_choice = cut.choice
         pieces += (b',"tool_choice":"', cut.choice.encode(), b'"')
-    fields = Fields(request, pieces)
+    fields = Fields(request, pieces, parsed.fields.extras)
     return ParsedRequest(request, fields, parsed.unknown, parsed.images, tools_size=known.size)
 
 
@@ -279,13 +289,14 @@ def _read_short(body: bytes) -> ParsedRequest | None:
     # (`in` for bytes first raises and drops an error, 2,300 instructions; find() does not.)
     if written.count(b'"') != quotes or (body.find(b"\\") >= 0 and body.find(b"\\u0022") >= 0):
         return None
-    fields = Fields(request, (_without_rewritten(written),))
+    pieces = (_without_rewritten(written),)
     if size is None:
         _check_fields_together(request)
+        fields = Fields(request, pieces, message_extras(request.messages))
         return ParsedRequest(request, fields, (), _check_messages(request))
     if others:
         size += texts_bytes(others)
-    return ParsedRequest(request, fields, (), (), size)
+    return ParsedRequest(request, Fields(request, pieces), (), (), size)
 
 
 _CHOICES = (None, "auto", "none", "required")
@@ -307,7 +318,7 @@ def _gains_no_quotes(request: ChatRequest) -> bool:
                 return False
             check_depth([tool.function.parameters for tool in tools], DEPTH_MAX - 3)
         if type(response_format) is JsonSchemaFormat:
-            check_depth(response_format.json_schema.schema, DEPTH_MAX - 3)
+            check_depth(response_format.json_schema.schema or {}, DEPTH_MAX - 3)
     except InvalidRequest:
         return False
     return True
@@ -357,7 +368,8 @@ def _read_fully(body: bytes) -> ParsedRequest:
         raise explain_invalid(error, document, ChatRequest) from None
     _check_fields_together(request)
     images = _check_messages(request)
-    fields = Fields(request, (_without_rewritten(_encode(request)),))
+    pieces = (_without_rewritten(_encode(request)),)
+    fields = Fields(request, pieces, message_extras(request.messages))
     return ParsedRequest(request, fields, unknown, images)
 
 

@@ -14,7 +14,9 @@ from tollway.gateway.prompt import prompt_bound
 from tollway.wire.chat import (
     AssistantMessage,
     CalledFunction,
+    ExtraContent,
     Message,
+    Signed,
     TextPart,
     ToolCall,
     ToolMessage,
@@ -68,6 +70,17 @@ def test_an_assistants_reasoning_counts() -> None:
     thought = AssistantMessage("4", reasoning_content="x" * 500)
 
     assert prompt_bound([thought]).text_bytes == 501
+
+
+def test_the_signature_of_a_call_counts() -> None:
+    function = CalledFunction("f", "{}")
+    plain = ToolCall(id="c1", function=function)
+    extra = ExtraContent(google=Signed("x" * 500))
+    signed = ToolCall(id="c1", function=function, extra_content=extra)
+
+    bounds = [prompt_bound([AssistantMessage(tool_calls=[c])]) for c in (plain, signed)]
+
+    assert bounds[1].text_bytes >= bounds[0].text_bytes + 500
 
 
 _ascii = st.text(st.characters(codec="ascii"))

@@ -93,6 +93,12 @@ class Played:
         return [(id_, name, arguments) for _, (id_, name, arguments) in sorted(calls.items())]
 
     @property
+    def extra_contents(self) -> list[Any]:
+        """Of each part of a call."""
+        messages = self._messages()
+        return [part.get("extra_content") for m in messages for part in m.get("tool_calls") or ()]
+
+    @property
     def tokens(self) -> tuple[int, int, int, int, str]:
         o = self.outcome
         return o.input_tokens, o.output_tokens, o.cached_tokens, o.reasoning_tokens, o.source

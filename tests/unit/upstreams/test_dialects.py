@@ -250,6 +250,25 @@ async def test_reasoning_goes_back_in_the_fields_that_the_server_has_for_it(
     ]
 
 
+@each_row
+@pytest.mark.parametrize("place", ["google", "vertex"])
+async def test_signatures_of_calls_go_back_to_gemini_alone(
+    server: FakeUpstream, dialect: Dialect, place: str
+) -> None:
+    function = {"name": "add", "arguments": "{}"}
+    plain = {"id": "Abc123xyz", "type": "function", "function": function}
+    signed = plain | {"extra_content": {place: {"thought_signature": "CiQB0e2Kb/+="}}}
+
+    def messages(call: dict[str, Any]) -> list[dict[str, Any]]:
+        result = {"role": "tool", "tool_call_id": "Abc123xyz", "content": "4"}
+        return [message("2 + 2?"), {"role": "assistant", "tool_calls": [call]}, result]
+
+    exchange = await asked(server, dialect, messages=messages(signed))
+
+    sent = messages(signed if dialect.name == "gemini" else plain)
+    assert exchange.body["messages"] == sent
+
+
 async def test_ids_of_calls_fit_mistral_and_still_belong_together(server: FakeUpstream) -> None:
     function = {"name": "add", "arguments": "{}"}
     ids = ["call_0123456789", "call_0123456780", "Abc123xyz"]

@@ -16,9 +16,12 @@ from tests.unit.upstreams.servers.shapes import (
     ARGUMENTS,
     Refusal,
     Shapes,
+    a_call,
     chunk,
     counts,
+    part,
     usage_chunk,
+    whole,
 )
 
 from tollway.errors import RequestError, Unavailable, UpstreamFailed
@@ -115,6 +118,46 @@ async def test_a_tool_call_of_a_whole_reply_is_the_same_whoever_makes_it(
 
     assert got.error is None
     assert_one_call(got)
+
+
+_SIGNATURE = {"thought_signature": "CiQB0e2Kb/+="}
+
+
+@asked_as
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("index", [0, None])
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ({"google": _SIGNATURE}, {"google": _SIGNATURE}),
+        ({"vertex": _SIGNATURE}, {"vertex": _SIGNATURE}),
+        ({"google": _SIGNATURE | {"x": 1}, "x": 1}, {"google": _SIGNATURE}),
+        (None, None),
+        ("x", None),
+        ({"google": "x"}, None),
+        ({"google": {"thought_signature": 5}}, None),
+    ],
+)
+async def test_the_signature_of_a_call_is_told(
+    server: FakeUpstream,
+    generic: bool,
+    streamed: bool,
+    index: int | None,
+    extra: object,
+    told: object,
+) -> None:
+    signed = a_call(extra_content=extra)
+    if streamed:
+        answer = bytes_of(sse(chunk(part(index, **signed)), chunk({}, "stop")))
+    else:
+        answer = json_of(whole({"tool_calls": [signed, a_call(id="call_2")]}, "stop", None))
+
+    row = GENERIC if generic else DIALECTS["gemini"]
+    got = await play(server, answer, row, streamed=streamed, tools=[ADD])
+
+    assert got.error is None
+    assert got.calls[0] == ("call_1", "add", ARGUMENTS)
+    assert got.extra_contents == [told, None][: 1 if streamed else 2]
 
 
 def assert_one_call(got: Played) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.support.builders import MODEL, a_tool, image_part, message
 from tests.support.long_requests import outcome
 
+from tollway.wire import agents
 from tollway.wire.agents import read_messages_apart
 from tollway.wire.chat import Message
 from tollway.wire.strict_json import VALUES_MAX
@@ -21,6 +22,7 @@ A_CALL = {"id": "c", "type": "function", "function": {"name": "add", "arguments"
 ASKED = {"role": "assistant", "content": "I add.", "tool_calls": [A_CALL]}
 TOLD = {"role": "tool", "tool_call_id": "c", "content": RESULT}
 NOTHING: list[object] = []
+SIGNED = {"extra_content": {"google": {"thought_signature": "CiQB0e2Kb/+="}}}
 FROM_AN_SDK = {"content": None, "refusal": None, "annotations": NOTHING, "audio": None}
 
 
@@ -70,13 +72,26 @@ some_fields = st.lists(
     max_size=3,
 )
 
+signatures = st.lists(
+    st.tuples(st.sampled_from(["thought_signature", "x"]), texts | st.sampled_from([None, 1])),
+    max_size=2,
+).map(Written)
+extra_contents = (
+    st.lists(
+        st.tuples(st.sampled_from(["google", "vertex", "x"]), signatures | st.none()), max_size=2
+    ).map(Written)
+    | texts
+    | st.none()
+)
+
 
 @st.composite
 def calls(draw: st.DrawFn) -> Written:
     members: list[tuple[str, Any]] = draw(st.permutations([*A_CALL.items()]))
     if draw(st.booleans()):
         return Written(member for member in members if member[0] != "type")
-    return Written([*members, *draw(some_fields)])
+    signed = [("extra_content", extra) for extra in draw(st.lists(extra_contents, max_size=2))]
+    return Written([*members, *signed, *draw(some_fields)])
 
 
 @st.composite
@@ -128,6 +143,7 @@ def test_both_ways_make_the_same_of_a_request(body: bytes) -> None:
         ASKED | FROM_AN_SDK | {"annotations": None, "reasoning": "I thought."},
         ASKED | {"content": "/é"},
         {"role": "assistant", "content": "No call.", "tool_calls": None},
+        ASKED | {"tool_calls": [A_CALL | SIGNED, A_CALL]},
         message([{"type": "text", "text": RESULT}, image_part()]),
     ],
 )
@@ -233,10 +249,10 @@ def test_what_is_just_not_too_deep_for_the_first_look_may_be_for_the_others() ->
 def test_no_message_has_a_number_or_a_field_of_any_type() -> None:
     """Written anew a number may be longer than it came, and only a type bounds how long reading
     takes."""
-    types = set[type]()
-    _collect(msgspec.inspect.type_info(Message), types)
+    found: list[msgspec.inspect.Type] = []
+    _collect(msgspec.inspect.type_info(Message), found)
 
-    assert types == {
+    assert {type(info) for info in found} == {
         msgspec.inspect.UnionType,
         msgspec.inspect.StructType,
         msgspec.inspect.StrType,
@@ -247,12 +263,22 @@ def test_no_message_has_a_number_or_a_field_of_any_type() -> None:
     }
 
 
-def _collect(info: Any, types: set[type]) -> None:
+def test_no_object_of_a_message_has_more_values_than_are_counted_for_it() -> None:
+    found: list[msgspec.inspect.Type] = []
+    _collect(msgspec.inspect.type_info(Message), found)
+    structs = [info for info in found if isinstance(info, msgspec.inspect.StructType)]
+
+    most = max(len(info.fields) + (info.tag is not None) for info in structs)
+
+    assert most + 1 <= agents._VALUES_PER_OBJECT_MAX  # pyright: ignore[reportPrivateUsage]
+
+
+def _collect(info: Any, found: list[msgspec.inspect.Type]) -> None:
     if hasattr(info, "__len__"):
         for one in info:
-            _collect(one, types)
+            _collect(one, found)
         return
     if isinstance(info, msgspec.inspect.Type):
-        types.add(type(info))
+        found.append(info)
     for name in ("fields", "type", "types", "item_type", "key_type", "value_type"):
-        _collect(getattr(info, name, ()), types)
+        _collect(getattr(info, name, ()), found)

@@ -45,9 +45,18 @@ parts = st.lists(
     min_size=1,
     max_size=3,
 )
+signatures: st.SearchStrategy[Any] = st.fixed_dictionaries(
+    {}, optional={"thought_signature": texts, "text": texts}
+)
+extra_contents: st.SearchStrategy[Any] = st.fixed_dictionaries(
+    {}, optional={"google": signatures, "url": texts}
+)
 calls = st.fixed_dictionaries(
     {"id": st.just("c"), "type": st.just("function")},
-    optional={"function": st.fixed_dictionaries({"name": texts, "arguments": texts})},
+    optional={
+        "function": st.fixed_dictionaries({"name": texts, "arguments": texts}),
+        "extra_content": extra_contents,
+    },
 )
 messages = st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "developer", "user", "assistant"]), "content": texts},

@@ -54,6 +54,7 @@ def refusal(body: bytes) -> InvalidRequest:
 CALL = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
 ASSISTANT = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "3"}
+SIGNED = {"google": {"thought_signature": "CiQB0e2Kb/+="}}
 EMPTY: dict[str, Any] = {}
 TEXT_PART: dict[str, Any] = {"type": "text", "text": "x"}
 SCHEMA: dict[str, Any] = {
@@ -74,6 +75,8 @@ ACCEPTED: list[tuple[str, object]] = [
     ("messages", [message(""), {"role": "assistant", "content": None, "refusal": "no"}]),
     ("messages", [message(), message("4", role="assistant", reasoning_content="2 and 2")]),
     ("messages", [message(), ASSISTANT | {"reasoning_content": ""}, RESULT]),
+    ("messages", [message(), ASSISTANT | {"tool_calls": [CALL | {"extra_content": SIGNED}]}]),
+    ("messages", [message(), ASSISTANT | {"tool_calls": [CALL | {"extra_content": EMPTY}]}]),
     ("temperature", 0),
     ("temperature", 2),
     ("temperature", 0.7),
@@ -92,6 +95,7 @@ ACCEPTED: list[tuple[str, object]] = [
     ("response_format", {"type": "text"}),
     ("response_format", {"type": "json_object"}),
     ("response_format", SCHEMA),
+    ("response_format", {"type": "json_schema", "json_schema": {"name": "s"}}),
     ("seed", 2**63 - 1),
     ("seed", -(2**63)),
     ("n", 1),

@@ -32,9 +32,15 @@ parts = st.lists(
     min_size=1,
     max_size=2,
 )
+signatures: st.SearchStrategy[Any] = st.fixed_dictionaries(
+    {}, optional={"thought_signature": texts, "unknown": texts}
+)
+extra_contents: st.SearchStrategy[Any] = st.fixed_dictionaries(
+    {}, optional={"google": signatures, "vertex": signatures, "unknown": texts}
+)
 calls = st.fixed_dictionaries(
     {"id": st.just("c"), "function": st.just({"name": "f", "arguments": "{}"})},
-    optional={"type": st.just("function")},
+    optional={"type": st.just("function"), "extra_content": extra_contents | texts | st.none()},
 )
 messages = st.fixed_dictionaries(
     {
@@ -75,7 +81,8 @@ formats: st.SearchStrategy[Any] = st.sampled_from(
     {
         "type": st.just("json_schema"),
         "json_schema": st.fixed_dictionaries(
-            {"name": st.just("s"), "schema": st.dictionaries(texts, schemas, max_size=2) | deep}
+            {"name": st.just("s")},
+            optional={"schema": st.dictionaries(texts, schemas, max_size=2) | deep | st.none()},
         ),
     }
 )
@@ -109,6 +116,7 @@ def same(one: ParsedRequest, other: ParsedRequest) -> bool:
         and one.unknown == other.unknown
         and one.images == other.images
         and one.fields.json == other.fields.json
+        and one.fields.extras == other.fields.extras
         and dict(one.fields) == dict(other.fields)
         and (
             one.text_bytes is None

@@ -32,6 +32,7 @@ from tollway.wire.chat import (
     AssistantMessage,
     ChatRequest,
     JsonObjectFormat,
+    JsonSchema,
     JsonSchemaFormat,
     Message,
     NamedToolChoice,
@@ -161,7 +162,7 @@ def _logprob_fields(request: ChatRequest) -> Fields:
 
 def _format_fields(request: ChatRequest) -> Fields:
     match request.response_format:
-        case JsonObjectFormat():
+        case JsonObjectFormat() | JsonSchemaFormat(json_schema=JsonSchema(schema=None)):
             return {"response_format": {"type": "json_object"}}
         case JsonSchemaFormat(json_schema=wanted):
             schema = {"name": wanted.name, "schema": wanted.schema, "strict": True}

@@ -147,6 +147,12 @@ def test_a_schema_is_sent_in_the_childs_form() -> None:
     }
 
 
+def test_without_a_schema_any_object_will_do() -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "x"}}
+
+    assert translated(response_format=wanted).fields["response_format"] == {"type": "json_object"}
+
+
 def test_a_text_format_is_no_format() -> None:
     assert translated(response_format={"type": "text"}).fields == translated().fields
 
