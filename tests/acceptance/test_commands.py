@@ -184,7 +184,7 @@ def test_what_an_account_has_used_is_summed_up_at_once(
     of_account = ("usage", "--account", customer.account_id)
     by_model = server.command(*of_account, "--by", "model", "--since", "1h")
     by_day = server.command(*of_account, "--by", "day", "--json").json()["data"]
-    in_the_future = server.command(*of_account, "--since", "2100-01-01")
+    in_the_future = server.command(*of_account, "--since", "2100-01-01", "--until", "2100-01-02")
 
     head, row = by_model.stdout.splitlines()
     assert head == "model\trequests\tprompt tokens\tcompletion tokens\tcredits"
