@@ -12,7 +12,8 @@ routes.py       every other route
 operation.py    what those have in common: authentication, scope, rate
 models.py       the models on offer
 quote.py        what a completion could cost
-accounts.py     an account's own credit, transactions and tokens
+accounts.py     an account's own credit, limits and transactions
+tokens.py       an account's own tokens: issue, list, revoke
 receipts.py     what a request cost; signed, and checked
 health.py       does it run, is it ready
 siblings.py     the other workers' metrics, on one page
