@@ -21,12 +21,12 @@ from tollway.errors import (
     how_many,
 )
 from tollway.gateway.cost import cost_of, cost_within, hold_ask, insufficient, output_tokens_max
-from tollway.gateway.policy import require_allowed
+from tollway.gateway.policy import ignored_fields, require_allowed
 from tollway.gateway.types import Admission, Call, Caller, Cost, Standing
 from tollway.ledger.base import Ledger, NotEnough
 from tollway.rates.base import RateLimiter, RateState, Take
 from tollway.rates.concurrency import Concurrency
-from tollway.wire.requests import OPTIONAL_FIELDS, ParsedRequest
+from tollway.wire.requests import ParsedRequest
 
 CONCURRENCY_RETRY_SECONDS = 1.0
 STANDING_SECONDS = 1.0
@@ -163,21 +163,6 @@ def _token_rate_key(caller: Caller) -> str:
 
 def _tighter(account_rate: RateState, token_rate: RateState) -> RateState:
     return min(account_rate, token_rate, key=lambda state: state.remaining)
-
-
-def ignored_fields(caller: Caller, model: Model, parsed: ParsedRequest) -> tuple[str, ...]:
-    """What the model is not sent. Raises `InvalidRequest` for a token that is strict about it."""
-    ignored = parsed.unknown
-    if (supported := model.supported_parameters) is not None:
-        ignored += tuple(f for f in parsed.fields if f in OPTIONAL_FIELDS and f not in supported)
-    if ignored and caller.token.strict:
-        raise InvalidRequest(
-            f"This token is strict, and {ignored[0]:.100} is not supported by {model.id}. "
-            "Leave it out.",
-            code="unsupported_parameter",
-            param=ignored[0][:100],
-        )
-    return ignored
 
 
 def _credits_max(header: bytes) -> int:
