@@ -14,7 +14,6 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import msgspec
 from msgspec import Struct
@@ -24,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from tollway.accounts import Accounts
 from tollway.api.address import Network, client_address
 from tollway.api.body import BODY_BYTES_MAX, refusal_of_head, too_large
+from tollway.api.observer import RequestObserver
 from tollway.api.replies import Headers, error_reply, rate_headers
 from tollway.api.siblings import Siblings
 from tollway.catalogue import Catalogue
@@ -55,19 +55,6 @@ log = logging.getLogger("tollway.api")
 _encode = msgspec.json.Encoder().encode
 
 
-class Answers(Protocol):
-    """Told of every answer, for the metrics and the access log; see `observer.py`."""
-
-    def answered(
-        self,
-        kind: str,
-        status: int,
-        call: Call,
-        caller: Caller | None,
-        error: RequestError | None,
-    ) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class ApiParts:
     """What the routes need. `not_ready` gives the reasons why a request may fail now."""
@@ -80,7 +67,7 @@ class ApiParts:
     limiter: RateLimiter
     gate: Gate
     clock: Clock
-    observer: Answers
+    observer: RequestObserver
     exposition: Exposition
     signing_key: SigningKey
     not_ready: Callable[[], list[str]]
