@@ -21,7 +21,7 @@ from starlette.datastructures import QueryParams
 from starlette.types import Receive, Scope, Send
 
 from tollway.accounts import Accounts
-from tollway.api.address import Network, client_address
+from tollway.api.address import Network, client_address, client_request_id
 from tollway.api.body import BODY_BYTES_MAX, refusal_of_head, too_large
 from tollway.api.observer import RequestObserver
 from tollway.api.replies import Headers, error_reply, rate_headers
@@ -47,8 +47,6 @@ from tollway.ledger.signing import SigningKey
 from tollway.metrics.exposition import Exposition
 from tollway.rates.base import RateLimiter, RateState, Take
 from tollway.tokens import Tokens
-
-CLIENT_REQUEST_ID_CHARACTERS_MAX = 255
 
 log = logging.getLogger("tollway.api")
 
@@ -300,7 +298,6 @@ def call_of(parts: ApiParts, scope: Scope) -> Call:
     headers: Mapping[bytes, bytes] = dict(scope["headers"])
     now = parts.clock.now()
     client = scope.get("client")
-    client_request_id = headers.get(b"x-request-id")
     return Call(
         new_id("req", now),
         now,
@@ -310,9 +307,7 @@ def call_of(parts: ApiParts, scope: Scope) -> Call:
         ),
         headers.get(b"authorization"),
         b"",
-        client_request_id=None
-        if client_request_id is None
-        else client_request_id.decode("latin-1")[:CLIENT_REQUEST_ID_CHARACTERS_MAX],
+        client_request_id=client_request_id(headers.get(b"x-request-id")),
     )
 
 
