@@ -10,7 +10,6 @@ it was sent and then takes its place in the account's rate: what is malformed co
         ...
 """
 
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ from tollway.errors import (
     Unavailable,
     how_many,
 )
-from tollway.gateway.admit import STANDING_SECONDS, Gate
+from tollway.gateway.admit import Gate
 from tollway.gateway.authenticate import Authenticator, require_scope
 from tollway.gateway.types import Call, Caller, Standing
 from tollway.ledger.base import Ledger
@@ -218,10 +217,7 @@ class Resource:
         # A place is given back where it was not the request's doing, or where it was malformed.
         if isinstance(error, Unavailable | InvalidRequest):
             await asked.give_back()
-        account_id = asked.caller.account.id
-        with contextlib.suppress(Unavailable):  # it is told as it was known last
-            await self._parts.ledger.refresh(account_id, older_than_seconds=STANDING_SECONDS)
-        available = self._parts.ledger.available(account_id)
+        available = await self._parts.gate.credits_available(asked.caller)
         standing = Standing(await asked.rate(), available)
         await refuse(
             self._parts,

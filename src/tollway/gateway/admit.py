@@ -124,9 +124,14 @@ class Gate:
         rate = await self._limiter.state(caller.rate_key, self._rate_limit(caller))
         if (limit := caller.token.requests_per_minute) is not None:
             rate = _tighter(rate, await self._limiter.state(_token_rate_key(caller), limit))
-        with contextlib.suppress(Unavailable):  # it is told as it was known last
+        return Standing(rate, await self.credits_available(caller))
+
+    async def credits_available(self, caller: Caller) -> int:
+        """The account's, for a reply's headers; as they were known last where the ledger cannot be
+        asked."""
+        with contextlib.suppress(Unavailable):
             await self._ledger.refresh(caller.account.id, older_than_seconds=STANDING_SECONDS)
-        return Standing(rate, self._ledger.available(caller.account.id))
+        return self._ledger.available(caller.account.id)
 
     async def cost(self, model: Model, parsed: ParsedRequest) -> Cost:
         """The most it could cost. Raises `InvalidRequest` where the input is known not to fit the
