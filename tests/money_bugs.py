@@ -131,7 +131,7 @@ BUGS = (
     ),
     Bug(
         "room for a template is charged where nobody counted",
-        "gateway/admit.py",
+        "gateway/cost.py",
         "_input_tokens_assumed(model, parsed, bound.text_bytes)",
         "_input_tokens_assumed(model, parsed, bound.tokens)",
     ),
@@ -156,7 +156,7 @@ BUGS = (
     # --- admit
     Bug(
         "truth for `is None`: X-Credits-Max: 0 allows everything",
-        "gateway/admit.py",
+        "gateway/cost.py",
         "if ceiling is not None and credits_max > ceiling:",
         "if ceiling and credits_max > ceiling:",
     ),
@@ -168,7 +168,7 @@ BUGS = (
     ),
     Bug(
         "the hold forgets that there are several choices",
-        "gateway/admit.py",
+        "gateway/cost.py",
         "credits = charge(model.price_max, input_tokens, choices * output_tokens)",
         "credits = charge(model.price_max, input_tokens, output_tokens)",
     ),
@@ -192,13 +192,13 @@ BUGS = (
     ),
     Bug(
         "X-Credits-Max is not kept to",
-        "gateway/admit.py",
+        "gateway/cost.py",
         "        credits_max = ceiling\n",
         "        pass\n",
     ),
     Bug(
         "without usage, a byte of the input is charged as a token",
-        "gateway/admit.py",
+        "gateway/cost.py",
         "assumed = -(-parsed.text_bytes // BYTES_PER_TOKEN)",
         "assumed = parsed.text_bytes",
     ),

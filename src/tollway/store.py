@@ -6,7 +6,7 @@ after the other. Commands open SQLite as a server does, and Postgres beside the 
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,8 +40,9 @@ from tollway.settings import Settings
 from tollway.tokens import Tokens
 
 if TYPE_CHECKING:
-    from tollway.database.instance import Change
+    from tollway.database.instance import Change, Instance
     from tollway.database.postgres import PostgresDatabase
+    from tollway.ledger.postgres.ledger import PostgresLedger
 
 START_LOCK = 7_405_602
 
@@ -100,8 +101,13 @@ async def open_store(
 ) -> AsyncGenerator[Store]:
     """Not for serving, nothing is made that was not there, and Postgres is opened beside the
     replicas that serve from it."""
-    opened = _opened_postgres if settings.server.database.scheme else _opened_sqlite
-    async with opened(settings, on_commit, for_serving) as store:
+    if not settings.server.database.scheme:
+        opened = _opened_sqlite(settings, on_commit, for_serving)
+    elif for_serving:
+        opened = _replica_on_postgres(settings, on_commit)
+    else:
+        opened = _beside_replicas_on_postgres(settings, on_commit)
+    async with opened as store:
         yield store
 
 
@@ -144,20 +150,79 @@ async def _opened_sqlite(
 
 
 @asynccontextmanager
-async def _opened_postgres(
-    settings: Settings, on_commit: Callable[[int, float], None] | None, for_serving: bool
+async def _replica_on_postgres(
+    settings: Settings, on_commit: Callable[[int, float], None] | None
 ) -> AsyncGenerator[Store]:
+    data_dir = settings.server.data_dir
+    async with AsyncExitStack() as stack:
+        stack.enter_context(own_data_directory(data_dir))
+        parts = await stack.enter_async_context(_parts_on_postgres(settings, on_commit))
+        # One replica after the other: the first makes what the others then find.
+        async with parts.database.exclusive(START_LOCK):
+            for recovered in await parts.ledger.open():
+                log.warning("recovered after a crash: %s", recovered)
+            stack.push_async_callback(parts.ledger.close)
+            # Not before this one's own are written: where both have some, each start would be
+            # refused until the other was made.
+            require_no_charges_left(data_dir, workers=0)
+            store = await parts.store(settings, for_serving=True)
+        await parts.instance.start()
+        yield store
+
+
+@asynccontextmanager
+async def _beside_replicas_on_postgres(
+    settings: Settings, on_commit: Callable[[int, float], None] | None
+) -> AsyncGenerator[Store]:
+    async with AsyncExitStack() as stack:
+        parts = await stack.enter_async_context(_parts_on_postgres(settings, on_commit))
+        parts.ledger.open_for_commands()
+        stack.push_async_callback(parts.ledger.close)
+        yield await parts.store(settings, for_serving=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _PostgresParts:
+    """Of a store, before its ledger is open."""
+
+    clock: Clock
+    database: "PostgresDatabase"
+    accounts: Accounts
+    tokens: Tokens
+    instance: "Instance"
+    ledger: "PostgresLedger"
+
+    async def store(self, settings: Settings, *, for_serving: bool) -> Store:
+        from tollway.ledger.postgres.verify import verify_postgres
+
+        await self.accounts.load()
+        await self.tokens.load()
+        await self.ledger.load()
+        return await _store(
+            settings,
+            self.clock,
+            self.database,
+            self.accounts,
+            self.tokens,
+            self.ledger,
+            await _signing_key(self.database, self.clock),
+            lambda: verify_postgres(self.database),
+            lambda: self.ledger.fault,
+            for_serving=for_serving,
+        )
+
+
+@asynccontextmanager
+async def _parts_on_postgres(
+    settings: Settings, on_commit: Callable[[int, float], None] | None
+) -> AsyncGenerator[_PostgresParts]:
     from tollway.database.instance import Instance
     from tollway.ledger.postgres.ledger import PostgresLedger
-    from tollway.ledger.postgres.verify import verify_postgres
 
     clock = SystemClock()
     data_dir = settings.server.data_dir
-    async with AsyncExitStack() as stack:
-        if for_serving:
-            stack.enter_context(own_data_directory(data_dir))
-        database = await open_postgres(settings)
-        stack.push_async_callback(database.close)
+    database = await open_postgres(settings)
+    try:
         accounts, tokens = Accounts(database, clock), Tokens(database, clock)
         instance = Instance(database, clock, data_dir)
 
@@ -168,36 +233,9 @@ async def _opened_postgres(
         instance.on_changes = read_again
         refusal = _liveness(accounts, tokens, clock)
         ledger = PostgresLedger(database, instance, clock, refusal, data_dir, on_commit=on_commit)
-        # One replica after the other: the first makes what the others then find.
-        async with database.exclusive(START_LOCK) if for_serving else nullcontext():
-            if for_serving:
-                for recovered in await ledger.open():
-                    log.warning("recovered after a crash: %s", recovered)
-            else:
-                ledger.open_for_commands()
-            stack.push_async_callback(ledger.close)
-            if for_serving:
-                # Not before this one's own are written: where both have some, each start would be
-                # refused until the other was made.
-                require_no_charges_left(data_dir, workers=0)
-            await accounts.load()
-            await tokens.load()
-            await ledger.load()
-            store = await _store(
-                settings,
-                clock,
-                database,
-                accounts,
-                tokens,
-                ledger,
-                await _signing_key(database, clock),
-                lambda: verify_postgres(database),
-                lambda: ledger.fault,
-                for_serving=for_serving,
-            )
-        if for_serving:
-            await instance.start()
-        yield store
+        yield _PostgresParts(clock, database, accounts, tokens, instance, ledger)
+    finally:
+        await database.close()
 
 
 def require_no_charges_left(data_dir: Path, *, workers: int) -> None:

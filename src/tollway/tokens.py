@@ -135,24 +135,7 @@ class Tokens:
         assert digest is not None
         await self._database.execute(
             *(() if audit is None else (audit(token),)),
-            (
-                "INSERT INTO tokens (id, account_id, name, digest, scopes, models,"
-                " requests_per_minute, spend_cap, strict, created_at, expires_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    token.id,
-                    account_id,
-                    name,
-                    digest,
-                    json.dumps(sorted(granted)),
-                    None if token.models is None else json.dumps(sorted(token.models)),
-                    requests_per_minute,
-                    spend_cap,
-                    int(strict),
-                    int(now * 1000),
-                    None if token.expires_at is None else int(token.expires_at * 1000),
-                ),
-            ),
+            (_INSERT, _row(digest, token)),
         )
         self._remember(digest, token)
         return token, secret
@@ -195,6 +178,11 @@ _TOKENS = (
     "SELECT digest, id, account_id, name, scopes, models, requests_per_minute, spend_cap, strict,"
     " created_at, expires_at, revoked_at FROM tokens"
 )
+_INSERT = (
+    "INSERT INTO tokens (digest, id, account_id, name, scopes, models, requests_per_minute,"
+    " spend_cap, strict, created_at, expires_at, revoked_at)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 
 
 def _token(row: Row) -> tuple[bytes, Token]:
@@ -215,6 +203,22 @@ def _token(row: Row) -> tuple[bytes, Token]:
         revoked_at=revoked_at,
     )
     return digest, token
+
+
+def _row(digest: bytes, token: Token) -> Row:
+    times = (token.created_at, token.expires_at, token.revoked_at)
+    return (
+        digest,
+        token.id,
+        token.account_id,
+        token.name,
+        json.dumps(sorted(token.scopes)),
+        None if token.models is None else json.dumps(sorted(token.models)),
+        token.requests_per_minute,
+        token.spend_cap,
+        int(token.strict),
+        *(None if t is None else int(t * 1000) for t in times),
+    )
 
 
 def new_secret() -> str:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 from tests.integration.postgres_books import EAGER_LEASES, NO_LEASES, PostgresBooks
+from tests.unit.ledger.idempotency_suite import IdempotencySuite
 from tests.unit.ledger.ledger_suite import LedgerSuite
 
 from tollway.ledger.postgres.leases import LeasePolicy
 
 
-class _PostgresSuite(LedgerSuite):
+class _PostgresSuite(LedgerSuite, IdempotencySuite):
     policy: LeasePolicy
 
     @pytest.fixture

@@ -193,9 +193,9 @@ class TollwayServer:
     def stderr(self) -> str:
         return "".join(self._errors)
 
-    def command(self, *arguments: str) -> Finished:
+    def command(self, *arguments: str, through: Sequence[str] = ()) -> Finished:
         """Runs `tollway ARGUMENTS` on this installation, with or without the server."""
-        return run_tollway(*arguments, *self._where(), env=self._env)
+        return run_tollway(*arguments, *self._where(), env=self._env, through=through)
 
     def operate(self, command: str, **arguments: object) -> dict[str, Any]:
         """The same on the running server's control socket, without a process: a hundredth of the

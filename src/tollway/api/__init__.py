@@ -7,12 +7,13 @@ completions.py  the metered route: hands a request to the pipeline, and sees tha
 replies.py      replies as bytes; the only place where an error becomes a status and a body
 server.py       uvicorn's server, and how it stops without losing a request
 body.py         what a head says of its body, and whether that can be taken
-address.py      who is asking: the peer, or whom a trusted proxy names
+address.py      who is asking: the peer, or whom a trusted proxy names; their own request id
 routes.py       every other route
 operation.py    what those have in common: authentication, scope, rate
 models.py       the models on offer
 quote.py        what a completion could cost
-accounts.py     an account's own credit, transactions and tokens
+accounts.py     an account's own credit, limits and transactions
+tokens.py       an account's own tokens: issue, list, revoke
 receipts.py     what a request cost; signed, and checked
 health.py       does it run, is it ready
 siblings.py     the other workers' metrics, on one page

@@ -1,9 +1,12 @@
-"""Who is asking: the peer of the connection, or whom a trusted proxy says that it asks for."""
+"""Who is asking: the peer of the connection, or whom a trusted proxy says that it asks for; and
+what they call their request."""
 
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 Network = IPv4Network | IPv6Network
+
+CLIENT_REQUEST_ID_CHARACTERS_MAX = 255
 
 
 def client_address(peer: str, forwarded_for: bytes | None, trusted: Sequence[Network]) -> str:
@@ -20,6 +23,11 @@ def client_address(peer: str, forwarded_for: bytes | None, trusted: Sequence[Net
         if not any(address in network for network in trusted):
             break
     return client
+
+
+def client_request_id(header: bytes | None) -> str | None:
+    """X-Request-Id, as far as it is kept."""
+    return None if header is None else header.decode("latin-1")[:CLIENT_REQUEST_ID_CHARACTERS_MAX]
 
 
 def _parse(hop: str) -> IPv4Address | IPv6Address | None:

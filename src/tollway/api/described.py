@@ -15,15 +15,12 @@ from tollway.api.accounts import (
     LIMIT_MAX,
     PAGE_MAX,
     AccountObject,
-    IssuedToken,
-    TokenAsk,
-    TokenList,
-    TokenObject,
     TransactionList,
 )
 from tollway.api.models import ModelList, ModelObject
 from tollway.api.quote import Quote
 from tollway.api.receipts import ReceiptObject
+from tollway.api.tokens import IssuedToken, TokenAsk, TokenList, TokenObject
 from tollway.wire.chat import ChatCompletion, ChatRequest
 
 Json = dict[str, Any]

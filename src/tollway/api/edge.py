@@ -34,7 +34,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from tollway.api.address import client_address
+from tollway.api.address import client_address, client_request_id
 from tollway.api.body import BODY_BYTES_MAX, refusal_of_head, refusal_of_repeated
 from tollway.api.exchange import Door, Exchange, Head
 from tollway.clock import new_id
@@ -420,7 +420,6 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _head_of(self, headers: Mapping[bytes, bytes]) -> Head:
         http_1_1 = self.parser.get_http_version() == "1.1"
-        client_request_id = headers.get(b"x-request-id")
         length = headers.get(b"content-length")
         return Head(
             client_address(
@@ -429,7 +428,7 @@ class EdgeProtocol(HttpToolsProtocol):
                 self._door.trusted_proxies,
             ),
             headers.get(b"authorization"),
-            None if client_request_id is None else client_request_id.decode("latin-1")[:255],
+            client_request_id(headers.get(b"x-request-id")),
             headers.get(b"x-credits-max"),
             headers.get(b"idempotency-key"),
             headers.get(b"x-tollway-timeout-ms"),

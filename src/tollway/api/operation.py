@@ -10,11 +10,9 @@ it was sent and then takes its place in the account's rate: what is malformed co
         ...
 """
 
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import msgspec
 from msgspec import Struct
@@ -22,8 +20,9 @@ from starlette.datastructures import QueryParams
 from starlette.types import Receive, Scope, Send
 
 from tollway.accounts import Accounts
-from tollway.api.address import Network, client_address
+from tollway.api.address import Network, client_address, client_request_id
 from tollway.api.body import BODY_BYTES_MAX, refusal_of_head, too_large
+from tollway.api.observer import RequestObserver
 from tollway.api.replies import Headers, error_reply, rate_headers
 from tollway.api.siblings import Siblings
 from tollway.catalogue import Catalogue
@@ -39,7 +38,7 @@ from tollway.errors import (
     Unavailable,
     how_many,
 )
-from tollway.gateway.admit import STANDING_SECONDS, Gate
+from tollway.gateway.admit import Gate
 from tollway.gateway.authenticate import Authenticator, require_scope
 from tollway.gateway.types import Call, Caller, Standing
 from tollway.ledger.base import Ledger
@@ -48,24 +47,9 @@ from tollway.metrics.exposition import Exposition
 from tollway.rates.base import RateLimiter, RateState, Take
 from tollway.tokens import Tokens
 
-CLIENT_REQUEST_ID_CHARACTERS_MAX = 255
-
 log = logging.getLogger("tollway.api")
 
 _encode = msgspec.json.Encoder().encode
-
-
-class Answers(Protocol):
-    """Told of every answer, for the metrics and the access log; see `observer.py`."""
-
-    def answered(
-        self,
-        kind: str,
-        status: int,
-        call: Call,
-        caller: Caller | None,
-        error: RequestError | None,
-    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +64,7 @@ class ApiParts:
     limiter: RateLimiter
     gate: Gate
     clock: Clock
-    observer: Answers
+    observer: RequestObserver
     exposition: Exposition
     signing_key: SigningKey
     not_ready: Callable[[], list[str]]
@@ -233,10 +217,7 @@ class Resource:
         # A place is given back where it was not the request's doing, or where it was malformed.
         if isinstance(error, Unavailable | InvalidRequest):
             await asked.give_back()
-        account_id = asked.caller.account.id
-        with contextlib.suppress(Unavailable):  # it is told as it was known last
-            await self._parts.ledger.refresh(account_id, older_than_seconds=STANDING_SECONDS)
-        available = self._parts.ledger.available(account_id)
+        available = await self._parts.gate.credits_available(asked.caller)
         standing = Standing(await asked.rate(), available)
         await refuse(
             self._parts,
@@ -313,7 +294,6 @@ def call_of(parts: ApiParts, scope: Scope) -> Call:
     headers: Mapping[bytes, bytes] = dict(scope["headers"])
     now = parts.clock.now()
     client = scope.get("client")
-    client_request_id = headers.get(b"x-request-id")
     return Call(
         new_id("req", now),
         now,
@@ -323,9 +303,7 @@ def call_of(parts: ApiParts, scope: Scope) -> Call:
         ),
         headers.get(b"authorization"),
         b"",
-        client_request_id=None
-        if client_request_id is None
-        else client_request_id.decode("latin-1")[:CLIENT_REQUEST_ID_CHARACTERS_MAX],
+        client_request_id=client_request_id(headers.get(b"x-request-id")),
     )
 
 

@@ -5,9 +5,8 @@ from typing import Literal
 from msgspec import Struct
 
 from tollway.api.operation import Answer, Asked
-from tollway.gateway.admit import ignored_fields
 from tollway.gateway.authenticate import require_active_account
-from tollway.gateway.policy import require_allowed
+from tollway.gateway.policy import ignored_fields, require_allowed
 from tollway.wire.requests import parse_chat_request
 
 

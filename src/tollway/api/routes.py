@@ -5,7 +5,7 @@ from functools import partial
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
-from tollway.api import accounts, health, models, openapi, quote, receipts
+from tollway.api import accounts, health, models, openapi, quote, receipts, tokens
 from tollway.api.operation import ApiParts, Metered, Operation, Page, Resource, Unknown
 from tollway.metrics.exposition import CONTENT_TYPE
 
@@ -45,11 +45,11 @@ def _resources(parts: ApiParts) -> dict[str, ASGIApp]:
         ),
         "/auth/pat": Resource(
             parts,
-            POST=Operation("token_issue", "account", accounts.issue_token),
-            GET=Operation("token_list", "account", accounts.list_tokens),
+            POST=Operation("token_issue", "account", tokens.issue_token),
+            GET=Operation("token_list", "account", tokens.list_tokens),
         ),
         "/auth/pat/{token_id}": Resource(
-            parts, DELETE=Operation("token_revoke", "account", accounts.revoke_token)
+            parts, DELETE=Operation("token_revoke", "account", tokens.revoke_token)
         ),
     }
 

@@ -5,6 +5,7 @@ types.py         the values that the stages hand on
 authenticate.py  bearer token -> Caller
 claim.py         has a request with this Idempotency-Key been made before?
 admit.py         may it run? finds the model, takes a place in the rate, holds the credit
+cost.py          the most that it can cost, and the words for who cannot pay that
 policy.py        what a model asks of requests: denied parameters, defaults, images
 prompt.py        the most tokens that a prompt can have, where nobody has a tokenizer
 route.py         model -> which of its upstreams now, and whether another after it

@@ -1,5 +1,5 @@
-"""What a model asks of requests, beyond the fields that it supports: parameters that are denied,
-values where the client names none, and images.
+"""What a model asks of requests: parameters that are denied, fields that it is not sent, values
+where the client names none, and images.
 
 An image counts in the prompt's bound as the most tokens that one can be (`image_tokens`), which is
 what makes it have a price; a model without that takes none.
@@ -9,8 +9,9 @@ from collections.abc import Mapping
 
 from tollway.catalogue import Model, Policy
 from tollway.errors import InvalidRequest
+from tollway.gateway.types import Caller
 from tollway.wire.images import image_fault
-from tollway.wire.requests import ParsedRequest
+from tollway.wire.requests import OPTIONAL_FIELDS, ParsedRequest
 
 
 def require_allowed(model: Model, parsed: ParsedRequest) -> None:
@@ -42,6 +43,21 @@ def _require_images(model: Model, policy: Policy | None, parsed: ParsedRequest) 
         fault = image_fault(image.url, policy.image_bytes_max)
         if fault is not None:
             raise InvalidRequest(f"{image.path}.image_url.url {fault}.", param=image.path)
+
+
+def ignored_fields(caller: Caller, model: Model, parsed: ParsedRequest) -> tuple[str, ...]:
+    """What the model is not sent. Raises `InvalidRequest` for a token that is strict about it."""
+    ignored = parsed.unknown
+    if (supported := model.supported_parameters) is not None:
+        ignored += tuple(f for f in parsed.fields if f in OPTIONAL_FIELDS and f not in supported)
+    if ignored and caller.token.strict:
+        raise InvalidRequest(
+            f"This token is strict, and {ignored[0]:.100} is not supported by {model.id}. "
+            "Leave it out.",
+            code="unsupported_parameter",
+            param=ignored[0][:100],
+        )
+    return ignored
 
 
 def images_bound(model: Model, parsed: ParsedRequest) -> int:

@@ -1,6 +1,6 @@
 """Model -> the upstreams that serve it, in the order to try, and what each is asked.
 
-What can be known before a request is there (`_Pool`) is made once a model. A `Route` is one
+What can be known before a request is there (`_Upstreams`) is made once a model. A `Route` is one
 request's way through it: which upstream now, what came of it, and whether another may be tried
 under the same hold. That is allowed as long as the client has not been given a byte of an answer,
 at most twice, within the model's budget for such tries, and where it can help: an upstream that
@@ -45,22 +45,22 @@ class Router:
         self._watched = watched
         self._monotonic = clock.monotonic
         self._chance = chance
-        self._pools: dict[str, _Pool] = {}
-        self._former: dict[int, _Pool] = {}
+        self._by_model: dict[str, _Upstreams] = {}
+        self._former: dict[int, _Upstreams] = {}
 
     def put(self, watched: Mapping[str, Watched], models: Iterable[Model]) -> None:
         """These are the upstreams and the models from now on. What is the same goes on as it was;
         a request that was admitted by a model that is not any more finds its way as before."""
-        before, self._watched = self._pools, watched
-        self._former = {id(pool.model): pool for pool in before.values()}
-        self._pools = {model.id: self._kept(before.get(model.id), model) for model in models}
+        before, self._watched = self._by_model, watched
+        self._former = {id(upstreams.model): upstreams for upstreams in before.values()}
+        self._by_model = {model.id: self._kept(before.get(model.id), model) for model in models}
 
     def not_ready(self, models: Iterable[Model]) -> list[str]:
         """For each model that no upstream can serve now, why not."""
         return [
-            f"model {model.id}: {'; '.join(pool.hindrances())}"
+            f"model {model.id}: {'; '.join(upstreams.hindrances())}"
             for model in models
-            if not (pool := self._pool(model)).may_be_asked()
+            if not (upstreams := self._upstreams_of(model)).may_be_asked()
         ]
 
     def upstreams(self) -> Iterable[Watched]:
@@ -68,7 +68,7 @@ class Router:
 
     def tries_refused(self) -> Iterable[tuple[str, int]]:
         """By model: how often a request was not tried again for want of budget."""
-        return ((model, pool.budget.refused) for model, pool in self._pools.items())
+        return ((model, upstreams.budget.refused) for model, upstreams in self._by_model.items())
 
     def settled(self, outcome: Outcome, hold: Hold) -> None:
         """What an upstream reported decides whether it is asked again: not what was charged of it,
@@ -79,15 +79,15 @@ class Router:
                 beyond = outcome.cost - hold.amount
                 watched.health.reported(beyond if beyond > 0 else 0)
 
-    def route(self, admission: Admission) -> "PoolRoute":
-        pool = self._pool(admission.model)
-        pool.budget.deposit()
-        sticky = pool.model.sticky
+    def route(self, admission: Admission) -> "UpstreamsRoute":
+        upstreams = self._upstreams_of(admission.model)
+        upstreams.budget.deposit()
+        sticky = upstreams.model.sticky
         key = None if sticky is None else key_of(admission, by_prefix=sticky == "prefix")
         parsed = admission.parsed
-        return PoolRoute(
-            pool,
-            parsed.fields if pool.takes_all_fields else pool.fields(parsed),
+        return UpstreamsRoute(
+            upstreams,
+            parsed.fields if upstreams.takes_all_fields else upstreams.fields(parsed),
             parsed.request.stream is True,
             admission.call.request_id,
             admission.cost.output_tokens_max,
@@ -103,37 +103,39 @@ class Router:
 
         None for a model with several upstreams: another may count more than the one that was asked.
         """
-        pool = self._pool(model)
-        if (candidate := pool.lone) is None:
-            if not pool.may_be_asked():
-                raise pool.refusal()
+        upstreams = self._upstreams_of(model)
+        if (candidate := upstreams.lone) is None:
+            if not upstreams.may_be_asked():
+                raise upstreams.refusal()
             return None
         if not (candidate.health.clear or candidate.health.may_be_asked()):
-            raise pool.refusal()
+            raise upstreams.refusal()
         if not candidate.upstream.counts_input_tokens:
             return None
-        ask = Ask("", candidate.serving.model, pool.fields(parsed), output_tokens_max)
+        ask = Ask("", candidate.serving.model, upstreams.fields(parsed), output_tokens_max)
         return candidate.upstream.count_input_tokens(ask)
 
-    def _pool(self, model: Model) -> "_Pool":
-        pool = self._pools.get(model.id)
-        return pool if pool is not None and pool.model is model else self._other_pool(model)
+    def _upstreams_of(self, model: Model) -> "_Upstreams":
+        known = self._by_model.get(model.id)
+        return known if known is not None and known.model is model else self._former_or_new(model)
 
-    def _other_pool(self, model: Model) -> "_Pool":
+    def _former_or_new(self, model: Model) -> "_Upstreams":
         """Of a model that is asked for the first time, or was on offer until a moment ago."""
         former = self._former.get(id(model))
         if former is not None:
             return former
-        pool = self._pools[model.id] = _Pool(model, self._watched, self._monotonic, self._chance)
-        return pool
+        upstreams = self._by_model[model.id] = _Upstreams(
+            model, self._watched, self._monotonic, self._chance
+        )
+        return upstreams
 
-    def _kept(self, pool: "_Pool | None", model: Model) -> "_Pool":
-        if pool is None or pool.model is not model or not pool.is_of(self._watched):
-            return _Pool(model, self._watched, self._monotonic, self._chance)
-        return pool
+    def _kept(self, upstreams: "_Upstreams | None", model: Model) -> "_Upstreams":
+        if upstreams is None or upstreams.model is not model or not upstreams.is_of(self._watched):
+            return _Upstreams(model, self._watched, self._monotonic, self._chance)
+        return upstreams
 
 
-class _Pool:
+class _Upstreams:
     """The upstreams of one model. `lone` is the only one, where there is only one."""
 
     def __init__(
@@ -219,11 +221,11 @@ class _Pool:
 
 
 @dataclass(slots=True, eq=False)
-class PoolRoute:
+class UpstreamsRoute:
     """Implements `Route`. Between `enter` (or `wait`) and one of `served`, `failed` and `abandoned`
     it has a place at an upstream."""
 
-    _pool: _Pool
+    _upstreams: _Upstreams
     _fields: Mapping[str, object]
     _streamed: bool
     _request_id: str
@@ -239,7 +241,7 @@ class PoolRoute:
     ask: Ask = field(init=False)
 
     def enter(self) -> Upstream | None:
-        candidate = self._pool.lone
+        candidate = self._upstreams.lone
         if (
             candidate is None
             or not candidate.health.clear
@@ -253,7 +255,7 @@ class PoolRoute:
 
     async def wait(self) -> Upstream:
         """For a place, where none is free; one priority after the other. Raises `Unavailable`."""
-        for group in self._pool.by_priority:
+        for group in self._upstreams.by_priority:
             candidate = self._best_of(group)
             if candidate is not None:
                 candidate.places.in_flight += 1
@@ -261,19 +263,19 @@ class PoolRoute:
             candidate = await self._turn(group)
             if candidate is not None:
                 return self._begin(candidate)
-        for group in self._pool.by_priority:  # better at a risk than not at all
+        for group in self._upstreams.by_priority:  # better at a risk than not at all
             candidate = least_loaded(group, self._tried, streamed=self._streamed)
             if candidate is not None:
                 candidate.places.in_flight += 1
                 return self._begin(candidate)
-        raise self._pool.refusal()
+        raise self._upstreams.refusal()
 
     def answered(self) -> None:
         if self._answered:
             return
         self._answered = True
         candidate = self._candidate
-        seconds = self._pool.monotonic() - self._asked_at
+        seconds = self._upstreams.monotonic() - self._asked_at
         candidate.watched.answered_after(seconds, self._streamed)
         if self._probe:
             self._probe = False
@@ -292,7 +294,7 @@ class PoolRoute:
         candidate = self._candidate
         candidate.health.failed(error, probe=self._probe)
         if not isinstance(error, InvalidRequest):
-            candidate.failed(self._pool.monotonic())
+            candidate.failed(self._upstreams.monotonic())
         if not candidate.health.clear:
             candidate.places.turn_away()
         candidate.places.leave()
@@ -305,23 +307,23 @@ class PoolRoute:
         self._tries += 1
         if self._tries == TRIES_MAX or isinstance(error, InvalidRequest):
             return False
-        candidate, pool = self._candidate, self._pool
-        if pool.monotonic() - self._began_at >= candidate.deadlines.total_seconds:
+        candidate, upstreams = self._candidate, self._upstreams
+        if upstreams.monotonic() - self._began_at >= candidate.deadlines.total_seconds:
             return False
         others = (*self._tried, candidate)
         is_other_left = any(
-            other not in others and other.watched.may_be_asked() for other in pool.candidates
+            other not in others and other.watched.may_be_asked() for other in upstreams.candidates
         )
         if not is_other_left and not (_is_of_a_moment(error) and candidate.health.may_be_asked()):
             return False
         # Where nothing was sent, no server has had any work with it.
-        if error.was_sent and not pool.budget.withdraw():
+        if error.was_sent and not upstreams.budget.withdraw():
             return False
         if is_other_left:
             self._tried = others
         else:
             backoff_seconds = BACKOFF_SECONDS * 2 ** (self._tries - 1)
-            await asyncio.sleep(backoff_seconds * (0.5 + pool.chance()))
+            await asyncio.sleep(backoff_seconds * (0.5 + upstreams.chance()))
         return True
 
     def let_go(self) -> None:
@@ -329,7 +331,7 @@ class PoolRoute:
 
     def _choose(self) -> Candidate | None:
         """One of a later priority only where none of an earlier one is worth waiting for."""
-        for group in self._pool.by_priority:
+        for group in self._upstreams.by_priority:
             candidate = self._best_of(group)
             if candidate is not None or any(
                 self._is_worth_waiting_for(other) for other in self._without_risk(group)
@@ -345,11 +347,11 @@ class PoolRoute:
                 break
         else:
             return group
-        now = self._pool.monotonic()
+        now = self._upstreams.monotonic()
         for candidate in group:
             candidate.forgive(now)
         at_risk = 1 + sum(candidate.places.in_flight for candidate in group if candidate.flakiness)
-        if self._pool.budget.remaining() >= at_risk:
+        if self._upstreams.budget.remaining() >= at_risk:
             return group
         steady = [
             candidate
@@ -410,7 +412,7 @@ class PoolRoute:
     def _begin(self, candidate: Candidate) -> Upstream:
         self._candidate = candidate
         self._answered = False
-        self._asked_at = now = self._pool.monotonic()
+        self._asked_at = now = self._upstreams.monotonic()
         deadlines = candidate.deadlines
         if self._tries:
             # The last word is the total's, over all tries.

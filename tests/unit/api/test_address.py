@@ -2,7 +2,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from tollway.api.address import client_address
+from tollway.api.address import client_address, client_request_id
 
 TRUSTED = (ip_network("10.0.0.0/8"), ip_network("::1/128"))
 
@@ -35,3 +35,9 @@ def test_only_a_trusted_proxy_says_for_whom_it_asks(
 
 def test_without_trusted_proxies_the_peer_is_the_client() -> None:
     assert client_address("10.0.0.1", b"198.51.100.7", ()) == "10.0.0.1"
+
+
+def test_of_a_clients_request_id_255_characters_are_kept() -> None:
+    assert client_request_id(b"mine-\xe9") == "mine-\xe9"
+    assert client_request_id(b"m" * 256) == "m" * 255
+    assert client_request_id(None) is None

@@ -9,11 +9,12 @@ from starlette.routing import Route, Router
 from tests.support.api import MODEL, Api, ApiReply
 from tests.support.builders import chat_body
 
-from tollway.api.accounts import AccountObject, IssuedToken, TransactionList
+from tollway.api.accounts import AccountObject, TransactionList
 from tollway.api.models import ModelList
 from tollway.api.openapi import ErrorBody, document
 from tollway.api.quote import Quote
 from tollway.api.receipts import ReceiptKey, ReceiptObject
+from tollway.api.tokens import IssuedToken
 from tollway.wire.chat import ChatRequest
 
 DOCUMENT = document("1.2.3")

@@ -1,11 +1,12 @@
-"""A receipt can be signed, and whoever has the public key can check it without us."""
+"""A receipt has all that a charge can be checked with. It can be signed, and whoever has the public
+key can check it without us."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.api import Api
+from tests.support.api import MODEL, Api
 
 from tollway.api.receipts import faults_of
 from tollway.ledger.signing import SigningKey, read_public_key
@@ -23,6 +24,72 @@ async def public_key(api: Api) -> Any:
 def another_key(folder: Path) -> SigningKey:
     (folder / "other").mkdir()
     return SigningKey.load(folder / "other")
+
+
+async def test_a_receipt_has_all_that_a_charge_can_be_checked_with(api: Api) -> None:
+    request_id, _ = await api.charged_request(30)
+    reply = await api.get(f"/v1/receipts/{request_id}", api.secret)
+    assert reply.json() == {
+        "id": request_id,
+        "object": "receipt",
+        "accountId": api.account.id,
+        "tokenId": api.tokens.authenticate(api.secret).id,
+        "model": MODEL,
+        "upstream": "gpu-1",
+        "upstreamId": "chatcmpl-theirs",
+        "clientRequestId": "mine-1",
+        "status": "completed",
+        "createdAt": "2026-11-23T08:00:00.000Z",
+        "finishedAt": "2026-11-23T08:00:00.940Z",
+        "usage": {
+            "prompt_tokens": 10,
+            "completion_tokens": 10,
+            "total_tokens": 20,
+            "source": "upstream",
+            "cached_tokens": 0,
+            "reasoning_tokens": 0,
+        },
+        "priceId": api.model().price.id,
+        "rates": {
+            "prompt": 1_000_000,
+            "completion": 2_000_000,
+            "cached_prompt": 1_000_000,
+            "reasoning": 2_000_000,
+        },
+        "credits": {"reserved": 100, "consumed": 30, "shortfall": 0, "remaining": 99_970},
+        "ledger": {"seq": 2, "hash": api.hash_of_entry(2)},
+        "timings": {"firstTokenMs": 180, "totalMs": 940},
+        "attempts": [{"upstream": "gpu-1", "status": 200}],
+    }
+
+
+async def test_a_request_that_cost_nothing_has_a_receipt(api: Api) -> None:
+    request_id, _ = await api.charged_request(0, status="failed", first_token_seconds=None)
+    receipt = (await api.get(f"/v1/receipts/{request_id}", api.secret)).json()
+    assert (receipt["status"], receipt["credits"]["consumed"]) == ("failed", 0)
+    assert receipt["timings"]["firstTokenMs"] is None
+
+
+async def test_what_an_upstream_used_beyond_the_hold_is_shown_and_not_charged(api: Api) -> None:
+    request_id, _ = await api.charged_request(130)
+    credits = (await api.get(f"/v1/receipts/{request_id}", api.secret)).json()["credits"]
+    assert (credits["consumed"], credits["shortfall"]) == (100, 30)
+
+
+@pytest.mark.parametrize("wrong", ["req_1", "req_%00", "%F0%9F%8E%AB", "chatcmpl-1", "' OR 1=1 --"])
+async def test_there_is_no_receipt_of_an_unknown_request(api: Api, wrong: str) -> None:
+    reply = await api.get("/v1/receipts/" + wrong.replace(" ", "%20"), api.secret)
+    assert (reply.status, reply.code) == (404, "not_found")
+
+
+async def test_anothers_receipt_is_as_unknown_as_one_that_is_not_there(api: Api) -> None:
+    request_id, _ = await api.charged_request()
+    _, secret = await api.another_account()
+    theirs = await api.get(f"/v1/receipts/{request_id}", secret)
+    none = await api.get("/v1/receipts/req_0", secret)
+    assert theirs.status == none.status == 404
+    message = theirs.json()["message"]
+    assert message.replace(request_id, "X") == none.json()["message"].replace("req_0", "X")
 
 
 async def test_a_signed_receipt_is_the_receipt_and_its_signature(api: Api) -> None:

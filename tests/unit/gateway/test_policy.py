@@ -2,7 +2,9 @@ from typing import Any
 
 import pytest
 from tests.support.builders import a_tool, chat_bytes, data_url, image_part, message
-from tests.unit.gateway.parts import a_model
+from tests.unit.gateway.door import Door
+from tests.unit.gateway.parts import a_caller, a_model
+from tests.unit.ledger.books import Books
 
 from tollway.catalogue import Policy
 from tollway.errors import InvalidRequest
@@ -47,6 +49,27 @@ def test_a_denied_parameter_that_is_null_is_absent() -> None:
     require_allowed(model, parsed(seed=None))
 
     assert refusal(model, parsed(seed=1)).param == "seed"
+
+
+# --- fields that a model does not support ---------------------------------------------------------
+
+
+async def test_fields_that_are_not_supported_are_named(books: Books) -> None:
+    door = Door(books, a_model(supported_parameters=frozenset({"temperature"})))
+    admission = await door.admit(temperature=1, seed=5, top_k=3, n=1, stream=False)
+    assert set(admission.ignored) == {"seed", "top_k"}
+
+
+async def test_all_fields_are_supported_unless_the_model_says_which(door: Door) -> None:
+    assert (await door.admit(temperature=1, seed=5, top_k=3)).ignored == ("top_k",)
+
+
+@pytest.mark.parametrize("fields", [{"top_k": 3}, {"seed": 5}])
+async def test_a_strict_token_is_refused_instead(books: Books, fields: dict[str, Any]) -> None:
+    door = Door(books, a_model(supported_parameters=frozenset({"temperature"})))
+    refused = await door.refusal(a_caller(strict=True), **fields)
+    assert (refused.code, refused.param) == ("unsupported_parameter", next(iter(fields)))
+    await door.admit(a_caller(strict=True), temperature=1)
 
 
 # --- images ---------------------------------------------------------------------------------------

@@ -188,7 +188,7 @@ async def test_without_budget_a_failed_request_is_not_tried_again() -> None:
 
 
 def use_up_the_budget(desk: Desk) -> None:
-    budget = desk.router.route(desk.admission())._pool.budget  # pyright: ignore[reportPrivateUsage]
+    budget = desk.router.route(desk.admission())._upstreams.budget  # pyright: ignore[reportPrivateUsage]
     while budget.withdraw():
         pass
 
@@ -500,13 +500,13 @@ async def test_a_request_that_was_admitted_before_a_reload_finds_the_upstreams_i
 async def test_what_a_reload_leaves_as_it_is_keeps_its_budget_and_its_record() -> None:
     desk = Desk(Upstream("gpu-1", failing(502)), Upstream("gpu-2"))
     await desk.ask()
-    before = desk.router._pool(desk.model)  # pyright: ignore[reportPrivateUsage]
+    before = desk.router._upstreams_of(desk.model)  # pyright: ignore[reportPrivateUsage]
 
     desk.router.put({**desk.watched, "gpu-3": watched_of(Upstream("gpu-3"))["gpu-3"]}, [desk.model])
-    assert desk.router._pool(desk.model) is before  # pyright: ignore[reportPrivateUsage]
+    assert desk.router._upstreams_of(desk.model) is before  # pyright: ignore[reportPrivateUsage]
 
     desk.router.put(watched_of(Upstream("gpu-1"), Upstream("gpu-2")), [desk.model])
-    assert desk.router._pool(desk.model) is not before  # pyright: ignore[reportPrivateUsage]
+    assert desk.router._upstreams_of(desk.model) is not before  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_a_model_whose_upstreams_are_all_gone_is_unavailable() -> None:

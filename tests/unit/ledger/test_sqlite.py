@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 from tests.unit.ledger.books import Books
+from tests.unit.ledger.idempotency_suite import IdempotencySuite
 from tests.unit.ledger.ledger_suite import LedgerSuite
 
 
-class TestSqliteLedger(LedgerSuite):
+class TestSqliteLedger(LedgerSuite, IdempotencySuite):
     @pytest.fixture
     async def books(self, tmp_path: Path) -> AsyncIterator[Books]:
         """The ledger is whole after every test."""

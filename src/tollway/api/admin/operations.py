@@ -16,10 +16,11 @@ import msgspec
 from msgspec import Meta
 
 from tollway.accounts import Account, Accounts
-from tollway.api.accounts import token_object, transaction_object
+from tollway.api.accounts import transaction_object
 from tollway.api.admin.upstreams import upstream_object
 from tollway.api.models import model_object
 from tollway.api.receipts import receipt_object, signed_receipt
+from tollway.api.tokens import token_object
 from tollway.catalogue import Catalogue
 from tollway.clock import Clock, iso, new_id
 from tollway.database.base import Database, Statement
