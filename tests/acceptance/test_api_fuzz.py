@@ -44,7 +44,6 @@ FUZZ = hypothesis_settings(
     max_examples=40,
     derandomize=True,
     database=None,
-    deadline=None,
     phases=[Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

@@ -176,7 +176,7 @@ async def test_replicas_admit_the_limit_together(server: RedisServer, clock: Mov
         assert [(await one.limiter.state("a", LIMIT)).remaining for one in replicas] == [0, 0, 0]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(gaps)
 async def test_no_minute_of_all_replicas_has_more_than_the_limit_and_none_refuses_with_fewer(
     server: RedisServer, gaps: list[int]

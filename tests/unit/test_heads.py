@@ -122,7 +122,7 @@ LENGTH_LINES = st.sampled_from(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     body=st.binary(min_size=1, max_size=40),
     at=st.integers(0, 200),
@@ -147,7 +147,7 @@ def test_whatever_it_accepts_the_parser_reads_alike(
         assert without_length(parsed) == without_length(before)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     length=st.integers(1, 3000),
     there=st.integers(0, 60),

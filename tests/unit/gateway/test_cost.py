@@ -297,7 +297,7 @@ def _as_a_template_writes_it(messages: Sequence[dict[str, Any]]) -> Iterator[str
             yield texts["content"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(_conversations)
 def test_the_bound_covers_every_text_that_a_template_may_write(
     messages: list[dict[str, Any]],

@@ -79,7 +79,7 @@ def chunk(content: bytes, size: bytes) -> bytes:
     return size % len(content) + b"\r\n" + content + b"\r\n"
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.lists(contents, min_size=1, max_size=6),
     st.lists(st.integers(0), max_size=8),
@@ -102,7 +102,7 @@ def test_a_stream_is_the_same_however_it_is_cut(
         assert len(received.heads) == 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(contents, min_size=2, max_size=5), st.lists(st.integers(0), max_size=3))
 def test_whole_replies_are_the_same_with_a_head_that_was_learned(
     bodies: list[bytes], places: list[int]

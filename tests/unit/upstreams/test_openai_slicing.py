@@ -203,7 +203,7 @@ def _in_lines(event: object, end: str, space: str) -> object:
 
 
 places = st.lists(st.integers(0, 1 << 14), max_size=12)
-sliced = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=120)
+sliced = settings(suppress_health_check=[HealthCheck.too_slow], max_examples=120)
 
 
 @sliced

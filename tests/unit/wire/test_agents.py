@@ -128,7 +128,7 @@ def bodies(draw: st.DrawFn) -> bytes:
     return compact(Written([*members, ("model", MODEL), ("tools", [a_tool()]), *draw(outside)]))
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(bodies())
 def test_both_ways_make_the_same_of_a_request(body: bytes) -> None:
     assert outcome(body, long=True) == outcome(body, long=False)

@@ -85,7 +85,7 @@ bodies = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(bodies, st.booleans(), st.booleans(), ways)
 def test_a_request_without_its_texts_is_read_as_its_whole(
     fields: dict[str, Any], ascii_only: bool, spaces: bool, way: int
@@ -107,7 +107,7 @@ BITS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(
     st.sampled_from(PLACES),
     st.lists(st.sampled_from(BITS), min_size=1, max_size=2).map(b"".join),

@@ -134,7 +134,7 @@ def refusal_of(read: Callable[[bytes], object], body: bytes) -> tuple[object, ..
     return refused.value.message, refused.value.code, refused.value.param
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(bodies, st.booleans(), st.booleans())
 def test_both_ways_make_the_same_of_a_request(
     fields: dict[str, Any], ascii_only: bool, spaces: bool
@@ -151,7 +151,7 @@ def test_both_ways_make_the_same_of_a_request(
         assert short is None or same(short, read_fully(body))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.sampled_from(
         [

@@ -26,7 +26,7 @@ def compact(**fields: object) -> bytes:
     return json.dumps(chat_body(**fields), separators=(",", ":"), ensure_ascii=False).encode()
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(bodies, st.sampled_from([TOOLS, TOOLS[:1]]) | st.none())
 def test_both_ways_make_the_same_of_a_request(fields: dict[str, Any], tools: Any) -> None:
     if tools is not None:
