@@ -520,6 +520,7 @@ async def test_credit_that_is_given_back_while_the_database_is_down_goes_back_wh
     durable.stop(signal.SIGQUIT)
 
     await until(lambda: stopping.ledger.leased() == 0)
+    await until(lambda: stopping.ledger.fault is not None)
     durable.start()
     await until(lambda: stopping.ledger.fault is None)
 
