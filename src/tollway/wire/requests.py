@@ -8,7 +8,8 @@ Nearly all requests have fields of ours alone, none of them null and none twice.
 once and written once, and what was written is also what the upstream gets (`_read_short`: 3 us for
 a request of 1 KB, and what grows with the size is msgspec's). All others are read the full way,
 which says what is wrong (9 us). A test shows that both ways make the same of a request. Of a long
-one, either way reads what is left without its texts (`hollow.py`) or messages (`agents.py`).
+one, either way reads what is left without its texts (`hollow.py`) or messages (`agents.py`); and
+of any, without tools that were read before (`tools.py`).
 """
 
 import re
@@ -235,10 +236,10 @@ that somebody made of lists in lists take 46 times: 48 MB at the very most."""
 def _read_tools(written: bytes) -> KnownTools | None:
     """None where they are wrong, or there are none."""
     try:
-        request = _read_fully(b'{"model":"","messages":%b,"tools":%b}' % (SHELL_MESSAGES, written))
+        parsed = _read_fully(b'{"model":"","messages":%b,"tools":%b}' % (SHELL_MESSAGES, written))
     except InvalidRequest:
         return None
-    tools = request.request.tools
+    tools = parsed.request.tools
     if tools is None:
         return None
     written = _encode(tools)
