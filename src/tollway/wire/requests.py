@@ -175,6 +175,13 @@ def _read_whole(body: bytes) -> ParsedRequest:
     return read(body) or _read_fully(body)
 
 
+def _read_shell(shell: bytes) -> ParsedRequest | None:
+    try:
+        return _read_whole(shell)
+    except InvalidRequest:  # what is wrong is told of the whole
+        return None
+
+
 def _read_long(body: bytes) -> ParsedRequest | None:
     """Without its long texts (`hollow.py`), where it has such, or its messages by themselves
     (`agents.py`). None where it may be wrong: what is wrong is told of the whole."""
@@ -189,11 +196,7 @@ def _has_calls(body: bytes) -> bool:
 
 
 def _read_without_texts(body: bytes) -> ParsedRequest | None:
-    if (cut := hollow(body)) is None:
-        return None
-    try:
-        parsed = _read_whole(cut.shell)
-    except InvalidRequest:
+    if (cut := hollow(body)) is None or (parsed := _read_shell(cut.shell)) is None:
         return None
     request = parsed.request
     pieces = cut.fill(request, parsed.fields.json)
@@ -250,9 +253,7 @@ def _read_without_tools(body: bytes) -> ParsedRequest | None:
     """With those that were read before (`tools.py`). None where it has none, or may be wrong."""
     if (cut := cut_out_tools(body)) is None or (known := _read_tools(cut.written)) is None:
         return None
-    try:
-        parsed = _read_whole(cut.shell)
-    except InvalidRequest:
+    if (parsed := _read_shell(cut.shell)) is None:
         return None
     request = parsed.request
     request.tools = known.tools
