@@ -155,15 +155,7 @@ class Large:
             "MESSAGE_BYTES": str(LARGE_MESSAGE_BYTES),
             "SENTENCE": self.text,
         }
-        spent, printed = _closed_loop(
-            gateway, seconds, "post_large.lua", more, connections=LARGE_CONNECTIONS
-        )
-        count, errors = _answered(printed)
-        return {
-            self.unit: spent.gateway_us / max(count, 1),
-            f"{self.name}_load_share": spent.load_share,
-            "errors": errors,
-        }
+        return _large_requests(gateway, seconds, self.name, "post_large.lua", more)
 
 
 LARGE = (
@@ -192,15 +184,19 @@ class Agent:
             body.write(agent_request(gateway.model, AGENT_TURNS, nulls=self.nulls))
             body.flush()
             more = {"BODY": body.name}
-            spent, printed = _closed_loop(
-                gateway, seconds, "post_body.lua", more, connections=LARGE_CONNECTIONS
-            )
-        count, errors = _answered(printed)
-        return {
-            self.unit: spent.gateway_us / max(count, 1),
-            f"{self.name}_load_share": spent.load_share,
-            "errors": errors,
-        }
+            return _large_requests(gateway, seconds, self.name, "post_body.lua", more)
+
+
+def _large_requests(
+    gateway: Gateway, seconds: int, name: str, script: str, more: dict[str, str]
+) -> Figures:
+    spent, printed = _closed_loop(gateway, seconds, script, more, connections=LARGE_CONNECTIONS)
+    count, errors = _answered(printed)
+    return {
+        f"{name}_request_us": spent.gateway_us / max(count, 1),
+        f"{name}_load_share": spent.load_share,
+        "errors": errors,
+    }
 
 
 AGENTS = (Agent("agent", nulls=False), Agent("agent_nulls", nulls=True))
