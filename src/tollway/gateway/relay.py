@@ -299,11 +299,12 @@ class StreamRelay:
         if self._unsent_pieces:
             self._reply.flush()
         template = self._template
+        frame = b"data: " + payload + b"\n\n"  # as the template has it, however it was written
         if (
             template is not None
-            and payload.startswith(template.before)
-            and payload.endswith(template.after)
-            and (text := is_text(payload, template.start, len(payload) - template.tail))
+            and frame.startswith(template.before)
+            and frame.endswith(template.after)
+            and (text := is_text(frame, template.start, len(frame) - template.tail))
         ):
             self._out.append(template.our_before + text[0] + template.our_after)
             self._count_pieces(1)
@@ -316,13 +317,13 @@ class StreamRelay:
         template, meter = self._template, self._meter
         if (
             template is None
-            or not frames.startswith(template.frame_before)
-            or not frames.endswith(template.frame_after)
+            or not frames.startswith(template.before)
+            or not frames.endswith(template.after)
             or self._out  # that goes first
             or self._unsent_pieces
         ):
             return False
-        text = is_text(frames, template.frame_start, len(frames) - template.frame_tail)
+        text = is_text(frames, template.start, len(frames) - template.tail)
         if text is not None:
             ours, pieces = text[0], 1
         elif frames.find(b"\n\n") < len(frames) - 2:

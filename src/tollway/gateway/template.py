@@ -27,10 +27,6 @@ class Template:
     __slots__ = (
         "after",
         "before",
-        "frame_after",
-        "frame_before",
-        "frame_start",
-        "frame_tail",
         "is_reasoning",
         "our_after",
         "our_before",
@@ -48,24 +44,17 @@ class Template:
         is_reasoning: bool,
     ) -> None:
         self.is_reasoning = is_reasoning
-        self.before = before
-        self.after = after
+        self.before = b"data: " + before
+        self.after = after + b"\n\n"
         self.our_before = b"data: " + our_before
         self.our_after = our_after + b"\n\n"
-        self.start = len(before)
-        self.tail = len(after)
-        # The same with what makes an event of it.
-        self.frame_before = b"data: " + before
-        self.frame_after = after + b"\n\n"
-        self.frame_start = len(self.frame_before)
-        self.frame_tail = len(self.frame_after)
+        self.start = len(self.before)
+        self.tail = len(self.after)
 
     def several(self, frames: bytes) -> tuple[bytes, int]:
         """What we write between our first `before` and our last `after`, and of how many events it
         is; of none where any of them is different."""
-        texts = frames[self.frame_start : -self.frame_tail].split(
-            self.frame_after + self.frame_before
-        )
+        texts = frames[self.start : -self.tail].split(self.after + self.before)
         if not all(map(is_text, texts)):
             return b"", 0
         return (self.our_after + self.our_before).join(texts), len(texts)

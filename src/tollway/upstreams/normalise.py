@@ -45,23 +45,38 @@ class ChoiceState:
     """What is known of one choice of a stream so far. `ids` is what the id of a call begins with
     that its server gave none."""
 
-    __slots__ = ("_calls", "_current", "_ids", "_numbers", "begun", "finished")
+    __slots__ = ("_calls", "_ids", "begun", "finished")
 
     def __init__(self, ids: str) -> None:
         self._ids = ids
         self.begun = False
         self.finished = False
-        self._calls: list[str | None] = []  # their names
-        self._current: dict[int, int] = {}  # the call that an index of theirs stands for now
-        self._numbers: dict[str, int] = {}  # by their ids
+        self._calls: _Calls | None = None
 
     @property
     def has_calls(self) -> bool:
-        return bool(self._calls)
+        return self._calls is not None
 
     def place(self, part: DeltaToolCall) -> None:
-        """Gives this part of a call our number. Not all servers number: some give every call the
-        same index, some none; then a new id, or a name without one, is a new call."""
+        """Gives this part of a call our number."""
+        if self._calls is None:
+            self._calls = _Calls(self._ids)
+        self._calls.place(part)
+
+
+class _Calls:
+    """A choice's calls, numbered. Not all servers number: some give every call the same index, some
+    none; then a new id, or a name without one, is a new call."""
+
+    __slots__ = ("_current", "_ids", "_names", "_numbers")
+
+    def __init__(self, ids: str) -> None:
+        self._ids = ids
+        self._names: list[str | None] = []
+        self._current: dict[int, int] = {}  # the call that an index of theirs stands for now
+        self._numbers: dict[str, int] = {}  # by their ids
+
+    def place(self, part: DeltaToolCall) -> None:
         function = part.function or None
         name = None if function is None else function.name
         number = self._numbers.get(part.id) if part.id else None
@@ -74,14 +89,14 @@ class ChoiceState:
         part.index = number
         part.id = part.type = UNSET
         if function is not None and name:
-            if name == self._calls[number]:
+            if name == self._names[number]:
                 function.name = None
             else:
-                self._calls[number] = self._calls[number] or name
+                self._names[number] = self._names[number] or name
 
     def _begin(self, part: DeltaToolCall, name: str | None) -> None:
-        number = len(self._calls)
-        self._calls.append(name)
+        number = len(self._names)
+        self._names.append(name)
         self._current[part.index] = number
         if part.id:
             self._numbers[part.id] = number
