@@ -25,6 +25,7 @@ from tollway.api.access_log import AccessLog
 from tollway.api.admin.control import ControlServer
 from tollway.api.completions import ChatDoor
 from tollway.api.edge import EdgeProtocol
+from tollway.api.idleness import Idleness
 from tollway.api.observer import RequestObserver
 from tollway.api.operation import ApiParts
 from tollway.api.routes import create_app
@@ -389,7 +390,9 @@ def _http_server(
     door = ChatDoor(gateway.pipeline, store.clock, trusted)
     config = uvicorn.Config(
         app,
-        http=functools.partial(EdgeProtocol, door=door, outbox=Outbox()),  # pyright: ignore[reportArgumentType]
+        http=functools.partial(  # pyright: ignore[reportArgumentType]
+            EdgeProtocol, door=door, outbox=Outbox(), idleness=Idleness()
+        ),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -4,8 +4,14 @@ import contextlib
 import time
 
 import pytest
-from tests.support.edge import METERED, PLAIN, EdgeServer, a_body, raw_request
+from tests.support.edge import METERED, PLAIN, EdgeServer, a_body, raw_request, until
 from tests.support.http import RawClient
+
+from tollway.api.edge import EdgeProtocol
+
+
+class EarlyIdle(EdgeProtocol):
+    idle_seconds_max = 0.5
 
 
 def closed_within(client: RawClient, seconds: float) -> bool:
@@ -78,6 +84,17 @@ def test_an_idle_connection_is_closed(quick: EdgeServer) -> None:
         client.send(METERED)
         client.read_reply()
         assert closed_within(client, 2.0)
+
+
+def test_what_a_long_last_reply_has_not_sent_yet_is_not_cut_off() -> None:
+    """It took longer than a connection may be idle, and its client reads it only afterwards."""
+    with EdgeServer(EarlyIdle) as server, server.client() as client:
+        client.send(raw_request(a_body("flood", chunks=200), "connection: close"))
+        time.sleep(2 * EarlyIdle.idle_seconds_max)
+        server.do(server.door.release.set)
+        until(lambda: server.door.finished)
+        time.sleep(EarlyIdle.idle_seconds_max / 2)
+        assert len(client.read_reply().body) == 200 * 65536
 
 
 def test_empty_lines_do_not_keep_a_connection(quick: EdgeServer) -> None:

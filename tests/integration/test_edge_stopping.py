@@ -17,6 +17,7 @@ from tests.support.edge import (
     PatientEdge,
     a_body,
     a_config,
+    become_known,
     raw_request,
     until,
 )
@@ -163,8 +164,7 @@ def test_a_graceful_stop_lets_a_request_be_received(edge: EdgeServer) -> None:
 def test_a_stop_lets_a_long_request_come_to_its_end(edge: EdgeServer) -> None:
     request = raw_request(a_body(pad="x" * 300_000))
     with edge.client() as client:
-        client.send(raw_request(a_body()))
-        client.read_reply()
+        become_known(client)
         client.send(request[:200_000])
         until(lambda: any(one._missing for one in list(edge.door.connections)))
         edge.stop()

@@ -20,6 +20,7 @@ from tests.support.http import RawClient
 from tollway.api.address import Network
 from tollway.api.edge import EdgeProtocol
 from tollway.api.exchange import Exchange
+from tollway.api.idleness import Idleness
 from tollway.api.replies import error_reply, send
 from tollway.errors import RequestError
 from tollway.gateway.types import Call
@@ -191,7 +192,7 @@ class EdgeServer:
 
 
 def a_config(app: App, edge: type[EdgeProtocol], door: Door) -> uvicorn.Config:
-    protocol = functools.partial(edge, door=door)
+    protocol = functools.partial(edge, door=door, idleness=Idleness(0.05))
     return uvicorn.Config(
         app,
         http=protocol,  # pyright: ignore[reportArgumentType] -- a factory is all it needs
@@ -221,4 +222,13 @@ def raw_request(body: bytes, *lines: str, path: str = CHAT, version: str = "1.1"
 
 
 METERED = raw_request(a_body())
+
+
+def become_known(client: RawClient, request: bytes = METERED, times: int = 2) -> None:
+    """A head is learned from a connection's second request."""
+    for _ in range(times):
+        client.send(request)
+        assert client.read_reply().status == 200
+
+
 PLAIN = b"GET /plain HTTP/1.1\r\nhost: x\r\n\r\n"

@@ -3,6 +3,7 @@ its reply through replies.py to exchange.py; every other route is ASGI, from rou
 
 edge.py         a client's connection: bytes -> requests, in time and within bounds
 exchange.py     one request on the short way, and what its reply is written to
+idleness.py     closes connections on which nothing happens
 completions.py  the metered route: hands a request to the pipeline, and sees that it is answered
 replies.py      replies as bytes; the only place where an error becomes a status and a body
 server.py       uvicorn's server, and how it stops without losing a request
