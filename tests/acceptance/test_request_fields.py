@@ -374,6 +374,23 @@ def test_what_a_model_reasoned_goes_back_to_it_with_its_calls(
     assert upstream.last.body["messages"][1] == {"role": "assistant", **thought}
 
 
+@pytest.mark.parametrize("content", ["", None], ids=["as told now", "as told before"])
+def test_a_reply_that_was_cut_while_the_model_thought_can_be_sent_back(
+    upstream: FakeUpstream, fields_customer: Customer, content: str | None
+) -> None:
+    thought = {"reasoning_content": "I wonder"}
+    upstream.answer(reply(None, message=thought, finish_reason="length"))
+    said = fields_customer.chat().json()["choices"][0]["message"]
+    assert said == {"role": "assistant", "content": "", "refusal": None, **thought}
+
+    answer = fields_customer.chat(
+        messages=[message(), said | {"content": content}, message("Go on.")]
+    )
+
+    assert answer.status == 200
+    assert upstream.last.body["messages"][1] == {"role": "assistant", "content": "", **thought}
+
+
 def test_what_gemini_signs_goes_back_to_it_signed_and_to_others_without(
     upstream: FakeUpstream, fields_customer: Customer
 ) -> None:

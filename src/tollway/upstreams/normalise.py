@@ -137,6 +137,8 @@ def normalise_choice(choice: Choice, ids: str) -> None:
         call.id = call.id or f"{ids}{number}"
     if not calls:
         message.tool_calls = UNSET
+        if message.content is None and message.refusal is None:
+            message.content = ""  # it was cut while it thought; OpenAI refuses null that comes back
     elif not message.content:
         message.content = None
     choice.finish_reason = finish_reason(choice.finish_reason or "stop", has_calls=bool(calls))

@@ -113,11 +113,14 @@ def read_messages_apart(body: bytes) -> MessagesApart | None:
 
 def are_never_longer(messages: Sequence[Message]) -> bool:
     """When they are written anew. Where a type's tag is the only one possible, msgspec takes an
-    object without it and writes it. An empty list of calls is not sent."""
+    object without it and writes it. An empty list of calls is not sent, and a content that is
+    missing may be."""
     for message in messages:
         if type(message) is AssistantMessage:
             calls = message.tool_calls
             if calls is None:
+                if message.content is None:
+                    return False
                 continue
             if not calls:
                 return False

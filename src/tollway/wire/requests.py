@@ -455,12 +455,10 @@ def _check_messages(request: ChatRequest) -> tuple[ImageIn, ...]:
                 _look_at_parts(message.content, f"messages[{index}].content", images)
         elif type(message) is AssistantMessage:
             if message.content is None and not message.tool_calls and message.refusal is None:
-                raise InvalidRequest(
-                    f"messages[{index}].content is missing: an assistant message needs "
-                    "content or tool_calls.",
-                    code="missing_required_parameter",
-                    param=f"messages[{index}].content",
-                )
+                if message.reasoning_content is None:
+                    raise _says_nothing(index)
+                # It was cut while the model thought. OpenAI has an empty text there, not null.
+                message.content = ""
             if not message.tool_calls:
                 message.tool_calls = None  # some servers refuse an empty list
             else:
@@ -475,6 +473,14 @@ def _check_messages(request: ChatRequest) -> tuple[ImageIn, ...]:
                 param=f"messages[{index}].tool_call_id",
             )
     return tuple(images)
+
+
+def _says_nothing(index: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"messages[{index}].content is missing: an assistant message needs content or tool_calls.",
+        code="missing_required_parameter",
+        param=f"messages[{index}].content",
+    )
 
 
 _UNPRICED_PARTS: Mapping[type[object], str] = {AudioPart: "audio has", FilePart: "files have"}

@@ -278,6 +278,15 @@ def test_a_malformed_value_is_refused_and_named(
     assert param in refused.message or field in refused.message
 
 
+@pytest.mark.parametrize("content", [{}, {"content": None}])
+def test_what_was_cut_while_the_model_thought_is_sent_on_with_an_empty_text(content: Any) -> None:
+    cut = {"role": "assistant", **content, "reasoning_content": "2 and"}
+
+    sent = forwarded(messages=[message(), cut, message("Go on.")])["messages"]
+
+    assert sent[1] == cut | {"content": ""}
+
+
 def test_a_word_that_is_not_possible_is_told_which_are() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:,", "detail": "huge"}}
     deep = refusal(chat_bytes(messages=[message([image])]))

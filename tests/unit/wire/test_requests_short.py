@@ -45,7 +45,7 @@ calls = st.fixed_dictionaries(
 messages = st.fixed_dictionaries(
     {
         "role": st.sampled_from(["system", "developer", "user", "assistant"]),
-        "content": texts | parts,
+        "content": texts | parts | st.none(),
     },
     optional={
         "name": texts,
