@@ -108,12 +108,16 @@ class Fields(Mapping[str, object]):
 
 def message_extras(messages: Sequence[object]) -> frozenset[str]:
     """What these have that is not OpenAI's, and so is not for every server: `reasoning_content`,
-    and the `extra_content` of calls."""
+    `reasoning_details`, and the `extra_content` of texts and calls."""
     extras = _NO_EXTRAS
     for message in messages:
         if type(message) is AssistantMessage:
             if message.reasoning_content is not None:
                 extras |= {"reasoning_content"}
+            if message.reasoning_details is not None:
+                extras |= {"reasoning_details"}
+            if message.extra_content is not None:
+                extras |= {"extra_content"}
             for call in message.tool_calls or ():
                 if call.extra_content is not None:
                     extras |= {"extra_content"}
@@ -352,6 +356,8 @@ def _ascii_bytes(request: ChatRequest, others: list[str]) -> int | None:
             message.tool_calls is not None
             or message.refusal is not None
             or message.reasoning_content is not None
+            or message.reasoning_details is not None
+            or message.extra_content is not None
         ):
             return None
         if content.isascii():
@@ -455,7 +461,7 @@ def _check_messages(request: ChatRequest) -> tuple[ImageIn, ...]:
                 _look_at_parts(message.content, f"messages[{index}].content", images)
         elif type(message) is AssistantMessage:
             if message.content is None and not message.tool_calls and message.refusal is None:
-                if message.reasoning_content is None:
+                if message.reasoning_content is None and message.reasoning_details is None:
                     raise _says_nothing(index)
                 # It was cut while the model thought. OpenAI has an empty text there, not null.
                 message.content = ""

@@ -55,6 +55,7 @@ CALL = {"id": "call_1", "type": "function", "function": {"name": "add", "argumen
 ASSISTANT = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "3"}
 SIGNED = {"google": {"thought_signature": "CiQB0e2Kb/+="}}
+DETAILS = [{"type": "reasoning.text", "text": "2 and 2", "index": 0}, {"weights": [1.5]}]
 EMPTY: dict[str, Any] = {}
 TEXT_PART: dict[str, Any] = {"type": "text", "text": "x"}
 SCHEMA: dict[str, Any] = {
@@ -76,6 +77,8 @@ ACCEPTED: list[tuple[str, object]] = [
     ("messages", [message(), message("4", role="assistant", reasoning_content="2 and 2")]),
     ("messages", [message(), ASSISTANT | {"reasoning_content": ""}, RESULT]),
     ("messages", [message(), ASSISTANT | {"tool_calls": [CALL | {"extra_content": SIGNED}]}]),
+    ("messages", [message(), message("4", role="assistant", extra_content=SIGNED)]),
+    ("messages", [message(), message("4", role="assistant", reasoning_details=DETAILS)]),
     ("messages", [message(), ASSISTANT | {"tool_calls": [CALL | {"extra_content": EMPTY}]}]),
     ("temperature", 0),
     ("temperature", 2),
@@ -157,6 +160,12 @@ REFUSED: list[tuple[str, object, str, str]] = [
         [{"role": "assistant", "tool_calls": [{"id": "a", "type": "function"}]}],
         MISSING,
         "messages[0].tool_calls[0].function",
+    ),
+    (
+        "messages",
+        [message("4", role="assistant", reasoning_details=[5])],
+        VALUE,
+        "messages[0].reasoning_details[0]",
     ),
     ("messages", [RESULT], VALUE, "messages[0].tool_call_id"),
     ("messages", [RESULT, ASSISTANT], VALUE, "messages[0].tool_call_id"),
@@ -279,8 +288,11 @@ def test_a_malformed_value_is_refused_and_named(
 
 
 @pytest.mark.parametrize("content", [{}, {"content": None}])
-def test_what_was_cut_while_the_model_thought_is_sent_on_with_an_empty_text(content: Any) -> None:
-    cut = {"role": "assistant", **content, "reasoning_content": "2 and"}
+@pytest.mark.parametrize("thought", [{"reasoning_content": "2"}, {"reasoning_details": DETAILS}])
+def test_what_was_cut_while_the_model_thought_is_sent_on_with_an_empty_text(
+    content: Any, thought: Any
+) -> None:
+    cut = {"role": "assistant", **content, **thought}
 
     sent = forwarded(messages=[message(), cut, message("Go on.")])["messages"]
 
