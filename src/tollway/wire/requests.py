@@ -14,7 +14,6 @@ of any, without tools that were read before (`tools.py`).
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 
 import msgspec
 from msgspec import UNSET, Struct
@@ -39,7 +38,7 @@ from tollway.wire.chat import (
 from tollway.wire.hollow import hollow
 from tollway.wire.strict_json import DEPTH_MAX, check_depth, parse_object, read_number
 from tollway.wire.text import JsonSize, json_size, texts_bytes
-from tollway.wire.tools import KnownTools, cut_out_tools
+from tollway.wire.tools import KnownTools, ToolsKept, cut_out_tools
 
 KNOWN_FIELDS = frozenset(ChatRequest.__struct_fields__)
 REWRITTEN_FIELDS = frozenset(RewrittenFields.__struct_fields__)
@@ -234,12 +233,6 @@ def _read_with_messages_apart(body: bytes) -> ParsedRequest | None:
     )
 
 
-TOOLS_KEPT = 16
-"""Usual tools take four times as much memory as they are long: 1.4 MB where each are 21 KB. Those
-that somebody made of lists in lists take 46 times: 48 MB at the very most."""
-
-
-@lru_cache(maxsize=TOOLS_KEPT)
 def _read_tools(written: bytes) -> KnownTools | None:
     """None where they are wrong, or there are none."""
     try:
@@ -253,9 +246,12 @@ def _read_tools(written: bytes) -> KnownTools | None:
     return KnownTools(tools, written, json_size(written))
 
 
+_tools_kept = ToolsKept(_read_tools)
+
+
 def _read_without_tools(body: bytes) -> ParsedRequest | None:
     """With those that were read before (`tools.py`). None where it has none, or may be wrong."""
-    if (cut := cut_out_tools(body)) is None or (known := _read_tools(cut.written)) is None:
+    if (cut := cut_out_tools(body)) is None or (known := _tools_kept.find(cut.written)) is None:
         return None
     if (parsed := _read_shell(cut.shell)) is None:
         return None
