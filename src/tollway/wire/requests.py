@@ -36,7 +36,7 @@ from tollway.wire.chat import (
     UserMessage,
 )
 from tollway.wire.hollow import hollow
-from tollway.wire.strict_json import DEPTH_MAX, check_depth, parse_object, read_number
+from tollway.wire.strict_json import DEPTH_MAX, Json, check_depth, parse_object, read_number
 from tollway.wire.text import JsonSize, json_size, texts_bytes
 from tollway.wire.tools import KnownTools, ToolsKept, cut_out_tools
 
@@ -366,6 +366,7 @@ def _ascii_bytes(request: ChatRequest, others: list[str]) -> int | None:
 def _read_fully(body: bytes) -> ParsedRequest:
     document = parse_object(body)
     unknown = _unknown_fields(document)
+    _take_whole_numbers(document)
     try:
         request = msgspec.convert(document, ChatRequest)
     except msgspec.ValidationError as error:
@@ -375,6 +376,18 @@ def _read_fully(body: bytes) -> ParsedRequest:
     pieces = (_without_rewritten(_encode(request)),)
     fields = Fields(request, pieces, message_extras(request.messages))
     return ParsedRequest(request, fields, unknown, images)
+
+
+_WHOLE_NUMBERS = ("max_tokens", "max_completion_tokens", "n", "seed", "top_logprobs")
+
+
+def _take_whole_numbers(document: dict[str, Json]) -> None:
+    """64.0 is an integer in JSON Schema, and languages with one type of numbers write it so. Some
+    servers refuse that, so it goes on as 64."""
+    for name in _WHOLE_NUMBERS:
+        value = document.get(name)
+        if type(value) is float and value.is_integer():
+            document[name] = int(value)
 
 
 def _without_rewritten(written: bytes) -> bytes:

@@ -181,6 +181,7 @@ REFUSED: list[tuple[str, object, str, str]] = [
     ("max_tokens", 0, VALUE, "max_tokens"),
     ("max_tokens", -5, VALUE, "max_tokens"),
     ("max_tokens", 1.5, VALUE, "max_tokens"),
+    ("max_tokens", -0.0, VALUE, "max_tokens"),
     ("max_tokens", True, VALUE, "max_tokens"),
     ("max_tokens", "5", VALUE, "max_tokens"),
     ("max_completion_tokens", 0, VALUE, "max_completion_tokens"),
@@ -215,8 +216,10 @@ REFUSED: list[tuple[str, object, str, str]] = [
     ("seed", 1.5, VALUE, "seed"),
     ("seed", True, VALUE, "seed"),
     ("seed", 2**63, VALUE, "seed"),
+    ("seed", 2.0**63, VALUE, "seed"),
     ("n", 0, VALUE, "n"),
     ("n", 5, VALUE, "n"),
+    ("n", 5.0, VALUE, "n"),
     ("presence_penalty", 2.1, VALUE, "presence_penalty"),
     ("frequency_penalty", -2.1, VALUE, "frequency_penalty"),
     ("logprobs", 1, VALUE, "logprobs"),
@@ -297,6 +300,28 @@ def test_what_was_cut_while_the_model_thought_is_sent_on_with_an_empty_text(
     sent = forwarded(messages=[message(), cut, message("Go on.")])["messages"]
 
     assert sent[1] == cut | {"content": ""}
+
+
+WHOLE_NUMBERS = [
+    field.name
+    for field in msgspec.structs.fields(ChatRequest)
+    if isinstance(shape := msgspec.inspect.type_info(field.type), msgspec.inspect.UnionType)
+    and any(isinstance(one, msgspec.inspect.IntType) for one in shape.types)
+]
+
+
+@pytest.mark.parametrize("field", WHOLE_NUMBERS)
+@pytest.mark.parametrize("written", [b"3.0", b"3e0", b"30E-1"])
+def test_a_whole_number_may_be_written_as_a_float(field: str, written: bytes) -> None:
+    body = chat_bytes(logprobs=True, **{field: 3}).replace(b": 3", b": " + written)
+
+    value = getattr(parse_chat_request(body).request, field)
+
+    assert (type(value), value) == (int, 3)
+
+
+def test_a_whole_number_goes_on_written_as_one() -> None:
+    assert b'"seed":7}' in b"{%b}" % parse_chat_request(chat_bytes(seed=7.0)).fields.json
 
 
 def test_a_word_that_is_not_possible_is_told_which_are() -> None:
