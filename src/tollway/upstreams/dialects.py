@@ -17,7 +17,7 @@ understands it, that is the model's own limit, told as such (`understood_by`).
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -370,17 +370,20 @@ def fields_for(dialect: Dialect, fields: Mapping[str, object]) -> dict[str, Any]
         or not message_extras(messages) <= dialect.extras_taken
     ):
         messages = msgspec.to_builtins(messages)
-        sent["messages"] = [_message_for(dialect, message) for message in messages]
+        reasoning_fields = dialect.reasoning_fields  # made anew each time, and messages are many
+        sent["messages"] = [_message_for(dialect, reasoning_fields, one) for one in messages]
     return sent
 
 
-def _message_for(dialect: Dialect, message: dict[str, Any]) -> dict[str, Any]:
+def _message_for(
+    dialect: Dialect, reasoning_fields: Sequence[str], message: dict[str, Any]
+) -> dict[str, Any]:
     if not dialect.takes_developer and message.get("role") == "developer":
         message["role"] = "system"
     if not dialect.takes_names:
         message.pop("name", None)
     if (reasoning := message.pop("reasoning_content", None)) is not None:
-        message |= dict.fromkeys(dialect.reasoning_fields, reasoning)
+        message |= dict.fromkeys(reasoning_fields, reasoning)
     if not dialect.takes_details:
         message.pop("reasoning_details", None)
     if not dialect.takes_signatures:
