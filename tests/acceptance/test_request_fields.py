@@ -32,6 +32,17 @@ id = "acme/gemini"
 tier = "parrot"
 context_length = 4096
 upstreams = [{{ name = "gemini" }}]
+
+[[upstreams]]
+name = "openrouter"
+dialect = "openrouter"
+base_url = "{running_upstream.base_url}"
+
+[[models]]
+id = "acme/openrouter"
+tier = "parrot"
+context_length = 4096
+upstreams = [{{ name = "openrouter" }}]
 """
 
 
@@ -374,6 +385,23 @@ def test_what_a_model_reasoned_goes_back_to_it_with_its_calls(
     assert upstream.last.body["messages"][1] == {"role": "assistant", **thought}
 
 
+@pytest.mark.parametrize("content", ["", None], ids=["as told now", "as told before"])
+def test_a_reply_that_was_cut_while_the_model_thought_can_be_sent_back(
+    upstream: FakeUpstream, fields_customer: Customer, content: str | None
+) -> None:
+    thought = {"reasoning_content": "I wonder"}
+    upstream.answer(reply(None, message=thought, finish_reason="length"))
+    said = fields_customer.chat().json()["choices"][0]["message"]
+    assert said == {"role": "assistant", "content": "", "refusal": None, **thought}
+
+    answer = fields_customer.chat(
+        messages=[message(), said | {"content": content}, message("Go on.")]
+    )
+
+    assert answer.status == 200
+    assert upstream.last.body["messages"][1] == {"role": "assistant", "content": "", **thought}
+
+
 def test_what_gemini_signs_goes_back_to_it_signed_and_to_others_without(
     upstream: FakeUpstream, fields_customer: Customer
 ) -> None:
@@ -388,6 +416,31 @@ def test_what_gemini_signs_goes_back_to_it_signed_and_to_others_without(
     assert upstream.last.body["messages"][1]["tool_calls"] == [signed]
     assert fields_customer.chat(**asked).status == 200
     assert upstream.last.body["messages"][1]["tool_calls"] == [A_CALL]
+
+
+DETAILS = [{"type": "reasoning.encrypted", "data": "gAAAAA==", "id": "call_1", "index": 0}]
+
+
+@pytest.mark.parametrize(
+    ("model", "extra"),
+    [
+        ("acme/openrouter", {"reasoning_details": DETAILS}),
+        ("acme/gemini", {"extra_content": {"google": {"thought_signature": "CiQB0e2Kb/+="}}}),
+    ],
+)
+def test_what_a_server_has_back_goes_to_it_as_it_was_and_to_no_other(
+    upstream: FakeUpstream, fields_customer: Customer, model: str, extra: dict[str, Any]
+) -> None:
+    theirs = fields_customer.of(model)
+    upstream.answer(reply("It is 3.", message=extra))
+    said = theirs.chat().json()["choices"][0]["message"]
+
+    messages = [message(), said, message("Sure?")]
+    assert theirs.chat(messages=messages).status == 200
+    plain = message("It is 3.", role="assistant")
+    assert upstream.last.body["messages"][1] == plain | extra
+    assert fields_customer.chat(messages=messages).status == 200
+    assert upstream.last.body["messages"][1] == plain
 
 
 def test_an_unknown_field_is_ignored_and_named(

@@ -120,8 +120,8 @@ def dialects_page() -> str:
         "",
         "An assistant's message that comes back with its `reasoning_content` is sent on with it, in"
         " the field that the server has its reasoning in; without it, where the server has or takes"
-        " none. The signatures of its calls (`extra_content`) are sent on to the servers that sign"
-        " calls, and to no others.",
+        " none. Its `reasoning_details`, and the signatures of its text and calls"
+        " (`extra_content`), are sent on to the servers that say such things, and to no others.",
         "",
     ]
     rows = list(DIALECTS.values())
@@ -184,8 +184,10 @@ def _asked(row: Dialect) -> str:
         notes.append("names of messages are left out")
     if not row.takes_reasoning:
         notes.append("reasoning of messages is left out")
+    if row.takes_details:
+        notes.append("details of reasoning are sent")
     if row.takes_signatures:
-        notes.append("signatures of calls are sent")
+        notes.append("signatures of texts and calls are sent")
     if row.call_ids != "any":
         notes.append(f"ids of calls are made of {row.call_ids}")
     if row.key_header != "authorization":

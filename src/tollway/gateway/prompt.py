@@ -122,7 +122,10 @@ def _sort(messages: Sequence[Message]) -> _Sorted:
             calls.append(message.tool_calls)
             longest_name = max(longest_name, _longest_name(message.tool_calls))
             continue
-        if type(content) is not str:
+        if type(content) is not str or (
+            type(message) is AssistantMessage
+            and (message.reasoning_details is not None or message.extra_content is not None)
+        ):
             structured.append(message)
             continue
         plain.append(message)

@@ -17,7 +17,7 @@ understands it, that is the model's own limit, told as such (`understood_by`).
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -66,6 +66,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     takes_developer: bool = True
     takes_names: bool = True
     takes_reasoning: bool = True
+    takes_details: bool = False
     takes_signatures: bool = False
     call_ids: Literal["any", "nine letters or digits"] = "any"
     key_header: KeyHeader = "authorization"
@@ -101,8 +102,12 @@ class Dialect(Struct, frozen=True, kw_only=True):
     @property
     def extras_taken(self) -> frozenset[str]:
         """Those of the `message_extras` that it takes as clients send them."""
-        taken = self.reasoning_fields if self.reasoning_fields == ("reasoning_content",) else ()
-        return frozenset((*taken, "extra_content") if self.takes_signatures else taken)
+        taken = {
+            "reasoning_content": self.reasoning_fields == ("reasoning_content",),
+            "reasoning_details": self.takes_details,
+            "extra_content": self.takes_signatures,
+        }
+        return frozenset(name for name, is_taken in taken.items() if is_taken)
 
 
 _ROWS = (
@@ -180,11 +185,13 @@ _ROWS = (
         too_long=(r"maximum context length", r"context_length_exceeded"),
     ),
     # openrouter.ai/docs: "Parameters" (what a model does not know is ignored; there is no `n`),
-    # "Streaming" (comments while it works; an error in a chunk with the finish reason `error`).
+    # "Streaming" (comments while it works; an error in a chunk with the finish reason `error`),
+    # "Reasoning Tokens" (its details are to come back as they were).
     Dialect(
         name="openrouter",
         title="OpenRouter",
         choices_max=1,
+        takes_details=True,
         reasoning=("reasoning",),
         too_busy=frozenset({429, 503, 529}),
         too_long=(r"maximum context length",),
@@ -281,8 +288,9 @@ _ROWS = (
     # among them. An error is in a list. Tool calls of a stream have no index, and end with `stop`
     # (open-webui/computer issue 224, googleapis/python-genai issue 2868). What it thought is in
     # total_tokens alone (mozilla-ai/any-llm pull 1291). Ends name what was filtered after a colon.
-    # Signatures: /docs/thought-signatures, and of Vertex AI earendil-works/pi issue 6733. Fireworks
-    # and Mistral refuse them (NousResearch/hermes-agent pull 18663).
+    # Signatures: /docs/thought-signatures, of texts mozilla-ai/any-llm pull 1320, and of Vertex AI
+    # earendil-works/pi issue 6733. Fireworks and Mistral refuse them (NousResearch/hermes-agent
+    # pull 18663).
     Dialect(
         name="gemini",
         title="Gemini (OpenAI-compatible route)",
@@ -362,17 +370,24 @@ def fields_for(dialect: Dialect, fields: Mapping[str, object]) -> dict[str, Any]
         or not message_extras(messages) <= dialect.extras_taken
     ):
         messages = msgspec.to_builtins(messages)
-        sent["messages"] = [_message_for(dialect, message) for message in messages]
+        reasoning_fields = dialect.reasoning_fields  # made anew each time, and messages are many
+        sent["messages"] = [_message_for(dialect, reasoning_fields, one) for one in messages]
     return sent
 
 
-def _message_for(dialect: Dialect, message: dict[str, Any]) -> dict[str, Any]:
+def _message_for(
+    dialect: Dialect, reasoning_fields: Sequence[str], message: dict[str, Any]
+) -> dict[str, Any]:
     if not dialect.takes_developer and message.get("role") == "developer":
         message["role"] = "system"
     if not dialect.takes_names:
         message.pop("name", None)
     if (reasoning := message.pop("reasoning_content", None)) is not None:
-        message |= dict.fromkeys(dialect.reasoning_fields, reasoning)
+        message |= dict.fromkeys(reasoning_fields, reasoning)
+    if not dialect.takes_details:
+        message.pop("reasoning_details", None)
+    if not dialect.takes_signatures:
+        message.pop("extra_content", None)
     for call in message.get("tool_calls") or ():
         if not dialect.takes_signatures:
             call.pop("extra_content", None)

@@ -152,6 +152,8 @@ def normalise_choice(choice: Choice, ids: str) -> None:
         call.id = call.id or f"{ids}{number}"
     if not calls:
         message.tool_calls = UNSET
+        if message.content is None and message.refusal is None:
+            message.content = ""  # it was cut while it thought; OpenAI refuses null that comes back
     elif not message.content:
         message.content = None
     choice.finish_reason = finish_reason(choice.finish_reason or "stop", has_calls=bool(calls))
@@ -212,7 +214,7 @@ def _mend_index(choice: _Json) -> None:
         choice["index"] = int(index)
 
 
-def _converted(document: object, type_: type[Any]) -> Any:
+def _converted(document: object, type_: Any) -> Any:
     try:
         return msgspec.convert(document, type_)
     except (msgspec.ValidationError, RecursionError):
@@ -229,17 +231,24 @@ def _mend(choice: _Json, key: str, *, numbered: bool) -> None:
         _split_content(message)
     if _is_object(message.get("tool_calls")):  # TGI 2: one call, and no list
         message["tool_calls"] = [message["tool_calls"]]
+    _drop_others(message, "extra_content", ExtraContent)
+    _drop_others(message, "reasoning_details", list[dict[str, Any]])
     for call in _objects(message, "tool_calls"):
         if numbered and not isinstance(call.get("index"), int):
             call["index"] = _NO_INDEX
         if not isinstance(call.get("id"), str):  # TGI has a number, which is no id
             call["id"] = ""
         call.pop("type", None)
-        if "extra_content" in call and _converted(call["extra_content"], ExtraContent) is None:
-            del call["extra_content"]  # others say other things there
+        _drop_others(call, "extra_content", ExtraContent)
         function = call.get("function")
         if _is_object(function):
             _mend_arguments(function, numbered=numbered)
+
+
+def _drop_others(document: _Json, key: str, type_: Any) -> None:
+    """Of what is not OpenAI's: servers say different things there."""
+    if key in document and _converted(document[key], type_) is None:
+        del document[key]
 
 
 def _mend_arguments(function: _Json, *, numbered: bool) -> None:

@@ -38,7 +38,11 @@ SHELL_MESSAGES = b'[{"role":"user","content":"..."}]'
 """Stands for the messages in the shell."""
 
 _Nothing = Annotated[list[None], Meta(max_length=0)] | None
-_FIELDS = fields(AssistantMessage)
+_FIELDS: tuple[tuple[str, Any], ...] = tuple(
+    # What may be anything may have numbers, and nothing bounds how long reading it takes.
+    (field.name, None if field.name == "reasoning_details" else field.type)
+    for field in fields(AssistantMessage)
+)
 _FIELDS_LEFT_OUT: tuple[tuple[str, Any], ...] = (
     ("reasoning", str | None),
     ("annotations", _Nothing),
@@ -49,10 +53,7 @@ _FIELDS_LEFT_OUT: tuple[tuple[str, Any], ...] = (
 
 _AssistantAsSent = msgspec.defstruct(
     "_AssistantAsSent",
-    [
-        (name, type_ | UnsetType, UNSET)
-        for name, type_ in (*((field.name, field.type) for field in _FIELDS), *_FIELDS_LEFT_OUT)
-    ],
+    [(name, type_ | UnsetType, UNSET) for name, type_ in (*_FIELDS, *_FIELDS_LEFT_OUT)],
     tag_field="role",
     tag="assistant",
 )
@@ -113,11 +114,16 @@ def read_messages_apart(body: bytes) -> MessagesApart | None:
 
 def are_never_longer(messages: Sequence[Message]) -> bool:
     """When they are written anew. Where a type's tag is the only one possible, msgspec takes an
-    object without it and writes it. An empty list of calls is not sent."""
+    object without it and writes it. An empty list of calls is not sent, and a content that is
+    missing may be. Details of reasoning may have numbers."""
     for message in messages:
         if type(message) is AssistantMessage:
+            if message.reasoning_details is not None:
+                return False
             calls = message.tool_calls
             if calls is None:
+                if message.content is None:
+                    return False
                 continue
             if not calls:
                 return False

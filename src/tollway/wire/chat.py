@@ -20,7 +20,7 @@ class Signed(Struct, omit_defaults=True):
 
 class ExtraContent(Struct, omit_defaults=True):
     """Not OpenAI's: Gemini signs the calls that it makes, and refuses those that come back without.
-    On Vertex AI it may do so under another name."""
+    It signs texts too. On Vertex AI it may do so under another name."""
 
     google: Signed | None = None
     vertex: Signed | None = None
@@ -99,8 +99,11 @@ class AssistantMessage(Struct, omit_defaults=True, tag_field="role", tag="assist
     name: str | None = None
     refusal: str | None = None
     # Not OpenAI's. Models that think between their calls are to be told what they thought before,
-    # and some servers refuse a conversation without it.
+    # and some servers refuse a conversation without it. OpenRouter's details are to come back as
+    # they were, and it adds new kinds of them.
     reasoning_content: str | None = None
+    reasoning_details: list[dict[str, Any]] | None = None
+    extra_content: ExtraContent | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=128)] | None = None
 
 
@@ -282,6 +285,7 @@ class ReplyMessage(Struct):
     reasoning_content: str | UnsetType | None = UNSET
     reasoning: str | UnsetType | None = UNSET
     reasoning_details: list[dict[str, Any]] | UnsetType | None = UNSET
+    extra_content: ExtraContent | UnsetType | None = UNSET
     annotations: list[dict[str, Any]] | UnsetType | None = UNSET
 
 

@@ -117,6 +117,7 @@ class Delta(Struct):
     reasoning_content: str | UnsetType | None = UNSET
     reasoning: str | UnsetType | None = UNSET
     reasoning_details: list[dict[str, Any]] | UnsetType | None = UNSET
+    extra_content: ExtraContent | UnsetType | None = UNSET
     tool_calls: list[DeltaToolCall] | UnsetType | None = UNSET
 
     def carries_output(self) -> bool:

@@ -162,10 +162,15 @@ def _put_back(messages: Sequence[Message], texts: dict[str, str]) -> int:
                 count += 1
         elif content is not None:
             count += _put_back_into_parts(content, texts)
-        if type(message) is AssistantMessage and message.tool_calls is not None:
-            for call in message.tool_calls:
+        if type(message) is AssistantMessage:
+            for call in message.tool_calls or ():
                 if (text := texts.get(call.function.arguments)) is not None:
                     call.function.arguments = text
+                    count += 1
+            for detail in message.reasoning_details or ():
+                mark = detail.get("text")
+                if type(mark) is str and (text := texts.get(mark)) is not None:
+                    detail["text"] = text
                     count += 1
     return count
 

@@ -14,7 +14,6 @@ of any, without tools that were read before (`tools.py`).
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 
 import msgspec
 from msgspec import UNSET, Struct
@@ -37,9 +36,9 @@ from tollway.wire.chat import (
     UserMessage,
 )
 from tollway.wire.hollow import hollow
-from tollway.wire.strict_json import DEPTH_MAX, check_depth, parse_object, read_number
+from tollway.wire.strict_json import DEPTH_MAX, Json, check_depth, parse_object, read_number
 from tollway.wire.text import JsonSize, json_size, texts_bytes
-from tollway.wire.tools import KnownTools, cut_out_tools
+from tollway.wire.tools import KnownTools, ToolsKept, cut_out_tools
 
 KNOWN_FIELDS = frozenset(ChatRequest.__struct_fields__)
 REWRITTEN_FIELDS = frozenset(RewrittenFields.__struct_fields__)
@@ -108,12 +107,16 @@ class Fields(Mapping[str, object]):
 
 def message_extras(messages: Sequence[object]) -> frozenset[str]:
     """What these have that is not OpenAI's, and so is not for every server: `reasoning_content`,
-    and the `extra_content` of calls."""
+    `reasoning_details`, and the `extra_content` of texts and calls."""
     extras = _NO_EXTRAS
     for message in messages:
         if type(message) is AssistantMessage:
             if message.reasoning_content is not None:
                 extras |= {"reasoning_content"}
+            if message.reasoning_details is not None:
+                extras |= {"reasoning_details"}
+            if message.extra_content is not None:
+                extras |= {"extra_content"}
             for call in message.tool_calls or ():
                 if call.extra_content is not None:
                     extras |= {"extra_content"}
@@ -230,12 +233,6 @@ def _read_with_messages_apart(body: bytes) -> ParsedRequest | None:
     )
 
 
-TOOLS_KEPT = 16
-"""Usual tools take four times as much memory as they are long: 1.4 MB where each are 21 KB. Those
-that somebody made of lists in lists take 46 times: 48 MB at the very most."""
-
-
-@lru_cache(maxsize=TOOLS_KEPT)
 def _read_tools(written: bytes) -> KnownTools | None:
     """None where they are wrong, or there are none."""
     try:
@@ -249,9 +246,12 @@ def _read_tools(written: bytes) -> KnownTools | None:
     return KnownTools(tools, written, json_size(written))
 
 
+_tools_kept = ToolsKept(_read_tools)
+
+
 def _read_without_tools(body: bytes) -> ParsedRequest | None:
     """With those that were read before (`tools.py`). None where it has none, or may be wrong."""
-    if (cut := cut_out_tools(body)) is None or (known := _read_tools(cut.written)) is None:
+    if (cut := cut_out_tools(body)) is None or (known := _tools_kept.find(cut.written)) is None:
         return None
     if (parsed := _read_shell(cut.shell)) is None:
         return None
@@ -352,6 +352,8 @@ def _ascii_bytes(request: ChatRequest, others: list[str]) -> int | None:
             message.tool_calls is not None
             or message.refusal is not None
             or message.reasoning_content is not None
+            or message.reasoning_details is not None
+            or message.extra_content is not None
         ):
             return None
         if content.isascii():
@@ -364,6 +366,7 @@ def _ascii_bytes(request: ChatRequest, others: list[str]) -> int | None:
 def _read_fully(body: bytes) -> ParsedRequest:
     document = parse_object(body)
     unknown = _unknown_fields(document)
+    _take_whole_numbers(document)
     try:
         request = msgspec.convert(document, ChatRequest)
     except msgspec.ValidationError as error:
@@ -373,6 +376,18 @@ def _read_fully(body: bytes) -> ParsedRequest:
     pieces = (_without_rewritten(_encode(request)),)
     fields = Fields(request, pieces, message_extras(request.messages))
     return ParsedRequest(request, fields, unknown, images)
+
+
+_WHOLE_NUMBERS = ("max_tokens", "max_completion_tokens", "n", "seed", "top_logprobs")
+
+
+def _take_whole_numbers(document: dict[str, Json]) -> None:
+    """64.0 is an integer in JSON Schema, and languages with one type of numbers write it so. Some
+    servers refuse that, so it goes on as 64."""
+    for name in _WHOLE_NUMBERS:
+        value = document.get(name)
+        if type(value) is float and value.is_integer():
+            document[name] = int(value)
 
 
 def _without_rewritten(written: bytes) -> bytes:
@@ -455,12 +470,10 @@ def _check_messages(request: ChatRequest) -> tuple[ImageIn, ...]:
                 _look_at_parts(message.content, f"messages[{index}].content", images)
         elif type(message) is AssistantMessage:
             if message.content is None and not message.tool_calls and message.refusal is None:
-                raise InvalidRequest(
-                    f"messages[{index}].content is missing: an assistant message needs "
-                    "content or tool_calls.",
-                    code="missing_required_parameter",
-                    param=f"messages[{index}].content",
-                )
+                if message.reasoning_content is None and message.reasoning_details is None:
+                    raise _says_nothing(index)
+                # It was cut while the model thought. OpenAI has an empty text there, not null.
+                message.content = ""
             if not message.tool_calls:
                 message.tool_calls = None  # some servers refuse an empty list
             else:
@@ -475,6 +488,14 @@ def _check_messages(request: ChatRequest) -> tuple[ImageIn, ...]:
                 param=f"messages[{index}].tool_call_id",
             )
     return tuple(images)
+
+
+def _says_nothing(index: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"messages[{index}].content is missing: an assistant message needs content or tool_calls.",
+        code="missing_required_parameter",
+        param=f"messages[{index}].content",
+    )
 
 
 _UNPRICED_PARTS: Mapping[type[object], str] = {AudioPart: "audio has", FilePart: "files have"}

@@ -16,6 +16,7 @@ Whoever gets None here reads the body as it is. `test_tools.py` holds both ways 
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -23,10 +24,13 @@ from msgspec import UNSET, Raw, UnsetType
 
 from tollway.wire.chat import ChatRequest, Tool
 from tollway.wire.strict_json import VALUES_MAX
-from tollway.wire.text import JsonSize
+from tollway.wire.text import JsonSize, layout_signs
 
 BODY_BYTES_MAX = VALUES_MAX
 """A longer one, its messages apart, may have more values than are allowed."""
+
+BYTES_KEPT_MAX = 8 * 1024 * 1024
+"""So that thirty programs may take turns whose tools are 21 KB each."""
 
 _CHOICES = {f'"{choice}"'.encode(): choice for choice in ("auto", "none", "required")}
 
@@ -43,6 +47,31 @@ class KnownTools(NamedTuple):
     tools: list[Tool]
     written: bytes
     size: JsonSize
+
+
+class ToolsKept:
+    """What tools were read as, found by their bytes. When it may take more than `BYTES_KEPT_MAX`,
+    all but the last is let go of: so nothing is counted when tools come again."""
+
+    def __init__(self, read: Callable[[bytes], KnownTools | None]) -> None:
+        self.find = cache(self._read_and_count)
+        self._read = read
+        self._bytes = 0
+
+    def _read_and_count(self, written: bytes) -> KnownTools | None:
+        known = self._read(written)
+        kept_bytes = _kept_bytes_at_most(written)
+        self._bytes += kept_bytes
+        if self._bytes > BYTES_KEPT_MAX:
+            self.find.cache_clear()
+            self._bytes = kept_bytes
+        return known
+
+
+def _kept_bytes_at_most(written: bytes) -> int:
+    """Its bytes, the same written anew, and its texts, which keep their UTF-8 and where one emoji
+    has each letter take four; and an object of Python's for what stands between two signs."""
+    return 7 * len(written) + 64 * layout_signs(written)
 
 
 class ToolsApart(NamedTuple):

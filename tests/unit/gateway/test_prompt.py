@@ -6,6 +6,7 @@ import unicodedata
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.builders import a_tool
@@ -83,6 +84,23 @@ def test_the_signature_of_a_call_counts() -> None:
     assert bounds[1].text_bytes >= bounds[0].text_bytes + 500
 
 
+@pytest.mark.parametrize(
+    "extras",
+    [
+        {"reasoning_details": [{"type": "reasoning.encrypted", "data": "x" * 500}]},
+        {"extra_content": ExtraContent(google=Signed("x" * 500))},
+    ],
+)
+@pytest.mark.parametrize("calls", [None, [ToolCall(id="c", function=CalledFunction("f", "{}"))]])
+def test_what_else_a_server_has_back_of_what_it_said_counts(
+    extras: dict[str, Any], calls: list[ToolCall] | None
+) -> None:
+    said = AssistantMessage("4", tool_calls=calls)
+    with_extras = AssistantMessage("4", tool_calls=calls, **extras)
+
+    assert prompt_bound([with_extras]).text_bytes >= prompt_bound([said]).text_bytes + 500
+
+
 _ascii = st.text(st.characters(codec="ascii"))
 _function = st.builds(CalledFunction, st.just(""), _ascii)
 _call = st.builds(ToolCall, type=st.just("function"), id=_ascii, function=_function)
@@ -112,6 +130,8 @@ _texts_and_results = st.lists(
         AssistantMessage,
         _text,
         reasoning_content=st.none() | _text,
+        reasoning_details=st.none() | st.lists(st.dictionaries(_text, _text), max_size=1),
+        extra_content=st.none() | st.just(ExtraContent(google=Signed("x"))),
         tool_calls=st.none() | st.lists(_call, max_size=2),
     )
     | st.builds(ToolMessage, _text, _text)

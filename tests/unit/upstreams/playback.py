@@ -84,7 +84,7 @@ class Played:
     def calls(self) -> list[tuple[str, str, str]]:
         """Each call put together as a client does: its id, name and arguments."""
         calls: dict[int, list[str]] = {}
-        for message in self._messages():
+        for message in self.messages:
             for number, part in enumerate(message.get("tool_calls") or ()):
                 call = calls.setdefault(part.get("index", number), ["", "", ""])
                 call[0] += part.get("id") or ""
@@ -95,8 +95,8 @@ class Played:
     @property
     def extra_contents(self) -> list[Any]:
         """Of each part of a call."""
-        messages = self._messages()
-        return [part.get("extra_content") for m in messages for part in m.get("tool_calls") or ()]
+        parts = (part for m in self.messages for part in m.get("tool_calls") or ())
+        return [part.get("extra_content") for part in parts]
 
     @property
     def tokens(self) -> tuple[int, int, int, int, str]:
@@ -104,9 +104,11 @@ class Played:
         return o.input_tokens, o.output_tokens, o.cached_tokens, o.reasoning_tokens, o.source
 
     def _said(self, name: str) -> str:
-        return "".join(message.get(name) or "" for message in self._messages())
+        return "".join(message.get(name) or "" for message in self.messages)
 
-    def _messages(self) -> list[dict[str, Any]]:
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """Of each choice, or each part of one."""
         return [choice.get("delta") or choice.get("message") or {} for choice in self._choices()]
 
     def _choices(self) -> list[dict[str, Any]]:

@@ -49,6 +49,12 @@ EVERYTHING: dict[str, Any] = {
     "modalities": ["text"],
 }
 
+DETAILS: list[dict[str, Any]] = [
+    {"type": "reasoning.text", "text": "2 and 2", "signature": None, "index": 0},
+    {"type": "reasoning.encrypted", "data": "gAAAAA==", "id": "call_1", "format": "v1"},
+    {"type": "reasoning.unheard_of", "arguments": {"a": [0.5, None]}},
+]
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[FakeUpstream]:
@@ -267,6 +273,32 @@ async def test_signatures_of_calls_go_back_to_gemini_alone(
 
     sent = messages(signed if dialect.name == "gemini" else plain)
     assert exchange.body["messages"] == sent
+
+
+@each_row
+async def test_details_of_reasoning_go_back_to_openrouter_alone_and_as_they_came(
+    server: FakeUpstream, dialect: Dialect
+) -> None:
+    plain = message("4", role="assistant")
+    detailed = plain | {"reasoning_details": DETAILS}
+
+    exchange = await asked(server, dialect, messages=[message("2 + 2?"), detailed, message("?")])
+
+    sent = detailed if dialect.name == "openrouter" else plain
+    assert exchange.body["messages"] == [message("2 + 2?"), sent, message("?")]
+
+
+@each_row
+async def test_signatures_of_texts_go_back_to_gemini_alone(
+    server: FakeUpstream, dialect: Dialect
+) -> None:
+    plain = message("4", role="assistant")
+    signed = plain | {"extra_content": {"google": {"thought_signature": "CiQB0e2Kb/+="}}}
+
+    exchange = await asked(server, dialect, messages=[message("2 + 2?"), signed, message("?")])
+
+    sent = signed if dialect.name == "gemini" else plain
+    assert exchange.body["messages"] == [message("2 + 2?"), sent, message("?")]
 
 
 async def test_ids_of_calls_fit_mistral_and_still_belong_together(server: FakeUpstream) -> None:

@@ -160,6 +160,55 @@ async def test_the_signature_of_a_call_is_told(
     assert got.extra_contents == [told, None][: 1 if streamed else 2]
 
 
+@asked_as
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [({"google": _SIGNATURE}, {"google": _SIGNATURE}), (None, None), ("x", None)],
+)
+async def test_the_signature_of_a_text_is_told(
+    server: FakeUpstream, generic: bool, streamed: bool, extra: object, told: object
+) -> None:
+    signed = {"extra_content": extra}
+    if streamed:
+        events = chunk({"role": "assistant", "content": "4"}), chunk(signed, "stop")
+        answer = bytes_of(sse(*events))
+    else:
+        answer = json_of(whole({"content": "4", **signed}, "stop", None))
+
+    row = GENERIC if generic else DIALECTS["gemini"]
+    got = await play(server, answer, row, streamed=streamed)
+
+    assert (got.error, got.content) == (None, "4")
+    assert got.messages[-1].get("extra_content") == told
+
+
+_DETAILS = [
+    {"type": "reasoning.text", "text": "Hm.", "signature": None, "index": 0},
+    {"type": "reasoning.encrypted", "data": "gAAAAA==", "id": "call_1", "index": 1},
+]
+
+
+@asked_as
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(("details", "told"), [(_DETAILS, _DETAILS), (None, None), ("x", None)])
+async def test_the_details_of_reasoning_are_told_as_they_came(
+    server: FakeUpstream, generic: bool, streamed: bool, details: object, told: object
+) -> None:
+    thought = {"content": "", "reasoning_details": details}
+    if streamed:
+        answer = bytes_of(sse(chunk(thought), chunk(part(0, **a_call())), chunk({}, "stop")))
+    else:
+        answer = json_of(whole({**thought, "tool_calls": [a_call()]}, "stop", None))
+
+    row = GENERIC if generic else DIALECTS["openrouter"]
+    got = await play(server, answer, row, streamed=streamed, tools=[ADD])
+
+    assert got.error is None
+    assert got.calls == [("call_1", "add", ARGUMENTS)]
+    assert got.messages[0].get("reasoning_details") == told
+
+
 def assert_one_call(got: Played) -> None:
     ((id_, name, arguments),) = got.calls
     assert (name, arguments.replace(" ", "")) == ("add", ARGUMENTS.replace(" ", ""))

@@ -14,7 +14,6 @@ from tests.support.long_requests import outcome
 
 from tollway.wire import agents
 from tollway.wire.agents import read_messages_apart
-from tollway.wire.chat import Message
 from tollway.wire.strict_json import VALUES_MAX
 
 RESULT = 'if span.load > LIMIT:\n    raise Fallen("the bridge", span[0])\n' * 4
@@ -50,28 +49,6 @@ def a_body(*steps: object, **fields: object) -> bytes:
 
 
 texts = st.sampled_from(["", "abcde", "é\u3000\n", '","content":null,"', RESULT, "type"])
-some_fields = st.lists(
-    st.tuples(
-        st.sampled_from(
-            [
-                "content",
-                "refusal",
-                "reasoning_content",
-                "reasoning",
-                "name",
-                "tool_calls",
-                "audio",
-                "function_call",
-                "annotations",
-                "type",
-                "x",
-            ]
-        ),
-        texts | st.sampled_from([None, NOTHING, {}, 1, {"content": None}]),
-    ),
-    max_size=3,
-)
-
 signatures = st.lists(
     st.tuples(st.sampled_from(["thought_signature", "x"]), texts | st.sampled_from([None, 1])),
     max_size=2,
@@ -82,6 +59,31 @@ extra_contents = (
     ).map(Written)
     | texts
     | st.none()
+)
+some_fields = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                "content",
+                "refusal",
+                "reasoning_content",
+                "reasoning",
+                "reasoning_details",
+                "extra_content",
+                "name",
+                "tool_calls",
+                "audio",
+                "function_call",
+                "annotations",
+                "type",
+                "x",
+            ]
+        ),
+        texts
+        | st.sampled_from([None, NOTHING, {}, 1, {"content": None}, [{"text": "\\", "n": 1e5}]])
+        | extra_contents,
+    ),
+    max_size=3,
 )
 
 
@@ -139,7 +141,8 @@ def test_both_ways_make_the_same_of_a_request(body: bytes) -> None:
     [
         ASKED,
         ASKED | FROM_AN_SDK | {"function_call": None, "name": None},
-        ASKED | {"audio": None},
+        ASKED | {"audio": None, "reasoning_details": None},
+        ASKED | SIGNED,
         ASKED | FROM_AN_SDK | {"annotations": None, "reasoning": "I thought."},
         ASKED | {"content": "/é"},
         {"role": "assistant", "content": "No call.", "tool_calls": None},
@@ -161,10 +164,12 @@ def test_what_agents_send_is_read_in_two_passes(step: dict[str, Any]) -> None:
         a_body(ASKED | {"x": {"content": 1.0}}),
         a_body(ASKED | {"annotations": [{"type": "url_citation"}]}),
         a_body(ASKED | {"audio": {"id": "a"}}),
+        a_body(ASKED | {"reasoning_details": [{"type": "reasoning.text"}]}),
         a_body(message(RESULT, name=None), ASKED),
         a_body(Written([*ASKED.items(), ("content", "I add.")])),
         a_body(ASKED, TOLD | {"content": [{"type": "text", "text": RESULT}]}),
         a_body(ASKED | {"tool_calls": []}),
+        a_body(ASKED, {"role": "assistant", "reasoning_content": RESULT}),
         a_body(message(RESULT)).replace(b"if", b"\\u0069f"),
         a_body(ASKED).replace(b'"model"', b' "model"'),
         json.dumps({"messages": [ASKED], "model": MODEL}).encode(),
@@ -177,10 +182,12 @@ def test_what_agents_send_is_read_in_two_passes(step: dict[str, Any]) -> None:
         "of an assistant",
         "annotations",
         "audio",
+        "what may be anything",
         "a null that is no assistant's",
         "a key twice",
         "a part whose type may be missing",
         "no calls",
+        "no content",
         "an escape",
         "a space",
         "spaces",
@@ -250,7 +257,7 @@ def test_no_message_has_a_number_or_a_field_of_any_type() -> None:
     """Written anew a number may be longer than it came, and only a type bounds how long reading
     takes."""
     found: list[msgspec.inspect.Type] = []
-    _collect(msgspec.inspect.type_info(Message), found)
+    _collect(msgspec.inspect.type_info(agents._Sent), found)  # pyright: ignore[reportPrivateUsage]
 
     assert {type(info) for info in found} == {
         msgspec.inspect.UnionType,
@@ -265,7 +272,7 @@ def test_no_message_has_a_number_or_a_field_of_any_type() -> None:
 
 def test_no_object_of_a_message_has_more_values_than_are_counted_for_it() -> None:
     found: list[msgspec.inspect.Type] = []
-    _collect(msgspec.inspect.type_info(Message), found)
+    _collect(msgspec.inspect.type_info(agents._Sent), found)  # pyright: ignore[reportPrivateUsage]
     structs = [info for info in found if isinstance(info, msgspec.inspect.StructType)]
 
     most = max(len(info.fields) + (info.tag is not None) for info in structs)

@@ -58,9 +58,24 @@ calls = st.fixed_dictionaries(
         "extra_content": extra_contents,
     },
 )
+details: st.SearchStrategy[Any] = st.lists(
+    st.dictionaries(
+        st.sampled_from(["type", "text", "data", "content"]),
+        texts | parts | st.integers() | st.none(),
+        max_size=3,
+    ),
+    max_size=2,
+)
 messages = st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "developer", "user", "assistant"]), "content": texts},
-    optional={"name": texts, "refusal": texts, "reasoning_content": texts, "text": texts},
+    optional={
+        "name": texts,
+        "refusal": texts,
+        "reasoning_content": texts,
+        "reasoning_details": details,
+        "extra_content": extra_contents,
+        "text": texts,
+    },
 ) | st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "tool"]), "content": parts | texts},
     optional={"tool_calls": st.lists(calls, max_size=2), "tool_call_id": st.just("c")},
@@ -212,3 +227,12 @@ def test_quotes_that_become_many_end_the_search() -> None:
 
     assert hollow(body) is None
     assert body.times < len(body) // QUOTES_APART + 10
+
+
+def test_the_text_of_what_a_model_reasoned_is_put_back() -> None:
+    details = [{"type": "reasoning.text", "text": LONG, "index": 0}]
+    said = message("4", role="assistant", reasoning_details=details)
+    body = chat_bytes(messages=[message(), said, message("Sure?")])
+
+    assert read_long(body) is not None
+    assert outcome(body, long=True) == outcome(body, long=False)

@@ -55,6 +55,7 @@ CALL = {"id": "call_1", "type": "function", "function": {"name": "add", "argumen
 ASSISTANT = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "3"}
 SIGNED = {"google": {"thought_signature": "CiQB0e2Kb/+="}}
+DETAILS = [{"type": "reasoning.text", "text": "2 and 2", "index": 0}, {"weights": [1.5]}]
 EMPTY: dict[str, Any] = {}
 TEXT_PART: dict[str, Any] = {"type": "text", "text": "x"}
 SCHEMA: dict[str, Any] = {
@@ -76,6 +77,8 @@ ACCEPTED: list[tuple[str, object]] = [
     ("messages", [message(), message("4", role="assistant", reasoning_content="2 and 2")]),
     ("messages", [message(), ASSISTANT | {"reasoning_content": ""}, RESULT]),
     ("messages", [message(), ASSISTANT | {"tool_calls": [CALL | {"extra_content": SIGNED}]}]),
+    ("messages", [message(), message("4", role="assistant", extra_content=SIGNED)]),
+    ("messages", [message(), message("4", role="assistant", reasoning_details=DETAILS)]),
     ("messages", [message(), ASSISTANT | {"tool_calls": [CALL | {"extra_content": EMPTY}]}]),
     ("temperature", 0),
     ("temperature", 2),
@@ -158,6 +161,12 @@ REFUSED: list[tuple[str, object, str, str]] = [
         MISSING,
         "messages[0].tool_calls[0].function",
     ),
+    (
+        "messages",
+        [message("4", role="assistant", reasoning_details=[5])],
+        VALUE,
+        "messages[0].reasoning_details[0]",
+    ),
     ("messages", [RESULT], VALUE, "messages[0].tool_call_id"),
     ("messages", [RESULT, ASSISTANT], VALUE, "messages[0].tool_call_id"),
     ("messages", [ASSISTANT, RESULT | {"tool_call_id": "x"}], VALUE, "messages[1].tool_call_id"),
@@ -172,6 +181,7 @@ REFUSED: list[tuple[str, object, str, str]] = [
     ("max_tokens", 0, VALUE, "max_tokens"),
     ("max_tokens", -5, VALUE, "max_tokens"),
     ("max_tokens", 1.5, VALUE, "max_tokens"),
+    ("max_tokens", -0.0, VALUE, "max_tokens"),
     ("max_tokens", True, VALUE, "max_tokens"),
     ("max_tokens", "5", VALUE, "max_tokens"),
     ("max_completion_tokens", 0, VALUE, "max_completion_tokens"),
@@ -206,8 +216,10 @@ REFUSED: list[tuple[str, object, str, str]] = [
     ("seed", 1.5, VALUE, "seed"),
     ("seed", True, VALUE, "seed"),
     ("seed", 2**63, VALUE, "seed"),
+    ("seed", 2.0**63, VALUE, "seed"),
     ("n", 0, VALUE, "n"),
     ("n", 5, VALUE, "n"),
+    ("n", 5.0, VALUE, "n"),
     ("presence_penalty", 2.1, VALUE, "presence_penalty"),
     ("frequency_penalty", -2.1, VALUE, "frequency_penalty"),
     ("logprobs", 1, VALUE, "logprobs"),
@@ -276,6 +288,40 @@ def test_a_malformed_value_is_refused_and_named(
 
     assert (refused.code, refused.param) == (code, param)
     assert param in refused.message or field in refused.message
+
+
+@pytest.mark.parametrize("content", [{}, {"content": None}])
+@pytest.mark.parametrize("thought", [{"reasoning_content": "2"}, {"reasoning_details": DETAILS}])
+def test_what_was_cut_while_the_model_thought_is_sent_on_with_an_empty_text(
+    content: Any, thought: Any
+) -> None:
+    cut = {"role": "assistant", **content, **thought}
+
+    sent = forwarded(messages=[message(), cut, message("Go on.")])["messages"]
+
+    assert sent[1] == cut | {"content": ""}
+
+
+WHOLE_NUMBERS = [
+    field.name
+    for field in msgspec.structs.fields(ChatRequest)
+    if isinstance(shape := msgspec.inspect.type_info(field.type), msgspec.inspect.UnionType)
+    and any(isinstance(one, msgspec.inspect.IntType) for one in shape.types)
+]
+
+
+@pytest.mark.parametrize("field", WHOLE_NUMBERS)
+@pytest.mark.parametrize("written", [b"3.0", b"3e0", b"30E-1"])
+def test_a_whole_number_may_be_written_as_a_float(field: str, written: bytes) -> None:
+    body = chat_bytes(logprobs=True, **{field: 3}).replace(b": 3", b": " + written)
+
+    value = getattr(parse_chat_request(body).request, field)
+
+    assert (type(value), value) == (int, 3)
+
+
+def test_a_whole_number_goes_on_written_as_one() -> None:
+    assert b'"seed":7}' in b"{%b}" % parse_chat_request(chat_bytes(seed=7.0)).fields.json
 
 
 def test_a_word_that_is_not_possible_is_told_which_are() -> None:

@@ -42,27 +42,30 @@ calls = st.fixed_dictionaries(
     {"id": st.just("c"), "function": st.just({"name": "f", "arguments": "{}"})},
     optional={"type": st.just("function"), "extra_content": extra_contents | texts | st.none()},
 )
-messages = st.fixed_dictionaries(
-    {
-        "role": st.sampled_from(["system", "developer", "user", "assistant"]),
-        "content": texts | parts,
-    },
-    optional={
-        "name": texts,
-        "refusal": texts,
-        "reasoning_content": texts,
-        "unknown": texts,
-        "tool_calls": st.lists(calls, max_size=2),
-    },
-) | st.fixed_dictionaries(
-    {"role": st.just("tool"), "content": texts | parts, "tool_call_id": st.just("c")}
-)
 schemas: st.SearchStrategy[Any] = st.recursive(
     st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts | st.none(),
     lambda inner: st.dictionaries(texts, inner, max_size=2) | st.lists(inner, max_size=2),
     max_leaves=4,
 )
 deep: st.SearchStrategy[Any] = st.integers(27, 31).map(a_schema_of)
+details = st.lists(st.dictionaries(texts, schemas, max_size=2) | deep, max_size=2)
+messages = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(["system", "developer", "user", "assistant"]),
+        "content": texts | parts | st.none(),
+    },
+    optional={
+        "name": texts,
+        "refusal": texts,
+        "reasoning_content": texts,
+        "reasoning_details": details,
+        "extra_content": extra_contents,
+        "unknown": texts,
+        "tool_calls": st.lists(calls, max_size=2),
+    },
+) | st.fixed_dictionaries(
+    {"role": st.just("tool"), "content": texts | parts, "tool_call_id": st.just("c")}
+)
 tools: st.SearchStrategy[Any] = st.lists(
     st.fixed_dictionaries(
         {
@@ -205,6 +208,13 @@ def test_a_key_that_comes_twice_is_not_read_the_short_way_and_is_refused(twice: 
     with pytest.raises(InvalidRequest) as refused:
         read_fully(body)
     assert refused.value.code == "invalid_json"
+
+
+def test_details_of_reasoning_may_not_be_too_deep_either() -> None:
+    said = {"role": "assistant", "content": "4", "reasoning_details": [a_schema_of(29)]}
+
+    with pytest.raises(InvalidRequest, match="more than 32 deep"):
+        parse_chat_request(chat_bytes(messages=[said]))
 
 
 def test_the_rewritten_fields_are_the_last_of_a_chat_request() -> None:

@@ -2,6 +2,7 @@
 full way makes of it."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -15,10 +16,11 @@ from tollway.errors import InvalidRequest
 from tollway.wire import requests
 from tollway.wire.requests import parse_chat_request
 from tollway.wire.strict_json import VALUES_MAX
-from tollway.wire.tools import BODY_BYTES_MAX, cut_out_tools
+from tollway.wire.tools import BODY_BYTES_MAX, BYTES_KEPT_MAX, cut_out_tools
 
 read_without_tools = requests._read_without_tools  # pyright: ignore[reportPrivateUsage]
 
+NOTHING: list[object] = []
 TOOLS = [a_tool(), a_tool("subtract", text={"type": "string", "description": "é <&'"})]
 
 
@@ -122,10 +124,27 @@ def test_long_tools_are_not_kept() -> None:
     assert cut_out_tools(compact(tools=long_tools)) is None
 
 
+@pytest.mark.parametrize(
+    ("dense", "programs"), [([[NOTHING]], 6), ({"a": "b1"}, 8), ("a1", 16), ("😀" + "d" * 999, 40)]
+)
+def test_what_is_kept_of_tools_is_bounded_whatever_they_are(dense: object, programs: int) -> None:
+    one = len(json.dumps(dense, separators=(",", ":"), ensure_ascii=False).encode())
+    many = {"enum": [dense] * (56_000 // (one + 1))}
+    kept: list[int] = []
+    tracemalloc.start()
+    try:
+        for number in range(programs):
+            parse_chat_request(compact(tools=[a_tool(f"f{number}", x=many)]))
+            kept.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+
+    assert max(kept) <= BYTES_KEPT_MAX
+
+
 def test_no_more_values_are_taken_than_are_allowed() -> None:
-    nothing: list[object] = []
-    known = [a_tool(x={"enum": [nothing] * 9_000})]
-    body = compact(tools=known, response_format={"type": "text", "x": [nothing] * 25_000})
+    known = [a_tool(x={"enum": [NOTHING] * 9_000})]
+    body = compact(tools=known, response_format={"type": "text", "x": [NOTHING] * 25_000})
     assert len(body) > VALUES_MAX
 
     assert read_without_tools(body) is None
