@@ -8,6 +8,7 @@ time: `python -m tollway.serve` is never called by hand.
 
 import contextlib
 import os
+import signal
 import sqlite3
 import sys
 from typing import NoReturn
@@ -68,6 +69,9 @@ def main() -> None:
     except TollwayError as error:
         print(error.message, file=sys.stderr)  # noqa: T201 (as the commands do)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:  # once it serves, Ctrl-C is a signal of the event loop's
+        print("Stopped before it served anything.", file=sys.stderr)  # noqa: T201
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 if __name__ == "__main__":

@@ -321,6 +321,25 @@ def test_a_folder_that_the_user_may_not_enter_is_refused(tmp_path: Path, argumen
 
 
 @pytest.mark.parametrize("arguments", ["account list", "serve --port 0"])
+def test_a_database_that_the_user_may_not_open_is_refused(tmp_path: Path, arguments: str) -> None:
+    """Another user's, in a folder that one may enter."""
+    config = tmp_path / "tollway.toml"
+    config.write_text(
+        '[[upstreams]]\nname = "gpu-1"\nbase_url = "http://127.0.0.1:9/v1"\n'
+        '[[models]]\nid = "acme/parrot"\ntier = "budget"\ncontext_length = 4096\n'
+        'upstreams = [{ name = "gpu-1" }]\n'
+    )
+    where = ("--data-dir", str(tmp_path), "--config", str(config))
+    run_tollway("account", "create", "alice", *where)
+    file = tmp_path / "tollway.db"
+    file.chmod(0)
+
+    done = run_tollway(*arguments.split(), *where, through=without_override())
+
+    assert_refused(done, f"The database {file} cannot be opened: unable to open database file. Run")
+
+
+@pytest.mark.parametrize("arguments", ["account list", "serve --port 0"])
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path, arguments: str) -> None:
     file = tmp_path / "tollway.db"
     file.write_bytes(b"no database" * 1000)

@@ -4,6 +4,7 @@ its form; tests/integration/test_rolling_restart.py runs nginx and HAProxy with 
 import json
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,14 @@ def test_the_journal_of_a_replica_outlives_its_container() -> None:
         if volume.endswith(":/var/lib/tollway")
     ]
     assert len(set(volumes)) == 3
+
+
+def test_postgres_is_healthy_only_once_others_can_connect_to_it() -> None:
+    """On its first start the image listens on a Unix socket alone, which `pg_isready` asks unless
+    it is told a host."""
+    check = compose()["services"]["postgres"]["healthcheck"]["test"]
+
+    assert ("--host", "127.0.0.1") in pairwise(check)
 
 
 def test_every_manifest_is_applied() -> None:

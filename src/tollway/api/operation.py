@@ -281,7 +281,8 @@ class Unknown:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = NotFound(
-            f"There is no route {scope['path']!r:.200}. The base URL of clients ends in /api/v1; "
+            f"There is no route {scope['path']!r:.200}. The base URL of clients ends in /api/v1, "
+            "and of OpenAI's API there are /chat/completions and /models below it. "
             "GET /openapi.json lists the routes."
         )
         await refuse(self._parts, call_of(self._parts, scope), error, scope, send)

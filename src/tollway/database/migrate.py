@@ -49,16 +49,16 @@ def is_current(path: Path) -> bool:
     cannot be looked at, and `StartError` where it is no database."""
     if not path.exists() or not path.stat().st_size:
         return False
-    with closing(sqlite3.connect(path)) as connection:
-        try:
+    try:
+        with closing(sqlite3.connect(path)) as connection:
             rows = connection.execute("SELECT migration_id FROM _yoyo_migration").fetchall()
-        except sqlite3.OperationalError:  # the table is not there yet
-            return False
-        except sqlite3.DatabaseError as error:
-            raise StartError(
-                f"The database {path} cannot be opened: {error}. Put a backup in its place, or "
-                "move it away: the next start then makes an empty one."
-            ) from error
+    except sqlite3.OperationalError:  # the table is not there yet, or the file is another's
+        return False
+    except sqlite3.DatabaseError as error:
+        raise StartError(
+            f"The database {path} cannot be opened: {error}. Put a backup in its place, or "
+            "move it away: the next start then makes an empty one."
+        ) from error
     return {id_ for (id_,) in rows} == set(_names(_MIGRATIONS))
 
 

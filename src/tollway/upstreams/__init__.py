@@ -9,6 +9,7 @@ connection.py  one connection: HTTP/1.1, its reply pushed into a `Receiver`
 dialects.py    what servers do differently
 normalise.py   replies in one form, whichever server they come from
 refusals.py    what it means when a server refuses
+complaints.py  logs what goes wrong at one, once a minute
 embedded/      the model that Tollway runs itself
 
 Choosing one:

@@ -81,11 +81,11 @@ class OpenAICompatible:
         request = partial(self._request, ask, self._whole_tail)
         await self._pool.request(request, reply, ask.deadlines)
         if reply.status != 200 or reply.excess is not None:
-            raise reply.excess or self._refusal(reply)
+            raise reply.excess or self._refusal(ask, reply)
         try:
             completion = _decode_completion(reply.content())
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            completion = self._mended(reply, error)
+            completion = self._mended(ask, reply, error)
         if self._dialect.counts_reasoning_apart:
             completion.usage = with_reasoning_apart(completion.usage)
         return completion
@@ -101,7 +101,7 @@ class OpenAICompatible:
             if not reply.is_done:
                 raise
         if reply.status != 200 or reply.excess is not None:
-            raise reply.excess or self._refusal(reply)
+            raise reply.excess or self._refusal(ask, reply)
         if not reply.is_events:
             raise UpstreamFailed("The model's server answered a stream with something else.", 200)
         reply.end()
@@ -156,12 +156,12 @@ class OpenAICompatible:
                 param="n",
             )
 
-    def _mended(self, reply: "_WholeReply", error: Exception) -> ChatCompletion:
+    def _mended(self, ask: Ask, reply: "_WholeReply", error: Exception) -> ChatCompletion:
         mended = mended_completion(reply.content())
         if mended is not None:
             return mended
         if b'"error"' in reply.content()[:ERROR_BYTES_READ]:  # OpenRouter: an error with a 200
-            raise self._refusal(reply)
+            raise self._refusal(ask, reply)
         # The place alone: the words may have some of the reply in them.
         place = str(error).rpartition(" - at ")[2] if " - at " in str(error) else "its JSON"
         log.error("upstream %s: no chat completion, wrong at %s", self.name, place)
@@ -204,8 +204,8 @@ class OpenAICompatible:
         post += b"\r\ncontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b"
         return post + b"\r\n\r\n", b"GET %b HTTP/1.1\r\n" + common + b"\r\n\r\n"
 
-    def _refusal(self, reply: "_WholeReply | _EventStream") -> RequestError:
-        return refusal(self.name, reply.status, reply.content(), reply.retry_after)
+    def _refusal(self, ask: Ask, reply: "_WholeReply | _EventStream") -> RequestError:
+        return refusal(self.name, ask.model, reply.status, reply.content(), reply.retry_after)
 
 
 @dataclass(slots=True, eq=False)

@@ -24,6 +24,7 @@ from tollway.errors import (
 )
 from tollway.outbox import Outbox
 from tollway.reach import refusal, refusal_of_host, written_out
+from tollway.upstreams.complaints import Complaints
 from tollway.upstreams.connection import (
     Connection,
     LearnedHeads,
@@ -68,6 +69,7 @@ class ConnectionPool:
         self.path = parts.path.rstrip("/")
         self.deadlines = deadlines
         self.host_header = parts.netloc
+        self._complaints = Complaints()
         self._outbox = Outbox()
         self._heads = LearnedHeads()
         self._open: set[Connection] = set()
@@ -153,17 +155,24 @@ class ConnectionPool:
             async with asyncio.timeout(seconds_max):
                 return await self._connect_to_any(await self._addresses())
         except TimeoutError:
+            self._complain(f"none was accepted within {seconds_max:g} s")
             raise UpstreamTimeout(
                 f"The model's server did not accept a connection within {seconds_max:g} s. Try "
                 "again.",
                 was_sent=False,
             ) from None
-        except (OSError, UnicodeError):  # the latter for a name that cannot be one
+        except (OSError, UnicodeError) as error:  # the latter for a name that cannot be one
+            self._complain(getattr(error, "strerror", None) or str(error))
             raise Unavailable(
                 "The model's server cannot be reached. Try again in a moment.",
                 retry_after_seconds=5,
                 was_sent=False,
             ) from None
+
+    def _complain(self, why: str) -> None:
+        """The client is told no address, and nobody would learn which one was tried."""
+        said = f"no connection to {self.host_header}: {why}. Does the server run, and is base_url"
+        self._complaints.tell(logging.ERROR, "no connection", f"{said} right?")
 
     async def _addresses(self) -> list[str]:
         """What the host's name means now. Each is judged before anything is connected to, and one

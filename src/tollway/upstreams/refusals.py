@@ -24,6 +24,7 @@ from tollway.errors import (
     UpstreamFailed,
     UpstreamTimeout,
 )
+from tollway.upstreams.complaints import Complaints
 from tollway.upstreams.connection import RetryAfter
 from tollway.upstreams.dialects import TOO_BUSY, TOO_LONG
 from tollway.wire.requests import KNOWN_FIELDS
@@ -32,7 +33,6 @@ ERROR_BYTES_READ = 64 * 1024
 _RETRY_AFTER_SECONDS_MAX = 60.0
 _RETRY_AFTER_SECONDS = 5.0
 _REST_SECONDS_MAX = 3600.0
-COMPLAINT_SECONDS = 60.0
 
 log = logging.getLogger("tollway.upstreams")
 
@@ -153,42 +153,44 @@ def _text(value: object) -> str:
 
 def refusal(
     upstream: str,
+    model: str,
     status: int,
     body: bytes,
     retry_after: RetryAfter = (),
     now: Callable[[], float] = time.time,
 ) -> RequestError:
+    """`model` is the upstream's own name for what it was asked for."""
     facts = read_error(body)
     if status < 400 and facts.status is not None:
         status = facts.status
     seconds = _seconds_asked(dict(retry_after), now)
     if seconds is None:
         seconds = facts.retry_after_seconds
-    error = _refusal(upstream, status, facts, seconds)
+    error = _refusal(upstream, model, status, facts, seconds)
     error.upstream_status = status
     error.upstream_rest_seconds = _rest_seconds(seconds)
     return error
 
 
 def _refusal(
-    upstream: str, status: int, facts: ErrorFacts, seconds_asked: float | None
+    upstream: str, model: str, status: int, facts: ErrorFacts, seconds_asked: float | None
 ) -> RequestError:
     said = f"{facts.code} {facts.type} {facts.message}"
     if status in (400, 413, 422) and _MODELS_FAILURE.search(facts.code) is not None:
         return UpstreamFailed("The model wrote a tool call or JSON that is none. Try again.")
     if status in (400, 403, 429) and _OPERATORS.search(said) is not None:
-        return _operators(upstream, status)
+        return _operators(upstream, model, status)
     if status in (400, 413, 422):
-        return _complaints.told(upstream, status, _refused_as_invalid(facts, said))
+        return _told(upstream, status, _refused_as_invalid(facts, said))
     if status == 403 and TOO_LONG.search(facts.message) is not None:
         return _refused_as_too_long()
     if status == 403 and _CONTENT_POLICY.search(said) is not None:
         return _refused_by_policy()
     if status in (401, 402, 403, 404):
-        return _operators(upstream, status)
+        return _operators(upstream, model, status)
     if status in (408, 504):
         late = UpstreamTimeout("The model's server gave up waiting for the model. Try again.")
-        return _complaints.told(upstream, status, late)
+        return _told(upstream, status, late)
     if status in TOO_BUSY:
         wait = _retry_after_seconds(seconds_asked)
         busy = Unavailable(
@@ -196,37 +198,26 @@ def _refusal(
             code="overloaded",
             retry_after_seconds=wait,
         )
-        return _complaints.told(upstream, status, busy)
+        return _told(upstream, status, busy)
     log.error("upstream %s answered %d", upstream, status)
     return UpstreamFailed(f"The model's server failed with status {status}. Try again.")
 
 
-def _operators(upstream: str, status: int) -> Unavailable:
-    log.error(
-        "upstream %s answered %d: its key, its credit or its model name is wrong", upstream, status
-    )
+def _operators(upstream: str, model: str, status: int) -> Unavailable:
+    if status == 404:
+        what = f"it has no model {model!r}, or its base_url is wrong (most end in /v1)"
+    else:
+        what = "its key or its credit is refused"
+    said = f"upstream {upstream} answered {status}: {what}"
+    _complaints.tell(logging.ERROR, (upstream, status, model), said)
     return Unavailable("The model is not available: its operator finds why in the log.")
 
 
-class Complaints:
-    """What an upstream refuses is logged once a minute for each status, with how often it was
-    refused since: a busy one may refuse hundreds in a second."""
-
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._monotonic = monotonic
-        self._told: dict[tuple[str, int], tuple[float, int]] = {}
-
-    def told(self, upstream: str, status: int, error: RequestError) -> RequestError:
-        now = self._monotonic()
-        told_at, untold = self._told.get((upstream, status), (-COMPLAINT_SECONDS, 0))
-        if now - told_at < COMPLAINT_SECONDS:
-            self._told[upstream, status] = told_at, untold + 1
-            return error
-        self._told[upstream, status] = now, 0
-        about = f" because of {error.param}" if error.param else ""
-        more = f", and did {untold} times more since this was last told" if untold else ""
-        log.warning("upstream %s answered %d%s%s", upstream, status, about, more)
-        return error
+def _told(upstream: str, status: int, error: RequestError) -> RequestError:
+    about = f" because of {error.param}" if error.param else ""
+    said = f"upstream {upstream} answered {status}{about}"
+    _complaints.tell(logging.WARNING, (upstream, status), said)
+    return error
 
 
 _complaints = Complaints()

@@ -64,6 +64,18 @@ async def test_an_unknown_route_is_404_in_the_errors_form(api: Api, path: str) -
     assert reply.header("x-credits-remaining") is None
 
 
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/embeddings", "/chat/completions"])
+async def test_who_asks_for_another_route_of_openai_is_told_which_there_are(
+    api: Api, path: str
+) -> None:
+    reply = await api.post(path, api.secret, {})
+
+    assert reply.status == 404
+    message = reply.json()["error"]["message"]
+    assert repr(path) in message
+    assert "ends in /api/v1, and of OpenAI's API there are /chat/completions and /models" in message
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from tests.support.answers import Answer, comment, error, openai_error, raw, reply, reset, stream
-from tests.support.clock import FixedClock
 from tests.support.fake_upstream import FakeUpstream
 
 from tollway.deadlines import Deadlines
@@ -22,7 +21,6 @@ from tollway.errors import (
 from tollway.upstreams import openai as openai_module
 from tollway.upstreams.base import Ask, Source
 from tollway.upstreams.openai import OpenAICompatible
-from tollway.upstreams.refusals import Complaints
 from tollway.wire import events as events_module
 
 KEY = "sk-upstream-secret-1234"
@@ -287,20 +285,6 @@ async def test_what_an_upstream_refuses_is_logged_once_a_minute(
 
     told = [record.getMessage() for record in caplog.records]
     assert told == ["upstream often-refuses answered 429"]
-
-
-def test_what_was_not_logged_meanwhile_is_counted(caplog: pytest.LogCaptureFixture) -> None:
-    clock = FixedClock()
-    complaints = Complaints(clock.monotonic)
-    error = InvalidRequest("no", param="seed")
-
-    for seconds in (0, 1, 58, 1):
-        clock.advance(seconds)
-        assert complaints.told("gpu-1", 400, error) is error
-
-    first, second = (record.getMessage() for record in caplog.records)
-    assert first == "upstream gpu-1 answered 400 because of seed"
-    assert second == first + ", and did 2 times more since this was last told"
 
 
 def refused_with(status: int, **facts: object) -> Answer:

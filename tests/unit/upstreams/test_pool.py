@@ -128,6 +128,21 @@ async def test_a_server_that_is_not_there_is_unavailable(server: Server) -> None
     assert refused.value.retry_after_seconds is not None
 
 
+async def test_a_server_that_is_not_there_is_named_in_the_log_once_a_minute(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    await server.stop()
+    pool = ConnectionPool(f"http://127.0.0.1:{server.port}/v1")
+
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            await ask(pool)
+
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert told.startswith(f"no connection to 127.0.0.1:{server.port}: ")
+    assert told.endswith("Does the server run, and is base_url right?")
+
+
 async def test_closing_the_pool_ends_what_runs(server: Server, pool: ConnectionPool) -> None:
     server.answers(OK[:-1], 5.0)
     task = await begin(pool)

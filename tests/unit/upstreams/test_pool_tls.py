@@ -67,7 +67,10 @@ async def test_tls_is_spoken_with_a_server_whose_certificate_is_trusted(
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2"], ids=["unknown", "another's"])
 async def test_a_server_whose_certificate_is_not_to_be_trusted_is_sent_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    host: str,
 ) -> None:
     certificate = certificate_for(host, tmp_path)
     if host != "127.0.0.1":
@@ -77,5 +80,6 @@ async def test_a_server_whose_certificate_is_not_to_be_trusted_is_sent_nothing(
     with pytest.raises(Unavailable):
         await ask(pool)
     assert server.requests == []
+    assert "certificate verify failed" in caplog.text
     await pool.close()
     await server.stop()

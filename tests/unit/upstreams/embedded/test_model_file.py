@@ -170,6 +170,21 @@ def test_what_stops_the_fetch_leaves_nothing(tmp_path: Path, index: Path) -> Non
     assert progress.calls[-1] == ("done",)
 
 
+def test_a_bar_that_was_interrupted_as_it_began_is_taken_away(tmp_path: Path, index: Path) -> None:
+    class Interrupted(Recorder):
+        def start(self, total_bytes: int, label: str) -> None:
+            super().start(total_bytes, label)
+            raise KeyboardInterrupt
+
+    publish(index)
+    progress = Interrupted()
+
+    with pytest.raises(KeyboardInterrupt):
+        ensure_model(tmp_path / "data", progress=progress, model=MODEL)
+
+    assert progress.calls[-1] == ("done",)
+
+
 def test_what_a_killed_fetch_left_is_removed_and_a_running_ones_is_not(
     tmp_path: Path, index: Path
 ) -> None:
