@@ -94,6 +94,19 @@ def test_a_denied_parameter_is_refused_and_costs_nothing(
     assert customer.available == 100_000
 
 
+def test_a_dearer_tier_of_service_is_refused_and_costs_nothing(
+    upstream: FakeUpstream, customer: Customer
+) -> None:
+    before = len(upstream.exchanges)
+    refused = customer.chat(messages=HELLO, service_tier="priority")
+
+    assert (refused.status, refused.json()["error"]["param"]) == (400, "service_tier")
+    assert len(upstream.exchanges) == before
+    assert customer.available == 100_000
+    assert customer.chat(messages=HELLO, service_tier="default").status == 200
+    assert upstream.last.body["service_tier"] == "default"
+
+
 def test_a_default_is_sent_where_the_client_names_none(
     upstream: FakeUpstream, server: TollwayServer, customer: Customer
 ) -> None:

@@ -66,7 +66,7 @@ class Gate:
     async def admit(self, caller: Caller, call: Call, parsed: ParsedRequest) -> Admission:
         model = self._catalogue.find(parsed.request.model, caller.token.models)
         ignored: tuple[str, ...] = ()
-        if model.policy is not None or parsed.images:
+        if model.policy is not None or parsed.images or parsed.request.service_tier is not None:
             require_allowed(model, parsed)
         if parsed.unknown or model.supported_parameters is not None:
             ignored = ignored_fields(caller, model, parsed)

@@ -1,5 +1,5 @@
 """What a model asks of requests: parameters that are denied, fields that it is not sent, values
-where the client names none, and images.
+where the client names none, images, and tiers of service that cost more.
 
 An image counts in the prompt's bound as the most tokens that one can be (`image_tokens`), which is
 what makes it have a price; a model without that takes none.
@@ -13,10 +13,13 @@ from tollway.gateway.types import Caller
 from tollway.wire.images import image_fault
 from tollway.wire.requests import OPTIONAL_FIELDS, ParsedRequest
 
+DEARER_SERVICE_TIERS = frozenset({"fast", "priority"})
+"""For which upstreams bill about twice the price (https://openai.com/api-priority-processing)."""
+
 
 def require_allowed(model: Model, parsed: ParsedRequest) -> None:
-    """Raises `InvalidRequest` for a denied parameter, and for an image that the model does not take
-    or that may not be sent."""
+    """Raises `InvalidRequest` for a denied parameter, for an image that the model does not take or
+    that may not be sent, and for a tier of service that has no price."""
     policy = model.policy
     if policy is not None and policy.denied:
         for name in parsed.fields:
@@ -26,6 +29,14 @@ def require_allowed(model: Model, parsed: ParsedRequest) -> None:
                     code="unsupported_parameter",
                     param=name,
                 )
+    tier = parsed.request.service_tier
+    # An operator who names the field among what is passed on has thought of its price.
+    if tier in DEARER_SERVICE_TIERS and model.supported_parameters is None:
+        raise InvalidRequest(
+            f'service_tier "{tier}" costs more, and has no price for {model.id}. Leave it out.',
+            code="unsupported_parameter",
+            param="service_tier",
+        )
     if parsed.images:
         _require_images(model, policy, parsed)
 

@@ -388,7 +388,8 @@ class ModelTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         tuple[Parameter, ...] | None,
         Meta(
             description="The optional fields of a request that are passed on; others are ignored, "
-            "or refused for a strict token. Default: all, or what the embedded model heeds."
+            "or refused for a strict token. Default: all but tiers of service that cost more, or "
+            "what the embedded model heeds."
         ),
     ] = None
     denied_parameters: Annotated[

@@ -51,6 +51,26 @@ def test_a_denied_parameter_that_is_null_is_absent() -> None:
     assert refusal(model, parsed(seed=1)).param == "seed"
 
 
+# --- tiers of service -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tier", ["fast", "priority"])
+def test_a_dearer_tier_of_service_has_no_price_unless_the_operator_names_it(tier: str) -> None:
+    request = parsed(service_tier=tier)
+
+    refused = refusal(a_model(), request)
+    assert (refused.code, refused.param) == ("unsupported_parameter", "service_tier")
+    assert refused.message == (
+        f'service_tier "{tier}" costs more, and has no price for m1. Leave it out.'
+    )
+    require_allowed(a_model(supported_parameters=frozenset({"service_tier"})), request)
+
+
+@pytest.mark.parametrize("tier", ["auto", "default", "flex", "scale"])
+def test_other_tiers_of_service_cost_no_more(tier: str) -> None:
+    require_allowed(a_model(), parsed(service_tier=tier))
+
+
 # --- fields that a model does not support ---------------------------------------------------------
 
 
