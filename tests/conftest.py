@@ -1,5 +1,16 @@
+import os
+
 import hypothesis
+import pytest
 
 # How long an example takes is the machine's business, which may be busy with something else.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept_bytecode(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Some hundred processes are started. Where the environment keeps no bytecode, as containers'
+    images set it, each would compile all that it imports: twice the CPU of a server's start."""
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        os.environ["PYTHONPYCACHEPREFIX"] = str(tmp_path_factory.mktemp("bytecode"))
