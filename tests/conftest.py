@@ -1,11 +1,16 @@
 import os
+import tempfile
 
 import hypothesis
 import pytest
+from tests.support.scratch import scratch_directory
 
 # How long an example takes is the machine's business, which may be busy with something else.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+if "TMPDIR" not in os.environ and (scratch := scratch_directory()):
+    os.environ["TMPDIR"] = tempfile.tempdir = scratch  # of the processes that tests start, too
 
 
 @pytest.fixture(scope="session", autouse=True)
