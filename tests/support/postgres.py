@@ -38,8 +38,9 @@ class PostgresServer:
         self.port = _free_port()
         self._options = [] if durable else list(_FAST)
         self._user = ordinary_user()
-        # A short path: that of a socket is limited.
-        place = scratch_directory() or "/tmp"  # noqa: S108 (one's own is made in it)
+        # A short path: that of a socket is limited. What syncs each commit does so to a disk.
+        memory = None if durable else scratch_directory()
+        place = memory or "/tmp"  # noqa: S108 (one's own is made in it)
         self._folder = Path(tempfile.mkdtemp(prefix="tollway-pg-", dir=place))
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
