@@ -159,5 +159,9 @@ def embedded_data_dir(tmp_path: Path) -> Path:
 
 
 def assert_ledger_is_whole(server: TollwayServer) -> None:
+    """By the server itself, where it runs: a process would take longer than most of the tests."""
+    if server.runs:
+        assert server.operate("ledger verify") == {"data": []}
+        return
     verified = server.command("ledger", "verify")
     assert verified.status == 0, verified.stdout + verified.stderr

@@ -68,9 +68,9 @@ def stopped(tmp_path: Path) -> TollwayServer:
 @pytest.fixture
 def acme(stopped: TollwayServer) -> Iterator[TollwayServer]:
     """The same with an account `acme` of 500 credits, and its books in order at the end."""
-    assert stopped.command("account", "create", "acme", "--credits", "500").status == 0
+    stopped.operate("account create", name="acme", credits=500)
     yield stopped
-    assert stopped.command("ledger", "verify").stdout == "The ledger is whole.\n"
+    assert stopped.operate("ledger verify") == {"data": []}
 
 
 def test_an_answer_for_which_the_disk_has_no_room_is_not_taken_for_done(
@@ -88,7 +88,7 @@ def test_without_an_output_nothing_is_done(acme: TollwayServer) -> None:
     done = run_tollway("token", "issue", "--account", "acme", *in_data_dir, through=without_output)
 
     assert_refused(done, "The standard output is closed, so nothing was done.")
-    assert acme.command("token", "list", "--json").json()["data"] == []
+    assert acme.operate("token list") == {"data": []}
 
 
 def test_an_argument_that_is_not_utf_8_is_refused_as_that(server: TollwayServer) -> None:
@@ -98,7 +98,7 @@ def test_an_argument_that_is_not_utf_8_is_refused_as_that(server: TollwayServer)
 
 
 def balance_of_acme(installation: TollwayServer) -> int:
-    return installation.command("account", "show", "acme", "--json").json()["creditBalance"]
+    return installation.operate("account show", name="acme")["creditBalance"]
 
 
 # --- while a server runs --------------------------------------------------------------------------
@@ -216,6 +216,10 @@ def test_the_ledger_is_verified_while_the_server_runs(server: TollwayServer) -> 
 
 
 # --- while none runs ------------------------------------------------------------------------------
+
+
+def test_the_ledger_is_verified_while_none_runs(acme: TollwayServer) -> None:
+    assert acme.command("ledger", "verify").stdout == "The ledger is whole.\n"
 
 
 def test_what_was_done_without_a_server_is_there_when_one_starts(acme: TollwayServer) -> None:

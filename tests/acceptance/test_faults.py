@@ -18,7 +18,7 @@ from tests.acceptance.conftest import assert_ledger_is_whole
 from tests.support.answers import Answer, Pause, pause, reply, stream
 from tests.support.builders import message
 from tests.support.customer import Customer, a_customer, eventually
-from tests.support.fake_upstream import FakeUpstream
+from tests.support.fake_upstream import Exchange, FakeUpstream
 from tests.support.http import BodyCutError, RawClient, Reply
 from tests.support.server import TollwayServer
 
@@ -26,6 +26,7 @@ HELLO = [message("Hello!")]
 COUNTED_INPUT = 2  # six bytes
 BOUND = 6 + 16 + 256
 UNLIMITED = {"requests_per_minute": 1_000_000, "concurrent_requests": 2_000}
+CUTS_AT_ONCE = 16
 WORDS = ["Hel", "lo", " wor", "ld", "!"]
 
 Figure = Callable[[str, object], None]
@@ -64,10 +65,10 @@ def test_a_stream_cut_at_any_byte_costs_what_was_sent(
     spent = 10_000_000 - customer.balance
     errors: list[int] = []
 
-    for byte in range(length):
-        _only(upstream, answer.cut_at(byte))
-        told = customer.chat(messages=HELLO, stream=True, max_tokens=50)
-        tokens = upstream.ended().content_tokens_sent
+    all_told = _cut_at_each(length, answer, upstream, customer, streams=True)
+    tries = _last_tries(upstream)
+    for byte, told in enumerate(all_told):
+        tokens = tries[told.header("x-request-id") or ""].content_tokens_sent
         charged = _charged(told)
         errors.append(_tokens(charged) - tokens)
         assert charged == (COUNTED_INPUT + 2 * tokens if tokens else 0)
@@ -89,9 +90,7 @@ def test_a_whole_reply_cut_at_any_byte_costs_nothing(
     length = _length_of(upstream, customer, answer, streams=False)
     before = customer.balance
 
-    for byte in range(length):
-        _only(upstream, answer.cut_at(byte))
-        told = customer.chat(messages=HELLO, max_tokens=50)
+    for told in _cut_at_each(length, answer, upstream, customer, streams=False):
         assert told.status == 502
         assert told.header("x-credits-consumed") == "0"
 
@@ -99,10 +98,25 @@ def test_a_whole_reply_cut_at_any_byte_costs_nothing(
     figure("cuts of a whole reply", length)
 
 
-def _only(upstream: FakeUpstream, answer: Answer) -> None:
-    """Also when it is asked again, as it is where a kept connection ends before any byte."""
-    upstream.forget_answers()
-    upstream.answer(answer, times=None)
+def _cut_at_each(
+    length: int, answer: Answer, upstream: FakeUpstream, customer: Customer, *, streams: bool
+) -> list[Reply]:
+    """By byte. Several at a time: before it asks an upstream again the server waits a little, and
+    nobody need wait for that. Whoever asks again gets the same cut."""
+    upstream.answer_with(lambda exchange: answer.cut_at(int(exchange.body["user"])))
+
+    def told(byte: int) -> Reply:
+        return customer.chat(messages=HELLO, stream=streams, max_tokens=50, user=str(byte))
+
+    with ThreadPoolExecutor(CUTS_AT_ONCE) as clients:
+        return list(clients.map(told, range(length)))
+
+
+def _last_tries(upstream: FakeUpstream) -> dict[str, Exchange]:
+    """By the request's id, each once it has ended."""
+    last = {one.header("x-request-id") or "": one for one in upstream.exchanges}
+    upstream.wait_until(lambda: all(one.ended is not None for one in last.values()))
+    return last
 
 
 def _charged(told: Reply) -> int:
@@ -206,7 +220,7 @@ def test_a_thousand_clients_that_never_read_take_little_memory_and_harm_nobody(
     )
     upstream.answer_with(
         lambda exchange: (
-            stream(_endless(), usage=None)
+            stream(_endless(upstream), usage=None)
             if exchange.body.get("user") == "deaf"
             else reply("Hello")
         )
@@ -245,10 +259,11 @@ def _held(customer: Customer) -> int:
     return customer.server.operate("account show", name=customer.account_id)["creditsHeld"]
 
 
-def _endless() -> Iterator[str | Pause]:
+def _endless(upstream: FakeUpstream) -> Iterator[str | Pause]:
     """First all are there, then it begins."""
     yield "x"
-    yield pause(10)
+    while len(upstream.exchanges) <= DEAF_CLIENTS:
+        yield pause(0.5)
     yield from itertools.repeat("x" * 60_000)
 
 

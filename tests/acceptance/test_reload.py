@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -25,12 +25,21 @@ HELLO = [message("Hello!")]
 
 @dataclass
 class Installation:
-    """A server whose file a test changes. `text` is what the file says."""
+    """A server whose file a test changes. `text` is what the file says, and `said_before` how much
+    the server had said when the test began."""
 
     server: TollwayServer
     upstreams: list[FakeUpstream]
     text: str
-    customers: list[Customer] = field(default_factory=list[Customer])
+    said_before: int
+
+    @property
+    def said(self) -> str:
+        return self.server.stderr[self.said_before :]
+
+    def wait_for_retired(self, upstreams: int) -> None:
+        """Whoever takes some out waits for their end: the next test hears nothing of it."""
+        eventually(lambda: self.said.count("runs nothing any more") == upstreams, 10.0)
 
     def write(self, *replacements: tuple[str, str]) -> None:
         """As an editor does: another file in its place."""
@@ -79,17 +88,34 @@ api_key = "file:gpu-1.key"
 )
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TollwayServer]:
+    folder = tmp_path_factory.mktemp("tollway")
+    _write_key(folder, "sk-first")
+    with TollwayServer(folder / "data", CONFIG.format("http://127.0.0.1:1/v1")) as server:
+        yield server
+        assert_ledger_is_whole(server)
+
+
 @pytest.fixture
-def installed(tmp_path: Path) -> Iterator[Installation]:
+def installed(running: TollwayServer) -> Iterator[Installation]:
+    """The one server, which each test has with upstreams of its own and in the configuration that
+    it started with."""
     with ExitStack() as stack:
         upstreams = [stack.enter_context(FakeUpstream()) for _ in range(2)]
+        _write_key(running.data_dir.parent, "sk-first")
         text = CONFIG.format(upstreams[0].base_url)
-        (tmp_path / "gpu-1.key").write_text("sk-first")
-        (tmp_path / "gpu-1.key").chmod(0o600)
-        server = stack.enter_context(TollwayServer(tmp_path / "data", text))
-        yield Installation(server, upstreams, text)
-        if server.runs:
-            assert_ledger_is_whole(server)
+        installation = Installation(running, upstreams, text, len(running.stderr))
+        installation.reload()
+        installation.wait_for_retired(1)
+        installation.said_before = len(running.stderr)
+        yield installation
+
+
+def _write_key(folder: Path, key: str) -> None:
+    file = folder / "gpu-1.key"
+    file.touch(0o600)
+    file.write_text(key)
 
 
 def rates_of(customer: Customer, answered: Reply) -> tuple[int, int]:
@@ -150,10 +176,7 @@ def test_an_upstream_that_is_taken_out_ends_what_it_runs_and_then_its_connection
     assert old.ended().finished
     eventually(lambda: old.connections_open == 0, 5.0)
     eventually(
-        lambda: (
-            "upstream gpu-1, which was taken out or changed, runs nothing"
-            in installed.server.stderr
-        ),
+        lambda: "upstream gpu-1, which was taken out or changed, runs nothing" in installed.said,
         10.0,
     )
 
@@ -197,7 +220,7 @@ def test_limits_change(installed: Installation) -> None:
 def test_what_a_new_account_is_granted_changes(installed: Installation) -> None:
     installed.reload(("[limits]", "[limits]\nstarting_credits = 7"))
 
-    made = installed.server.operate("account create", name="new")
+    made = installed.server.operate("account create", name="granted")
 
     assert made["creditBalance"] == 7
 
@@ -209,7 +232,7 @@ def test_a_file_that_changes_is_taken_without_being_asked_for(installed: Install
     customer = installed.customer()
     installed.write(("completion_rate = 2000000", "completion_rate = 5000000"))
 
-    eventually(lambda: "completion_rate: 2000000 -> 5000000" in installed.server.stderr, 10.0)
+    eventually(lambda: "completion_rate: 2000000 -> 5000000" in installed.said, 10.0)
 
     assert rates_of(customer, customer.chat(max_tokens=50)) == (1_000_000, 5_000_000)
 
@@ -220,21 +243,20 @@ def test_a_key_that_changes_in_its_file_is_taken_and_not_shown(installed: Instal
     first = installed.upstreams[0].last.header("authorization")
     (installed.server.data_dir.parent / "gpu-1.key").write_text("sk-second")
 
-    eventually(lambda: "upstreams.gpu-1.api_key: another one" in installed.server.stderr, 10.0)
+    eventually(lambda: "upstreams.gpu-1.api_key: another one" in installed.said, 10.0)
     customer.chat(max_tokens=50)
 
     assert first == "Bearer sk-first"
     assert installed.upstreams[0].last.header("authorization") == "Bearer sk-second"
-    assert "sk-" not in installed.server.stderr + installed.server.stdout
+    installed.wait_for_retired(1)
+    assert "sk-" not in installed.said + installed.server.stdout
 
 
 def test_sighup_reloads(installed: Installation) -> None:
     installed.write(("prompt_rate = 1000000", "prompt_rate = 3000000"))
     installed.server.signal(signal.SIGHUP)
 
-    eventually(
-        lambda: "the configuration was reloaded: 1 change\n" in installed.server.stderr, 10.0
-    )
+    eventually(lambda: "the configuration was reloaded: 1 change\n" in installed.said, 10.0)
 
     assert installed.customer().chat(max_tokens=50).status == 200
 
@@ -261,6 +283,7 @@ def test_a_server_in_a_terminal_goes_when_the_terminal_does(tmp_path: Path) -> N
 
 def test_a_bad_file_is_refused_whole_and_the_server_goes_on(installed: Installation) -> None:
     customer = installed.customer()
+    reloaded = installed.metric('tollway_configuration_reloads_total{result="ok"}')
 
     done = installed.command(
         ("prompt_rate = 1000000", "prompt_rate = 3000000"),
@@ -271,17 +294,14 @@ def test_a_bad_file_is_refused_whole_and_the_server_goes_on(installed: Installat
     assert (done.status, done.stdout) == (1, "")
     assert done.stderr == why + "\n"
     eventually(
-        lambda: (
-            f"the configuration was refused, the running one stays: {why}"
-            in installed.server.stderr
-        ),
+        lambda: f"the configuration was refused, the running one stays: {why}" in installed.said,
         10.0,
     )
     assert rates_of(customer, customer.chat(max_tokens=50)) == (1_000_000, 2_000_000)
     assert installed.metric('tollway_configuration_reloads_total{result="refused"}') >= 1
     installed.reload(("idd = 1\n", ""))
     assert rates_of(customer, customer.chat(max_tokens=50)) == (3_000_000, 2_000_000)
-    assert installed.metric('tollway_configuration_reloads_total{result="ok"}') == 1
+    assert installed.metric('tollway_configuration_reloads_total{result="ok"}') == reloaded + 1
     assert installed.metric("tollway_configuration_reloaded_timestamp_seconds") > 1.7e9
 
 
@@ -298,7 +318,7 @@ def test_what_needs_a_restart_is_named_and_the_rest_is_taken(installed: Installa
     again = installed.server.command("reload").stdout
     assert again == "server.drain_seconds: 120.0 -> 7.0 (after a restart)\n"
     eventually(
-        lambda: "changes after a restart: server.drain_seconds: 120.0" in installed.server.stderr,
+        lambda: "changes after a restart: server.drain_seconds: 120.0" in installed.said,
         10.0,
     )
 
@@ -396,6 +416,7 @@ def test_no_request_is_dropped_and_none_mispriced_while_everything_changes_all_t
     for client in clients:
         client.join()
 
+    installed.wait_for_retired(40)
     assert refused == 0
     assert len(answers) > 40
     assert {answered.status for _, answered in answers} == {200}
@@ -424,7 +445,7 @@ def test_checks_begin_and_end_with_the_upstream_that_wants_them(installed: Insta
     installed.reload((plain, checked.format(upstream.base_url)))
     eventually(lambda: checks() >= 3, 10.0)
     installed.reload((checked.format(upstream.base_url), plain))
-    eventually(lambda: "gpu-1, which was taken out or changed" in installed.server.stderr, 10.0)
+    installed.wait_for_retired(2)
     before, customer = checks(), installed.customer()
     for _ in range(40):  # longer than a check would wait for its turn
         customer.chat(max_tokens=50)

@@ -7,7 +7,6 @@ loop and a database whose writer has no thread."""
 import asyncio
 import contextlib
 import functools
-import os
 import shutil
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
@@ -377,8 +376,3 @@ async def _opened(path: Path) -> AsyncGenerator[SqliteDatabase]:
         yield database
     finally:
         await database.close()
-
-
-def scratch_directory() -> str | None:
-    """In memory, where there is such a thing: an fsync is not what is simulated."""
-    return "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108 (not predictable)

@@ -23,10 +23,10 @@ from tests.simulator.process import (
     Process,
     SimulatedDatabase,
     Template,
-    scratch_directory,
     time_of,
 )
 from tests.simulator.upstream import HostileUpstream
+from tests.support.scratch import scratch_directory
 from tests.unit.ledger.faults import FAILURES, Failure
 
 from tollway.database.sqlite import connect
@@ -37,6 +37,7 @@ BALANCES = (400_000, 1_300, 2_500)
 PRICES = ((1_000_000, 2_000_000), (700_001, 4_300_001), (333, 1), (0, 5_000_000), (0, 0))
 LIES = ("none", "zero", "negative", "huge", "text", "falling", "twice", "running")
 DAY = 86_400.0
+ROOM_BYTES = 32 * 1024**2
 SETTLE_SECONDS = 120.0
 
 Act = Literal[
@@ -224,7 +225,7 @@ def a_stage() -> Generator[Stage]:
     logging.disable(logging.CRITICAL)
     gc.disable()  # dropped lives leave cycles; `Stage.run` is short, and its caller collects
     try:
-        with tempfile.TemporaryDirectory(dir=scratch_directory()) as name:
+        with tempfile.TemporaryDirectory(dir=scratch_directory(ROOM_BYTES)) as name:
             yield Stage(Path(name))
     finally:
         gc.collect()  # what a kill left suspended may still complain

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message, Scope
 from tests.support.clock import FixedClock
+from tests.support.sqlite import migrated
 
 from tollway.accounts import Account, Accounts
 from tollway.api.access_log import AccessLog
@@ -173,7 +174,7 @@ async def an_api(
     trusted_proxies: Sequence[Network] = (),
 ) -> AsyncGenerator[Api]:
     clock = FixedClock()
-    database = SqliteDatabase(folder / "tollway.db")
+    database = SqliteDatabase(migrated(folder / "tollway.db"))
     database.open()
     metrics = Metrics()
     access_log = AccessLog("access.log", folder, metrics)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psycopg
+from tests.support.scratch import scratch_directory
 from tests.support.users import ordinary_user
 
 from tollway.database.rights import migrate
@@ -37,7 +38,10 @@ class PostgresServer:
         self.port = _free_port()
         self._options = [] if durable else list(_FAST)
         self._user = ordinary_user()
-        self._folder = Path(tempfile.mkdtemp(prefix="tollway-pg-", dir="/tmp"))
+        # A short path: that of a socket is limited. What syncs each commit does so to a disk.
+        memory = None if durable else scratch_directory()
+        place = memory or "/tmp"  # noqa: S108 (one's own is made in it)
+        self._folder = Path(tempfile.mkdtemp(prefix="tollway-pg-", dir=place))
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
         self._log = (self._folder / "log").open("ab")

@@ -199,8 +199,10 @@ class TollwayServer:
 
     def operate(self, command: str, **arguments: object) -> dict[str, Any]:
         """The same on the running server's control socket, without a process: a hundredth of the
-        time; on Postgres beside the server. Raises `Refused`."""
-        if (settings := self._settings()) is not None and settings.server.database.scheme:
+        time; on Postgres, and where no server runs, as the command itself does it. Raises
+        `Refused`."""
+        settings = self._settings()
+        if settings is not None and (settings.server.database.scheme or not self.runs):
             with ThreadPoolExecutor(1) as beside:
                 return beside.submit(asyncio.run, _operate(settings, command, arguments)).result()
         result = ask(self.data_dir, command, arguments)
@@ -254,7 +256,8 @@ class TollwayServer:
 async def _operate(
     settings: Settings, command: str, arguments: Mapping[str, object]
 ) -> dict[str, Any]:
-    async with open_operations(settings) as operations:
+    may_create = command == "account create"
+    async with open_operations(settings, may_create=may_create) as operations:
         return await operations.execute(command, arguments, actor="tests")
 
 

@@ -6,6 +6,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from tests.support.sqlite import migrated
 
 from tollway.database import writer
 from tollway.database.sqlite import SqliteDatabase
@@ -33,7 +34,7 @@ class Writes:
 
 @pytest.fixture
 async def writes(tmp_path: Path) -> AsyncIterator[Writes]:
-    writes = Writes(tmp_path / "tollway.db")
+    writes = Writes(migrated(tmp_path / "tollway.db"))
     writes.database.open()
     yield writes
     await writes.database.close()

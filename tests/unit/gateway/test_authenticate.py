@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.clock import FixedClock
+from tests.support.sqlite import migrated
 from tests.unit.gateway.parts import a_caller
 
 from tollway.accounts import Accounts
@@ -28,7 +29,7 @@ class Gatehouse:
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[Gatehouse]:
-    database = SqliteDatabase(tmp_path / "tollway.db")
+    database = SqliteDatabase(migrated(tmp_path / "tollway.db"))
     database.open()
     yield Gatehouse(database)
     await database.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from tests.support.clock import FixedClock
+from tests.support.sqlite import migrated
 
 from tollway.database.base import Database
 from tollway.database.sqlite import SqliteDatabase, connect
@@ -137,7 +138,7 @@ class Books(AnyBooks[SqliteDatabase, SqliteLedger]):
         self._name = data_dir.name
 
     async def open(self, *, with_price: bool = True) -> "Books":
-        self.database = self._new_database(self.path)
+        self.database = self._new_database(migrated(self.path))
         self.database.open()
         self.ledger = SqliteLedger(self.database, self.clock, self._refusal)
         self.recovered = await self.ledger.recover()

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tests.support.sqlite import migrated
 from tests.unit.ledger.books import Books, a_checkpoint, an_outcome
 from tests.unit.ledger.faults import mended
 
@@ -162,6 +163,7 @@ def main(directory: Path) -> None:
     for step in itertools.count():
         data_dir = directory / str(step)
         data_dir.mkdir()
+        migrated(data_dir / "tollway.db")  # what this process has made, those of its own need not
         in_a_process_of_its_own(partial(live, data_dir, step))
         in_a_process_of_its_own(partial(start_and_die, data_dir, step % 23))
         found = asyncio.run(judge(data_dir))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.clock import FixedClock
+from tests.support.sqlite import migrated
 
 from tollway.accounts import Accounts
 from tollway.api.admin.operations import Operations
@@ -76,7 +77,7 @@ class Office:
 
 async def open_office(path: Path) -> Office:
     clock = FixedClock()
-    database = SqliteDatabase(path)
+    database = SqliteDatabase(migrated(path))
     database.open()
     accounts, tokens = Accounts(database, clock), Tokens(database, clock)
     await accounts.load()
