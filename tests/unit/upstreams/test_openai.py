@@ -413,6 +413,7 @@ async def test_only_a_field_of_the_request_is_named(
         (None, 5.0),
         ("7", 7.0),
         ("0", 1.0),
+        ("0.5", 1.0),
         ("-3", 1.0),
         ("3600", 60.0),
         ("nan", 5.0),
