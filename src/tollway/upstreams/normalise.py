@@ -105,7 +105,7 @@ def normalise_delta(choice: ChunkChoice, state: ChoiceState) -> bool:
             state.place(part)
     elif delta.tool_calls is not UNSET:
         delta.tool_calls = UNSET
-    if delta.role and not delta.content and not delta.tool_calls:
+    if delta.role and not delta.content:
         delta.content = ""
     if not choice.finish_reason:
         choice.finish_reason = None
@@ -116,7 +116,7 @@ def normalise_delta(choice: ChunkChoice, state: ChoiceState) -> bool:
 
 
 def _unify_reasoning(delta: Delta) -> None:
-    if delta.reasoning and not delta.reasoning_content:
+    if delta.reasoning:
         delta.reasoning_content = delta.reasoning
     delta.reasoning = UNSET
 
@@ -129,7 +129,7 @@ def normalise_choice(choice: Choice, ids: str) -> None:
     `ChoiceState` has it."""
     message = choice.message
     if message.reasoning is not UNSET:
-        if message.reasoning and not message.reasoning_content:
+        if message.reasoning:
             message.reasoning_content = message.reasoning
         message.reasoning = UNSET
     calls = message.tool_calls or ()
@@ -181,7 +181,7 @@ def _mend_names(document: _Json) -> None:
     for key in ("id", "system_fingerprint", "service_tier"):
         if not isinstance(value := document.get(key), str):
             document.pop(key, None)
-            if key == "id" and type(value) in (int, float):
+            if type(value) in (int, float):
                 document[key] = str(value)
 
 

@@ -99,6 +99,13 @@ class Played:
         return [part.get("extra_content") for m in messages for part in m.get("tool_calls") or ()]
 
     @property
+    def types(self) -> list[Any]:
+        """Of each part that begins a call."""
+        messages = self._messages()
+        parts = [part for m in messages for part in m.get("tool_calls") or ()]
+        return [part.get("type") for part in parts if part.get("id")]
+
+    @property
     def tokens(self) -> tuple[int, int, int, int, str]:
         o = self.outcome
         return o.input_tokens, o.output_tokens, o.cached_tokens, o.reasoning_tokens, o.source

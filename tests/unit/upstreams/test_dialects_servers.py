@@ -68,6 +68,7 @@ async def test_a_stream_is_the_same_whoever_sends_it(
     assert b'"reasoning":' not in got.written
     roles = [c["choices"][0]["delta"].get("role") for c in got.chunks]
     assert roles == ["assistant", *[None] * (len(roles) - 1)]
+    assert isinstance(got.chunks[0]["choices"][0]["delta"]["content"], str)
     assert got.tokens == usage_read_as(dialect, shapes, generic)
 
 
@@ -118,6 +119,16 @@ async def test_a_tool_call_of_a_whole_reply_is_the_same_whoever_makes_it(
 
     assert got.error is None
     assert_one_call(got)
+
+
+@pytest.mark.parametrize(("said", "told"), [("I'll add.", "I'll add."), ("", None), (None, None)])
+async def test_what_is_said_beside_a_tool_call_is_kept(
+    server: FakeUpstream, said: str | None, told: str | None
+) -> None:
+    answer = json_of(whole({"content": said, "tool_calls": [a_call()]}, "tool_calls", None))
+    got = await play(server, answer, GENERIC, streamed=False, tools=[ADD])
+    assert_one_call(got)
+    assert got.chunks[0]["choices"][0]["message"]["content"] == told
 
 
 _SIGNATURE = {"thought_signature": "CiQB0e2Kb/+="}
@@ -201,7 +212,7 @@ async def test_an_error_is_told_as_what_it_is_for_the_client(
 ) -> None:
     answer = error_of(refusal)
     row = GENERIC if generic else dialect
-    got = await play(server, answer, row, streamed=streamed and refusal.status != 200)
+    got = await play(server, answer, row, streamed=streamed)
 
     error = got.error
     assert isinstance(error, RequestError)
@@ -397,8 +408,8 @@ def named(name: str, arguments: str = "{}", **more: Any) -> dict[str, Any]:
         (  # older Gemini: no ids either
             calls(named("add", index=None, id=""), named("sub", index=None, id="")),
             [
-                ("call_" + "1" * 32 + "_0_0", "add", "{}"),
-                ("call_" + "1" * 32 + "_0_1", "sub", "{}"),
+                (f"{MADE}0", "add", "{}"),
+                (f"{MADE}1", "sub", "{}"),
             ],
         ),
         (  # older Ollama: every call is the first
@@ -412,6 +423,31 @@ def named(name: str, arguments: str = "{}", **more: Any) -> dict[str, Any]:
         (  # id and name with every part
             calls(named("add", '{"a"', index=0, id="a"), named("add", ":1}", index=0, id="a")),
             [("a", "add", '{"a":1}')],
+        ),
+        (  # the name with every part, and no id
+            calls(named("add", '{"a"', index=0), named("add", ":1}", index=0)),
+            [(f"{MADE}0", "add", '{"a":1}')],
+        ),
+        (  # the name after the id, and then with every part
+            calls(
+                {"index": 0, "id": "a", "function": {"arguments": ""}},
+                named("add", '{"a"', index=0),
+                named("add", ":1}", index=0),
+            ),
+            [("a", "add", '{"a":1}')],
+        ),
+        (  # the name in pieces
+            calls(*(named(name, "", index=0, id="a") for name in ("ra", "ta", "ta"))),
+            [("a", "ratata", "")],
+        ),
+        (  # every call is the first, and the first of them goes on
+            calls(
+                named("add", "", index=0, id="a"),
+                named("sub", "2", index=0, id="b"),
+                {"index": 0, "id": "a", "function": {"arguments": "1"}},
+                {"index": 0, "function": {"arguments": "+1"}},
+            ),
+            [("a", "add", "1+1"), ("b", "sub", "2")],
         ),
         (  # two at once, in turns
             calls(
@@ -431,6 +467,15 @@ async def test_calls_are_numbered_and_named_once(
     assert got.error is None
     assert got.calls == expected
     assert got.finish == "tool_calls"
+    assert got.types == ["function"] * len(expected)
+
+
+@pytest.mark.parametrize("none", [[], None])
+async def test_no_calls_are_not_told(server: FakeUpstream, none: object) -> None:
+    body = sse(chunk({"content": "4", "tool_calls": none}), chunk({"tool_calls": none}, "stop"))
+    got = await play(server, bytes_of(body), GENERIC, streamed=True, tools=[ADD])
+    assert (got.error, got.content, got.finish) == (None, "4", "stop")
+    assert b'"tool_calls"' not in got.written
 
 
 @pytest.mark.parametrize(
