@@ -153,7 +153,7 @@ def mended_chunk(payload: bytes) -> Chunk | None:
     _mend_names(document)
     for choice in _objects(document, "choices"):
         _mend_index(choice)
-        _mend(choice, "delta", numbered=True)
+        _mend(choice, "delta")
     return _converted(document, Chunk)
 
 
@@ -164,7 +164,7 @@ def mended_completion(body: bytes) -> ChatCompletion | None:
     _mend_names(document)
     for choice in _objects(document, "choices"):
         _mend_index(choice)
-        _mend(choice, "message", numbered=False)
+        _mend(choice, "message")
     return _converted(document, ChatCompletion)
 
 
@@ -200,11 +200,11 @@ def _mend_index(choice: _Json) -> None:
 def _converted(document: object, type_: type[Any]) -> Any:
     try:
         return msgspec.convert(document, type_)
-    except (msgspec.ValidationError, RecursionError):
+    except msgspec.ValidationError:
         return None
 
 
-def _mend(choice: _Json, key: str, *, numbered: bool) -> None:
+def _mend(choice: _Json, key: str) -> None:
     if choice.get(key) is None:
         choice[key] = {}
     message: object = choice[key]
@@ -215,7 +215,7 @@ def _mend(choice: _Json, key: str, *, numbered: bool) -> None:
     if _is_object(message.get("tool_calls")):  # TGI 2: one call, and no list
         message["tool_calls"] = [message["tool_calls"]]
     for call in _objects(message, "tool_calls"):
-        if numbered and not isinstance(call.get("index"), int):
+        if not isinstance(call.get("index"), int):
             call["index"] = _NO_INDEX
         if not isinstance(call.get("id"), str):  # TGI has a number, which is no id
             call["id"] = ""
@@ -224,15 +224,15 @@ def _mend(choice: _Json, key: str, *, numbered: bool) -> None:
             del call["extra_content"]  # others say other things there
         function = call.get("function")
         if _is_object(function):
-            _mend_arguments(function, numbered=numbered)
+            _mend_arguments(function)
 
 
-def _mend_arguments(function: _Json, *, numbered: bool) -> None:
-    """They are JSON in a string; some servers leave the string out."""
+def _mend_arguments(function: _Json) -> None:
+    """They are JSON in a string; some servers leave the string out, or all of it."""
     arguments = function.get("arguments")
     if isinstance(arguments, (dict, list)):
         function["arguments"] = msgspec.json.encode(arguments).decode()
-    elif arguments is None and not numbered:
+    elif arguments is None:
         function["arguments"] = ""
 
 

@@ -131,6 +131,21 @@ async def test_what_is_said_beside_a_tool_call_is_kept(
     assert got.chunks[0]["choices"][0]["message"]["content"] == told
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(("odd", "told"), [({"a": 1}, '{"a":1}'), ([1], "[1]"), (None, "")])
+async def test_a_call_whose_type_and_arguments_are_no_text_is_a_call(
+    server: FakeUpstream, streamed: bool, odd: object, told: str
+) -> None:
+    call = {"id": "a", "type": 5, "function": {"name": "add", "arguments": odd}}
+    if streamed:
+        answer = bytes_of(sse(chunk({"tool_calls": [call]}), chunk({}, "stop")))
+    else:
+        answer = json_of(whole({"tool_calls": [call]}, "stop", None))
+    got = await play(server, answer, GENERIC, streamed=streamed, tools=[ADD])
+    assert got.error is None
+    assert (got.calls, got.types) == ([("a", "add", told)], ["function"])
+
+
 _SIGNATURE = {"thought_signature": "CiQB0e2Kb/+="}
 
 
@@ -378,6 +393,35 @@ async def test_empty_lines_before_a_whole_reply_are_nothing(server: FakeUpstream
     answer = bytes_of(body, media_type="application/json")
     got = await play(server, answer, DIALECTS["deepseek"], streamed=False)
     assert got.content == "4"
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("thoughts", "reasoning"), [([], None), (["2 + "], "2 + "), (["2 + ", "2"], "2 + 2")]
+)
+async def test_content_in_parts_is_put_together(
+    server: FakeUpstream, streamed: bool, thoughts: list[str], reasoning: str | None
+) -> None:
+    parts: list[dict[str, Any]] = [{"type": "text", "text": "It is "}]
+    parts += [{"type": "thinking", "thinking": [{"text": text}]} for text in thoughts]
+    parts += [{"type": "output_text", "text": "4"}]
+    if streamed:
+        answer = bytes_of(sse(chunk({"content": parts}), chunk({}, "stop")))
+    else:
+        answer = json_of(whole({"content": parts}, "stop", None))
+    got = await play(server, answer, GENERIC, streamed=streamed)
+    assert (got.error, got.content, got.finish) == (None, "It is 4", "stop")
+    choice = got.chunks[0]["choices"][0]
+    said = choice["delta"] if streamed else choice["message"]
+    assert said.get("reasoning_content") == reasoning
+
+
+async def test_a_chunk_whose_choices_are_null_tells_its_usage(server: FakeUpstream) -> None:
+    usage = usage_chunk(counts(12, 4)) | {"choices": None}
+    body = sse(chunk({"content": "4"}), chunk({}, "stop"), usage)
+    got = await play(server, bytes_of(body), GENERIC, streamed=True)
+    assert got.error is None
+    assert got.tokens == (12, 4, 0, 0, "upstream")
 
 
 # --- calls that are oddly numbered ----------------------------------------------------------------
