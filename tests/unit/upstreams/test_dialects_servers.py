@@ -539,6 +539,8 @@ async def test_no_calls_are_not_told(server: FakeUpstream, none: object) -> None
         b'{"choices": [{"delta": {"content": [{"type": "thinking", "thinking": 5}, 5]}, '
         b'"finish_reason": 5}]}',
         b"{" * 100_000,
+        b'{"choices": ' * 100_000,
+        b'{"id": "\xff"}',
     ],
 )
 async def test_what_cannot_be_mended_is_a_failure(server: FakeUpstream, odd: bytes) -> None:
