@@ -209,7 +209,7 @@ async def test_tgi_is_not_told_a_top_p_that_it_refuses(
     assert exchange.body.get("top_p") == sent
 
 
-@pytest.mark.parametrize("name", ["ollama", "tgi", "mistral", "deepseek", "together"])
+@pytest.mark.parametrize("name", ["ollama", "tgi", "mistral", "deepseek", "cerebras", "together"])
 async def test_a_developer_is_the_system_where_the_server_knows_none(
     server: FakeUpstream, name: str
 ) -> None:

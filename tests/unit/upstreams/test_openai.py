@@ -421,6 +421,8 @@ async def test_a_redirect_has_failed_and_is_not_followed(
         {"message": "the request exceeds the available context size"},
         {"message": "prompt is too long: 5000 tokens > 4096"},
         {"type": "exceed_context_size_error"},
+        {"message": "Too many tokens: 5000"},
+        {"message": "Input is too long for this model"},
     ],
 )
 async def test_a_context_that_is_too_short_is_known(
