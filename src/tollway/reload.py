@@ -139,7 +139,7 @@ class Reloader:
         configuration too, and is as it was for two looks in a row all but never."""
         stamp = await asyncio.to_thread(_stamp_of, (path, *self._running.key_files))
         before, self._looked_at = self._looked_at, stamp
-        if stamp in (self._judged, ()) or stamp != before:
+        if stamp == self._judged or stamp != before:
             return False
         self._judged = stamp
         return True
@@ -155,7 +155,7 @@ class Reloader:
         adopted = wanted
         if wanted.embedded != running.embedded:
             adopted = await asyncio.to_thread(_with_embedded, self._file, running.embedded)
-        adopted = msgspec.structs.replace(adopted, server=running.server, embedded=running.embedded)
+        adopted = msgspec.structs.replace(adopted, server=running.server)
         changes = Changes(
             live=(
                 *_differences("limits", running.limits, adopted.limits),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tollway.errors import ConfigurationError, Refused, Unavailable
-from tollway.reload import Changes, ConfigurationFile, Reloader
+from tollway.reload import AGAIN_SHARE, LOOK_SECONDS, Changes, ConfigurationFile, Reloader
 from tollway.settings import Embedded, Settings, load_settings
 
 FILE = """
@@ -150,6 +150,16 @@ async def watched(server: Server) -> AsyncIterator[Server]:
         ),
         ('api_key = "file:gpu-1.key"', "", ("upstreams.gpu-1.api_key: another one",)),
         (
+            'name = "gpu-2"',
+            'name = "gpu-2"\napi_key = "file:gpu-1.key"',
+            ("upstreams.gpu-2.api_key: another one",),
+        ),
+        (
+            'name = "gpu-2"',
+            'name = "gpu-2"\nhealth_path = "/health"',
+            ('upstreams.gpu-2.health_path: none -> "/health"',),
+        ),
+        (
             "context_length = 4096",
             "context_length = 4096\nconfidential = true",
             ("models.acme/parrot.confidential: false -> true",),
@@ -195,6 +205,29 @@ async def test_a_change_is_told_once(server: Server) -> None:
     assert second == Changes((), ())
 
 
+async def test_two_who_ask_at_once_are_served_one_after_the_other(server: Server) -> None:
+    server.write(("requests_per_minute = 30", "requests_per_minute = 60"))
+
+    first, second = await asyncio.gather(server.reloader.reload(), server.reloader.reload())
+
+    assert first.live
+    assert second == Changes((), ())
+    assert len(server.adopted) == 1
+
+
+async def test_what_has_changed_and_what_had_better_not_be_is_in_the_log(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    server.write(("requests_per_minute = 30", "requests_per_minute = 60"))
+    server.key.chmod(0o644)
+
+    await server.reloader.reload()
+
+    assert "changed: limits.requests_per_minute: 30 -> 60" in caplog.messages
+    assert any(f"chmod 600 {server.key}" in told for told in caplog.messages)
+
+
 async def test_what_needs_a_restart_is_told_and_stays(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -218,6 +251,18 @@ async def test_what_needs_a_restart_is_told_and_stays(
     assert adopted.server == server.running.server
     assert adopted.embedded == server.running.embedded
     assert "changes after a restart: server.port: 8080 -> 9090" in caplog.text
+
+
+async def test_another_password_of_the_database_is_told_and_never_shown(server: Server) -> None:
+    database = '[server]\ndatabase = "postgresql://tollway:{}@db.example/tollway"\n[limits]\n'
+    server.write(("[limits]\n", database.format("one")))
+    running = server.read()
+    server.write(("[limits]\n", database.format("two")))
+    file = ConfigurationFile(server.path, server.read)
+
+    changes = await Reloader(file, running, _never, server).reload()
+
+    assert changes.after_restart == ("server.database: another one",)
 
 
 async def test_a_model_is_judged_by_the_embedded_model_that_runs(server: Server) -> None:
@@ -288,16 +333,61 @@ async def test_a_file_that_is_written_anew_is_adopted(watched: Server) -> None:
     assert [one.limits.requests_per_minute for one in watched.adopted] == [60, 90]
 
 
+def in_place(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def anew_at_the_same_moment(path: Path, text: str) -> None:
+    moment = path.stat().st_mtime_ns
+    fresh = path.with_suffix(".new")
+    fresh.write_text(text)
+    os.utime(fresh, ns=(moment, moment))
+    fresh.rename(path)
+
+
+def longer_at_the_same_moment(path: Path, text: str) -> None:
+    moment = path.stat().st_mtime_ns
+    path.write_text(text + "\n")
+    os.utime(path, ns=(moment, moment))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [in_place, anew_at_the_same_moment, longer_at_the_same_moment],
+    ids=lambda w: w.__name__,
+)
+async def test_a_change_is_seen_however_it_is_written(
+    watched: Server, write: Callable[[Path, str], None]
+) -> None:
+    watched.write(("requests_per_minute = 30", "requests_per_minute = 60"))
+    await watched.until_reloads(True)
+    write(watched.path, FILE.replace("requests_per_minute = 30", "requests_per_minute = 90"))
+    await watched.until_reloads(True, True)
+
+
 async def test_a_keys_file_that_is_written_anew_is_adopted(watched: Server) -> None:
     watched.key.write_text("key-2")
     await watched.until_reloads(True)
+    watched.key.write_text("key-3")
+    await watched.until_reloads(True, True)
 
-    key = watched.adopted[0].upstreams[0].api_key
+    key = watched.adopted[1].upstreams[0].api_key
     assert key is not None
-    assert key.reveal() == "key-2"
+    assert key.reveal() == "key-3"
 
 
-async def test_a_bad_file_is_refused_once_and_the_next_good_one_adopted(watched: Server) -> None:
+async def test_what_needs_a_restart_is_told_of_a_file_that_changes(watched: Server) -> None:
+    watched.write(("[limits]\n", "[server]\nport = 9090\n[limits]\n"))
+    await watched.until_reloads(True)
+
+
+def test_a_file_that_changes_is_taken_within_a_second() -> None:
+    assert LOOK_SECONDS * (1 + AGAIN_SHARE) < 1
+
+
+async def test_a_bad_file_is_refused_once_and_the_next_good_one_adopted(
+    watched: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     watched.write(("requests_per_minute = 30", "requests_per_minute = 0"))
     await watched.until_reloads(False)
     await asyncio.sleep(LOOK * 10)
@@ -307,6 +397,7 @@ async def test_a_bad_file_is_refused_once_and_the_next_good_one_adopted(watched:
     await watched.until_reloads(False, False)
     watched.write(("requests_per_minute = 30", "requests_per_minute = 60"))
     await watched.until_reloads(False, False, True)
+    assert "a fault of the program" not in caplog.text
 
 
 async def test_a_file_that_is_touched_or_unchanged_is_no_reload(watched: Server) -> None:

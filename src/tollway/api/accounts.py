@@ -107,7 +107,7 @@ async def list_transactions(asked: Asked) -> Answer:
 
 
 def transaction_object(entry: Entry) -> TransactionObject:
-    of_request = entry.kind in ("charge", "late_charge", "refund") and entry.ref.startswith("req_")
+    of_request = entry.kind in ("charge", "late_charge", "refund")
     return TransactionObject(
         # An account's entries are numbered without gaps, for good.
         id=f"txn_{entry.account_id.removeprefix('acc_')}_{entry.seq}",

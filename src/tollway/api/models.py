@@ -71,7 +71,7 @@ async def show_model(asked: Asked) -> Answer:
 
 def model_object(model: Model) -> ModelObject:
     optional = model.supported_parameters
-    taken = OPTIONAL_FIELDS if optional is None else OPTIONAL_FIELDS & optional
+    taken = OPTIONAL_FIELDS if optional is None else optional
     policy = Policy() if model.policy is None else model.policy
     taken -= policy.denied
     parameters = (KNOWN_FIELDS - OPTIONAL_FIELDS - _REQUIRED_FIELDS) | taken

@@ -120,7 +120,7 @@ def normalise_delta(choice: ChunkChoice, state: ChoiceState) -> bool:
             state.place(part)
     elif delta.tool_calls is not UNSET:
         delta.tool_calls = UNSET
-    if delta.role and not delta.content and not delta.tool_calls:
+    if delta.role and not delta.content:
         delta.content = ""
     if not choice.finish_reason:
         choice.finish_reason = None
@@ -131,7 +131,7 @@ def normalise_delta(choice: ChunkChoice, state: ChoiceState) -> bool:
 
 
 def _unify_reasoning(delta: Delta) -> None:
-    if delta.reasoning and not delta.reasoning_content:
+    if delta.reasoning:
         delta.reasoning_content = delta.reasoning
     delta.reasoning = UNSET
 
@@ -144,7 +144,7 @@ def normalise_choice(choice: Choice, ids: str) -> None:
     `ChoiceState` has it."""
     message = choice.message
     if message.reasoning is not UNSET:
-        if message.reasoning and not message.reasoning_content:
+        if message.reasoning:
             message.reasoning_content = message.reasoning
         message.reasoning = UNSET
     calls = message.tool_calls or ()
@@ -170,7 +170,7 @@ def mended_chunk(payload: bytes) -> Chunk | None:
     _mend_names(document)
     for choice in _objects(document, "choices"):
         _mend_index(choice)
-        _mend(choice, "delta", numbered=True)
+        _mend(choice, "delta")
     return _converted(document, Chunk)
 
 
@@ -181,7 +181,7 @@ def mended_completion(body: bytes) -> ChatCompletion | None:
     _mend_names(document)
     for choice in _objects(document, "choices"):
         _mend_index(choice)
-        _mend(choice, "message", numbered=False)
+        _mend(choice, "message")
     return _converted(document, ChatCompletion)
 
 
@@ -198,7 +198,7 @@ def _mend_names(document: _Json) -> None:
     for key in ("id", "system_fingerprint", "service_tier"):
         if not isinstance(value := document.get(key), str):
             document.pop(key, None)
-            if key == "id" and type(value) in (int, float):
+            if type(value) in (int, float):
                 document[key] = str(value)
 
 
@@ -217,11 +217,11 @@ def _mend_index(choice: _Json) -> None:
 def _converted(document: object, type_: Any) -> Any:
     try:
         return msgspec.convert(document, type_)
-    except (msgspec.ValidationError, RecursionError):
+    except msgspec.ValidationError:
         return None
 
 
-def _mend(choice: _Json, key: str, *, numbered: bool) -> None:
+def _mend(choice: _Json, key: str) -> None:
     if choice.get(key) is None:
         choice[key] = {}
     message: object = choice[key]
@@ -234,7 +234,7 @@ def _mend(choice: _Json, key: str, *, numbered: bool) -> None:
     _drop_others(message, "extra_content", ExtraContent)
     _drop_others(message, "reasoning_details", list[dict[str, Any]])
     for call in _objects(message, "tool_calls"):
-        if numbered and not isinstance(call.get("index"), int):
+        if not isinstance(call.get("index"), int):
             call["index"] = _NO_INDEX
         if not isinstance(call.get("id"), str):  # TGI has a number, which is no id
             call["id"] = ""
@@ -242,7 +242,7 @@ def _mend(choice: _Json, key: str, *, numbered: bool) -> None:
         _drop_others(call, "extra_content", ExtraContent)
         function = call.get("function")
         if _is_object(function):
-            _mend_arguments(function, numbered=numbered)
+            _mend_arguments(function)
 
 
 def _drop_others(document: _Json, key: str, type_: Any) -> None:
@@ -251,12 +251,12 @@ def _drop_others(document: _Json, key: str, type_: Any) -> None:
         del document[key]
 
 
-def _mend_arguments(function: _Json, *, numbered: bool) -> None:
-    """They are JSON in a string; some servers leave the string out."""
+def _mend_arguments(function: _Json) -> None:
+    """They are JSON in a string; some servers leave the string out, or all of it."""
     arguments = function.get("arguments")
     if isinstance(arguments, (dict, list)):
         function["arguments"] = msgspec.json.encode(arguments).decode()
-    elif arguments is None and not numbered:
+    elif arguments is None:
         function["arguments"] = ""
 
 

@@ -103,6 +103,7 @@ class OpenAICompatible:
         if reply.status != 200 or reply.excess is not None:
             raise reply.excess or self._refusal(ask, reply)
         if not reply.is_events:
+            self._refuse_if_error(ask, reply)
             raise UpstreamFailed("The model's server answered a stream with something else.", 200)
         reply.end()
 
@@ -160,12 +161,16 @@ class OpenAICompatible:
         mended = mended_completion(reply.content())
         if mended is not None:
             return mended
-        if b'"error"' in reply.content()[:ERROR_BYTES_READ]:  # OpenRouter: an error with a 200
-            raise self._refusal(ask, reply)
+        self._refuse_if_error(ask, reply)
         # The place alone: the words may have some of the reply in them.
         place = str(error).rpartition(" - at ")[2] if " - at " in str(error) else "its JSON"
         log.error("upstream %s: no chat completion, wrong at %s", self.name, place)
         raise UpstreamFailed("The model's server answered with what is no chat completion.", 200)
+
+    def _refuse_if_error(self, ask: Ask, reply: "_WholeReply | _EventStream") -> None:
+        """OpenRouter tells an error with a 200, in JSON where a stream was asked for too."""
+        if b'"error"' in reply.content()[:ERROR_BYTES_READ]:
+            raise self._refusal(ask, reply)
 
     def _request(self, ask: Ask, tail: bytes) -> Request:
         path = _PATH if self._api_version is None else self._deployment_path(ask)

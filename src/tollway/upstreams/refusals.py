@@ -87,7 +87,7 @@ def read_error(body: bytes) -> ErrorFacts:
 def _facts(document: Mapping[str, Any]) -> ErrorFacts:
     of: Any = document.get("error", document)
     if isinstance(of, str):
-        of = {"message": of, "type": document.get("error_type")}
+        of = {"message": of}
     if not isinstance(of, dict):
         return ErrorFacts()
     facts = cast("Mapping[str, Any]", of)
@@ -97,10 +97,10 @@ def _facts(document: Mapping[str, Any]) -> ErrorFacts:
     param = facts.get("param")
     return ErrorFacts(
         message=message if isinstance(message, str) else _joined(details),
-        type=_text(facts.get("type")) + " " + _text(facts.get("status")),
+        type=_text(facts.get("type")),
         param=param if isinstance(param, str) else _field_of(facts, details),
         code=_text(code),
-        status=code if type(code) is int and 400 <= code < 600 else None,
+        status=code if isinstance(code, int) and 400 <= code < 600 else None,
         retry_after_seconds=_retry_delay(details),
     )
 

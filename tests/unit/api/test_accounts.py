@@ -1,6 +1,9 @@
 import pytest
 from tests.support.api import MODEL, Api
 
+from tollway.api.accounts import transaction_object
+from tollway.ledger.base import Entry, EntryKind
+
 # --- the account ----------------------------------------------------------------------------------
 
 
@@ -28,6 +31,13 @@ async def test_an_accounts_own_limits_are_shown(api: Api) -> None:
     await api.accounts.set_limits("default", requests_per_minute=7, concurrent_requests=2)
     limits = (await api.get("/v1/accounts/me", api.secret)).json()["limits"]
     assert (limits["requestsPerMinute"], limits["concurrentRequests"]) == (7, 2)
+
+
+async def test_a_tokens_own_limits_are_shown(api: Api) -> None:
+    _, secret = await api.issue(requests_per_minute=5, spend_cap=0)
+    limits = (await api.get("/v1/accounts/me", secret)).json()["limits"]
+    assert (limits["requestsPerMinute"], limits["tokenRequestsPerMinute"]) == (30, 5)
+    assert (limits["tokenSpendCap"], limits["tokenSpendCapLeft"]) == (0, 0)
 
 
 async def test_a_frozen_account_can_be_read(api: Api) -> None:
@@ -58,6 +68,23 @@ async def test_transactions_come_newest_first_with_the_balance_each_left(api: Ap
     assert (grant["type"], grant["balance"], grant["requestId"]) == ("grant", 100_000, None)
 
 
+@pytest.mark.parametrize(
+    ("kind", "request_id"),
+    [
+        ("charge", "req_1"),
+        ("late_charge", "req_1"),
+        ("refund", "req_1"),
+        ("top_up", None),
+        ("adjustment", None),
+    ],
+)
+def test_a_transaction_names_the_request_that_it_is_of_and_no_reference_that_looks_like_one(
+    kind: EntryKind, request_id: str | None
+) -> None:
+    entry = Entry("acc_1", 2, kind, -1, 99, "req_1", "", 0.0)
+    assert transaction_object(entry).request_id == request_id
+
+
 async def test_pages_cover_every_transaction_once(api: Api) -> None:
     for _ in range(4):
         await api.charged_request(1)
@@ -74,6 +101,11 @@ async def test_pages_cover_every_transaction_once(api: Api) -> None:
 async def test_without_a_limit_twenty_are_shown(api: Api) -> None:
     pagination = (await api.get("/v1/credit-transactions", api.secret)).json()["pagination"]
     assert pagination == {"page": 1, "limit": 20, "total": 1, "hasMore": False}
+
+
+async def test_a_page_that_ends_with_the_last_one_has_no_more_after_it(api: Api) -> None:
+    pagination = (await api.get("/v1/credit-transactions?limit=1", api.secret)).json()["pagination"]
+    assert pagination == {"page": 1, "limit": 1, "total": 1, "hasMore": False}
 
 
 @pytest.mark.parametrize(

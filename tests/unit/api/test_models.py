@@ -1,4 +1,8 @@
+import msgspec
 from tests.support.api import MODEL, PLAIN_MODEL, Api
+
+from tollway.api.models import Capabilities, Pricing, model_object
+from tollway.catalogue import Policy, Price
 
 
 async def test_a_model_shows_what_it_costs_and_takes(api: Api) -> None:
@@ -38,6 +42,40 @@ async def test_a_model_shows_what_it_costs_and_takes(api: Api) -> None:
     assert "max_tokens" in plain["supported_parameters"]
     assert not {"tools", "model", "messages"} & set(plain["supported_parameters"])
     assert plain["capabilities"]["tools"] is False
+
+
+async def test_a_model_shows_what_it_lacks_denies_and_has_a_rate_of_its_own_for(api: Api) -> None:
+    policy = Policy(
+        denied=frozenset({"seed"}),
+        defaults={"temperature": 0.5},
+        image_tokens=85,
+        image_bytes_max=100,
+    )
+    model = msgspec.structs.replace(
+        api.model(),
+        supported_parameters=frozenset({"user", "tools", "seed"}),
+        confidential=True,
+        price=Price("price_1", 7, 9, 0, 0),
+        policy=policy,
+    )
+
+    shown = model_object(model)
+
+    assert shown.pricing == Pricing(prompt=7, completion=9, cached_prompt=0, reasoning=0)
+    assert shown.capabilities == Capabilities(
+        streaming=True,
+        tools=True,
+        json_object=False,
+        json_schema=False,
+        logprobs=False,
+        reasoning=False,
+        vision=True,
+    )
+    assert shown.supported_parameters == sorted(shown.supported_parameters)
+    assert {"tools", "user"} <= set(shown.supported_parameters)
+    assert "seed" not in shown.supported_parameters
+    assert (shown.default_parameters, shown.image_tokens) == ({"temperature": 0.5}, 85)
+    assert shown.confidential
 
 
 async def test_one_model_is_shown_as_in_the_list(api: Api) -> None:

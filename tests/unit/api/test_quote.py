@@ -1,3 +1,4 @@
+import pytest
 from tests.support.api import MODEL, PLAIN_MODEL, Api
 from tests.support.builders import chat_body
 
@@ -67,3 +68,26 @@ async def test_what_a_tokens_spend_cap_leaves_is_what_it_may_spend(api: Api) -> 
     assert (reply["creditsMax"], reply["creditsAvailable"]) == (300, 299)
     assert reply["affordable"] is False
     assert (await api.post(QUOTE, api.secret, body)).json()["affordable"] is True
+
+
+@pytest.mark.parametrize(("cap", "available"), [(0, 0), (100_001, 100_000)])
+async def test_a_spend_cap_of_nothing_leaves_nothing_and_one_beyond_the_account_its_credit(
+    api: Api, cap: int, available: int
+) -> None:
+    _, secret = await api.issue(spend_cap=cap)
+    reply = await api.post(QUOTE, secret, chat_body(model=MODEL))
+    assert reply.json()["creditsAvailable"] == available
+
+
+async def test_what_a_request_costs_exactly_is_enough(api: Api) -> None:
+    api.exact_tokens = 100
+    await api.hold(100_000 - 300)
+    quoted = (await api.post(QUOTE, api.secret, chat_body(model=MODEL, max_tokens=100))).json()
+    assert quoted["creditsMax"] == quoted["creditsAvailable"] == 300
+    assert quoted["affordable"] is True
+
+
+async def test_a_model_that_a_token_may_not_use_is_not_quoted(api: Api) -> None:
+    _, secret = await api.issue(models=[PLAIN_MODEL])
+    reply = await api.post(QUOTE, secret, chat_body(model=MODEL))
+    assert (reply.status, reply.code) == (404, "model_not_found")

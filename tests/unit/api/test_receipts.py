@@ -63,6 +63,12 @@ async def test_a_receipt_has_all_that_a_charge_can_be_checked_with(api: Api) -> 
     }
 
 
+async def test_a_receipt_tells_cached_and_reasoning_tokens_apart(api: Api) -> None:
+    request_id, _ = await api.charged_request(30, cached_tokens=4, reasoning_tokens=3)
+    usage = (await api.get(f"/v1/receipts/{request_id}", api.secret)).json()["usage"]
+    assert (usage["cached_tokens"], usage["reasoning_tokens"]) == (4, 3)
+
+
 async def test_a_request_that_cost_nothing_has_a_receipt(api: Api) -> None:
     request_id, _ = await api.charged_request(0, status="failed", first_token_seconds=None)
     receipt = (await api.get(f"/v1/receipts/{request_id}", api.secret)).json()
@@ -145,11 +151,21 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
         {"rates": {"cached_prompt": 5}, "usage": {"cached_tokens": 10}},
         "costs 21 credits at its rates, and it says 30",
     ),
+    "another rate of reasoning": (
+        {"rates": {"reasoning": 5}, "usage": {"reasoning_tokens": 10}},
+        "costs 11 credits at its rates, and it says 30",
+    ),
     "more cached than there is": ({"usage": {"cached_tokens": 11}}, "Cached tokens are part of"),
+    "less cached than none": ({"usage": {"cached_tokens": -1}}, "Cached tokens are part of"),
+    "more reasoning than there is": (
+        {"usage": {"reasoning_tokens": 11}},
+        "Cached tokens are part of",
+    ),
     "less reasoning than none": ({"usage": {"reasoning_tokens": -1}}, "Cached tokens are part of"),
     "a lower charge": ({"credits": {"consumed": 29}}, "it says 29 consumed and 0 short"),
     "more than reserved": ({"credits": {"reserved": 29}}, "more than the 29 reserved"),
     "no entry": ({"ledger": None}, "A charge has one entry"),
+    "an entry of nothing": ({"credits": {"consumed": 0}}, "A charge has one entry"),
     "no number": ({"credits": {"consumed": "30"}}, "It is not a receipt"),
 }
 

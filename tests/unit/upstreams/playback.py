@@ -99,6 +99,12 @@ class Played:
         return [part.get("extra_content") for part in parts]
 
     @property
+    def types(self) -> list[Any]:
+        """Of each part that begins a call."""
+        parts = (part for m in self.messages for part in m.get("tool_calls") or ())
+        return [part.get("type") for part in parts if part.get("id")]
+
+    @property
     def tokens(self) -> tuple[int, int, int, int, str]:
         o = self.outcome
         return o.input_tokens, o.output_tokens, o.cached_tokens, o.reasoning_tokens, o.source

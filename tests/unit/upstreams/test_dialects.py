@@ -190,6 +190,23 @@ async def test_more_choices_than_the_server_gives_are_refused_before_it_is_asked
     assert got.outcome.cost == 0
 
 
+async def test_more_choices_of_a_stream_are_refused_too(server: FakeUpstream) -> None:
+    before = len(server.exchanges)
+    got = await play(server, stream(["a"]), DIALECTS["groq"], streamed=True, n=2)
+    server.forget_answers()
+    assert isinstance(got.error, InvalidRequest)
+    assert got.error.param == "n"
+    assert len(server.exchanges) == before
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+async def test_one_choice_can_be_asked_of_a_server_that_gives_one(
+    server: FakeUpstream, streamed: bool
+) -> None:
+    exchange = await asked(server, DIALECTS["groq"], streamed=streamed, n=1)
+    assert exchange.body["n"] == 1
+
+
 @pytest.mark.parametrize(("top_p", "sent"), [(1, None), (1.0, None), (0.99, 0.99)])
 async def test_tgi_is_not_told_a_top_p_that_it_refuses(
     server: FakeUpstream, top_p: float, sent: float | None
@@ -198,7 +215,7 @@ async def test_tgi_is_not_told_a_top_p_that_it_refuses(
     assert exchange.body.get("top_p") == sent
 
 
-@pytest.mark.parametrize("name", ["ollama", "tgi", "mistral", "deepseek", "together"])
+@pytest.mark.parametrize("name", ["ollama", "tgi", "mistral", "deepseek", "cerebras", "together"])
 async def test_a_developer_is_the_system_where_the_server_knows_none(
     server: FakeUpstream, name: str
 ) -> None:

@@ -68,6 +68,7 @@ async def test_a_stream_is_the_same_whoever_sends_it(
     assert b'"reasoning":' not in got.written
     roles = [c["choices"][0]["delta"].get("role") for c in got.chunks]
     assert roles == ["assistant", *[None] * (len(roles) - 1)]
+    assert isinstance(got.chunks[0]["choices"][0]["delta"]["content"], str)
     assert got.tokens == usage_read_as(dialect, shapes, generic)
 
 
@@ -118,6 +119,31 @@ async def test_a_tool_call_of_a_whole_reply_is_the_same_whoever_makes_it(
 
     assert got.error is None
     assert_one_call(got)
+
+
+@pytest.mark.parametrize(("said", "told"), [("I'll add.", "I'll add."), ("", None), (None, None)])
+async def test_what_is_said_beside_a_tool_call_is_kept(
+    server: FakeUpstream, said: str | None, told: str | None
+) -> None:
+    answer = json_of(whole({"content": said, "tool_calls": [a_call()]}, "tool_calls", None))
+    got = await play(server, answer, GENERIC, streamed=False, tools=[ADD])
+    assert_one_call(got)
+    assert got.chunks[0]["choices"][0]["message"]["content"] == told
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(("odd", "told"), [({"a": 1}, '{"a":1}'), ([1], "[1]"), (None, "")])
+async def test_a_call_whose_type_and_arguments_are_no_text_is_a_call(
+    server: FakeUpstream, streamed: bool, odd: object, told: str
+) -> None:
+    call = {"id": "a", "type": 5, "function": {"name": "add", "arguments": odd}}
+    if streamed:
+        answer = bytes_of(sse(chunk({"tool_calls": [call]}), chunk({}, "stop")))
+    else:
+        answer = json_of(whole({"tool_calls": [call]}, "stop", None))
+    got = await play(server, answer, GENERIC, streamed=streamed, tools=[ADD])
+    assert got.error is None
+    assert (got.calls, got.types) == ([("a", "add", told)], ["function"])
 
 
 _SIGNATURE = {"thought_signature": "CiQB0e2Kb/+="}
@@ -250,7 +276,7 @@ async def test_an_error_is_told_as_what_it_is_for_the_client(
 ) -> None:
     answer = error_of(refusal)
     row = GENERIC if generic else dialect
-    got = await play(server, answer, row, streamed=streamed and refusal.status != 200)
+    got = await play(server, answer, row, streamed=streamed)
 
     error = got.error
     assert isinstance(error, RequestError)
@@ -418,6 +444,35 @@ async def test_empty_lines_before_a_whole_reply_are_nothing(server: FakeUpstream
     assert got.content == "4"
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("thoughts", "reasoning"), [([], None), (["2 + "], "2 + "), (["2 + ", "2"], "2 + 2")]
+)
+async def test_content_in_parts_is_put_together(
+    server: FakeUpstream, streamed: bool, thoughts: list[str], reasoning: str | None
+) -> None:
+    parts: list[dict[str, Any]] = [{"type": "text", "text": "It is "}]
+    parts += [{"type": "thinking", "thinking": [{"text": text}]} for text in thoughts]
+    parts += [{"type": "output_text", "text": "4"}]
+    if streamed:
+        answer = bytes_of(sse(chunk({"content": parts}), chunk({}, "stop")))
+    else:
+        answer = json_of(whole({"content": parts}, "stop", None))
+    got = await play(server, answer, GENERIC, streamed=streamed)
+    assert (got.error, got.content, got.finish) == (None, "It is 4", "stop")
+    choice = got.chunks[0]["choices"][0]
+    said = choice["delta"] if streamed else choice["message"]
+    assert said.get("reasoning_content") == reasoning
+
+
+async def test_a_chunk_whose_choices_are_null_tells_its_usage(server: FakeUpstream) -> None:
+    usage = usage_chunk(counts(12, 4)) | {"choices": None}
+    body = sse(chunk({"content": "4"}), chunk({}, "stop"), usage)
+    got = await play(server, bytes_of(body), GENERIC, streamed=True)
+    assert got.error is None
+    assert got.tokens == (12, 4, 0, 0, "upstream")
+
+
 # --- calls that are oddly numbered ----------------------------------------------------------------
 
 
@@ -446,8 +501,8 @@ def named(name: str, arguments: str = "{}", **more: Any) -> dict[str, Any]:
         (  # older Gemini: no ids either
             calls(named("add", index=None, id=""), named("sub", index=None, id="")),
             [
-                ("call_" + "1" * 32 + "_0_0", "add", "{}"),
-                ("call_" + "1" * 32 + "_0_1", "sub", "{}"),
+                (f"{MADE}0", "add", "{}"),
+                (f"{MADE}1", "sub", "{}"),
             ],
         ),
         (  # older Ollama: every call is the first
@@ -461,6 +516,31 @@ def named(name: str, arguments: str = "{}", **more: Any) -> dict[str, Any]:
         (  # id and name with every part
             calls(named("add", '{"a"', index=0, id="a"), named("add", ":1}", index=0, id="a")),
             [("a", "add", '{"a":1}')],
+        ),
+        (  # the name with every part, and no id
+            calls(named("add", '{"a"', index=0), named("add", ":1}", index=0)),
+            [(f"{MADE}0", "add", '{"a":1}')],
+        ),
+        (  # the name after the id, and then with every part
+            calls(
+                {"index": 0, "id": "a", "function": {"arguments": ""}},
+                named("add", '{"a"', index=0),
+                named("add", ":1}", index=0),
+            ),
+            [("a", "add", '{"a":1}')],
+        ),
+        (  # the name in pieces
+            calls(*(named(name, "", index=0, id="a") for name in ("ra", "ta", "ta"))),
+            [("a", "ratata", "")],
+        ),
+        (  # every call is the first, and the first of them goes on
+            calls(
+                named("add", "", index=0, id="a"),
+                named("sub", "2", index=0, id="b"),
+                {"index": 0, "id": "a", "function": {"arguments": "1"}},
+                {"index": 0, "function": {"arguments": "+1"}},
+            ),
+            [("a", "add", "1+1"), ("b", "sub", "2")],
         ),
         (  # two at once, in turns
             calls(
@@ -480,6 +560,15 @@ async def test_calls_are_numbered_and_named_once(
     assert got.error is None
     assert got.calls == expected
     assert got.finish == "tool_calls"
+    assert got.types == ["function"] * len(expected)
+
+
+@pytest.mark.parametrize("none", [[], None])
+async def test_no_calls_are_not_told(server: FakeUpstream, none: object) -> None:
+    body = sse(chunk({"content": "4", "tool_calls": none}), chunk({"tool_calls": none}, "stop"))
+    got = await play(server, bytes_of(body), GENERIC, streamed=True, tools=[ADD])
+    assert (got.error, got.content, got.finish) == (None, "4", "stop")
+    assert b'"tool_calls"' not in got.written
 
 
 @pytest.mark.parametrize(
@@ -499,6 +588,8 @@ async def test_calls_are_numbered_and_named_once(
         b'{"choices": [{"delta": {"content": [{"type": "thinking", "thinking": 5}, 5]}, '
         b'"finish_reason": 5}]}',
         b"{" * 100_000,
+        b'{"choices": ' * 100_000,
+        b'{"id": "\xff"}',
     ],
 )
 async def test_what_cannot_be_mended_is_a_failure(server: FakeUpstream, odd: bytes) -> None:

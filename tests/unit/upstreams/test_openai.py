@@ -137,6 +137,21 @@ async def test_a_path_with_percent_signs_stays(server: FakeUpstream) -> None:
     await upstream.stop()
 
 
+async def test_a_key_with_percent_signs_stays(server: FakeUpstream) -> None:
+    upstream = OpenAICompatible("gpu-1", server.base_url, "sk-100%d%b")
+    await upstream.complete(an_ask())
+    assert server.last.header("authorization") == "Bearer sk-100%d%b"
+    await upstream.stop()
+
+
+async def test_each_model_is_asked_for_by_its_own_name(
+    server: FakeUpstream, upstream: OpenAICompatible
+) -> None:
+    for model in ("one", "two", "one"):
+        await upstream.complete(an_ask(model=model))
+    assert [exchange.body["model"] for exchange in server.exchanges] == ["one", "two", "one"]
+
+
 @pytest.mark.parametrize("key", ["a\r\nx: y", "schlüssel", "a\0"])
 def test_a_key_that_no_header_may_have_is_refused_without_an_echo(key: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
@@ -203,11 +218,15 @@ async def test_a_stream_that_is_none_has_failed(
     assert refused.upstream_status == 200
 
 
+@pytest.mark.parametrize("length", [b"", b"content-length: 5006\r\n"], ids=["to its end", "known"])
 async def test_an_event_that_does_not_end_ends_the_stream(
-    server: FakeUpstream, upstream: OpenAICompatible, monkeypatch: pytest.MonkeyPatch
+    server: FakeUpstream,
+    upstream: OpenAICompatible,
+    monkeypatch: pytest.MonkeyPatch,
+    length: bytes,
 ) -> None:
     monkeypatch.setattr(events_module, "EVENT_BYTES_MAX", 1000)
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n" + length + b"\r\n"
     server.answer(raw(head + b"data: " + b"x" * 5000))
     refused = await refusal(upstream, streamed=True)
     assert isinstance(refused, UpstreamFailed)
@@ -260,6 +279,14 @@ async def test_a_reply_without_an_id_is_one(
     assert (await upstream.complete(an_ask())).choices[0].message.content == "Hello"
 
 
+async def test_a_reply_of_megabytes_is_read_whole(
+    server: FakeUpstream, upstream: OpenAICompatible
+) -> None:
+    said = "x" * 5_000_000
+    server.answer(reply(said))
+    assert (await upstream.complete(an_ask())).choices[0].message.content == said
+
+
 async def test_a_reply_that_is_too_large_is_left(
     server: FakeUpstream, upstream: OpenAICompatible, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +295,15 @@ async def test_a_reply_that_is_too_large_is_left(
     refused = await refusal(upstream)
     assert isinstance(refused, UpstreamFailed)
     assert "larger than 1000" in refused.message
+
+
+async def test_an_answer_of_a_servers_own_route_that_is_too_large_is_left(
+    server: FakeUpstream, upstream: OpenAICompatible, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai_module, "REPLY_BYTES_MAX", 1000)
+    server.answer(error(200, "x" * 50_000), path="/tokenize")
+    with pytest.raises(UpstreamFailed, match="larger than 1000"):
+        await upstream.post_json("/tokenize", b"{}")
 
 
 # --- errors -----------------------------------------------------------------------------------
@@ -336,6 +372,15 @@ async def test_an_upstreams_error_is_told_in_our_words(
     assert KEY not in refused.message + str(refused.param) + caplog.text
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_an_error_is_known_in_a_200_behind_what_else_it_says(
+    server: FakeUpstream, upstream: OpenAICompatible, streamed: bool
+) -> None:
+    server.answer(error(200, {"id": "gen-1", "error": {"code": 429, "message": "Slow down."}}))
+    refused = await refusal(upstream, streamed=streamed)
+    assert (refused.code, refused.upstream_status) == ("overloaded", 429)
+
+
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_redirect_has_failed_and_is_not_followed(
@@ -360,6 +405,8 @@ async def test_a_redirect_has_failed_and_is_not_followed(
         {"message": "the request exceeds the available context size"},
         {"message": "prompt is too long: 5000 tokens > 4096"},
         {"type": "exceed_context_size_error"},
+        {"message": "Too many tokens: 5000"},
+        {"message": "Input is too long for this model"},
     ],
 )
 async def test_a_context_that_is_too_short_is_known(
@@ -397,6 +444,7 @@ async def test_only_a_field_of_the_request_is_named(
         (None, 5.0),
         ("7", 7.0),
         ("0", 1.0),
+        ("0.5", 1.0),
         ("-3", 1.0),
         ("3600", 60.0),
         ("nan", 5.0),
@@ -516,10 +564,11 @@ async def test_a_request_that_found_no_server_was_not_sent() -> None:
 async def test_a_request_has_the_deadlines_that_it_names(
     server: FakeUpstream, upstream: OpenAICompatible
 ) -> None:
-    server.answer(reply("a").delayed(30))
-    asked = upstream.complete(an_ask(deadlines=Deadlines(first_byte_seconds=0.1)))
-    with pytest.raises(UpstreamTimeout, match=r"did not answer within 0\.1 s"):
-        await asked
+    server.answer(reply("a").delayed(30), times=2)
+    ask = an_ask(deadlines=Deadlines(first_byte_seconds=0.1))
+    for asked in (upstream.complete(ask), upstream.stream(ask, Sink())):
+        with pytest.raises(UpstreamTimeout, match=r"did not answer within 0\.1 s"):
+            await asked
 
 
 # --- checks ---------------------------------------------------------------------------------------

@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 import uvloop
-from tests.unit.upstreams.raw_server import CHUNKED, OK, Kept, Server, ask, begin
+from tests.unit.upstreams.raw_server import CHUNKED, OK, REQUEST, Kept, Server, ask, begin
 
 from tollway.deadlines import Deadlines
 from tollway.errors import Unavailable, UpstreamFailed, UpstreamTimeout
+from tollway.upstreams import pool as pool_module
 from tollway.upstreams.connection import Connection
 from tollway.upstreams.pool import ConnectionPool
 
@@ -110,6 +111,47 @@ async def test_a_stale_connection_is_tried_again_once(server: Server, pool: Conn
     assert server.requests == [1, 1, 2, 2, 3]
 
 
+async def test_a_server_that_closes_each_connection_at_once_is_not_tried_for_ever(
+    server: Server, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Connection.connection_made
+
+    def closed(connection: Connection, transport: asyncio.BaseTransport) -> None:
+        made(connection, transport)
+        connection.abort()
+
+    monkeypatch.setattr(Connection, "connection_made", closed)
+    with pytest.raises(UpstreamFailed, match="closed the connection"):
+        await asyncio.wait_for(ask(pool), 2)
+
+
+async def test_a_reply_that_ends_while_its_client_is_slow_holds_up_no_other(
+    server: Server, pool: ConnectionPool
+) -> None:
+    slow = Kept()
+
+    def pause() -> None:
+        assert slow.connection is not None
+        slow.connection.pause_reading()
+
+    slow.on_body = pause
+    await ask(pool, slow)
+    assert (await asyncio.wait_for(ask(pool), 2)).data == b"hello"
+    assert server.connections == 1
+
+
+async def test_more_idle_connections_than_are_kept_are_closed(
+    server: Server, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "IDLE_CONNECTIONS_MAX", 1)
+    server.answers(0.05, OK)
+    server.answers(0.05, OK)
+    await asyncio.gather(ask(pool), ask(pool))
+    await asyncio.wait_for(server.left.wait(), 2)
+    await ask(pool)
+    assert server.connections == 2
+
+
 async def test_a_reply_that_had_begun_is_never_asked_for_again(
     server: Server, pool: ConnectionPool
 ) -> None:
@@ -174,6 +216,16 @@ async def test_a_server_that_takes_too_long_is_left(
     with pytest.raises(UpstreamTimeout, match=said):
         await asyncio.wait_for(ask(quick), 2)
     await asyncio.wait_for(server.left.wait(), 2)
+
+
+async def test_a_requests_own_deadline_is_looked_at_as_often_as_it_needs(
+    server: Server, pool: ConnectionPool
+) -> None:
+    await ask(pool)  # from here on the pool looks once a second, as its own deadlines need
+    server.answers(5.0)
+    own = Deadlines(first_byte_seconds=0.05)
+    with pytest.raises(UpstreamTimeout, match=r"within 0\.05 s"):
+        await asyncio.wait_for(pool.request(lambda: REQUEST, Kept(), own), 0.8)
 
 
 async def test_a_slow_stream_that_goes_on_is_not_left(

@@ -6,7 +6,8 @@ import socket
 import pytest
 from tests.unit.upstreams.raw_server import Kept, Server, ask
 
-from tollway.errors import ConfigurationError, Unavailable
+from tollway.deadlines import Deadlines
+from tollway.errors import ConfigurationError, Unavailable, UpstreamTimeout
 from tollway.upstreams.pool import ConnectionPool
 
 
@@ -17,6 +18,7 @@ from tollway.upstreams.pool import ConnectionPool
         "ftp://gpu-1/",
         "http://",
         "http://user:secret@gpu-1/v1",
+        "http://:secret@gpu-1/v1",
         "http://gpu-1/v1?key=x",
         "http://gpu-1/v1#x",
     ],
@@ -95,8 +97,9 @@ async def test_a_name_that_turns_to_a_metadata_service_is_not_connected_to(
     await ask(pool)
     server.close_all()
     await asyncio.sleep(0.02)
-    with pytest.raises(Unavailable, match="its operator finds why in the log"):
+    with pytest.raises(Unavailable, match="its operator finds why in the log") as refused:
         await ask(pool)
+    assert not refused.value.was_sent
     assert "gpu.example is at 169.254.169.254: it is a cloud's metadata service" in caplog.text
     await pool.close()
 
@@ -133,3 +136,16 @@ def test_a_pool_to_where_nothing_may_be_sent_cannot_be_made(host: str) -> None:
 async def test_a_name_that_no_resolver_takes_is_unavailable() -> None:
     with pytest.raises(Unavailable):
         await ask(ConnectionPool(f"http://{'a' * 64}.example/v1"))
+
+
+async def test_a_name_that_takes_too_long_to_look_up_was_sent_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def never(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", never)
+    pool = ConnectionPool("http://gpu.example/v1", Deadlines(connect_seconds=0.05))
+    with pytest.raises(UpstreamTimeout, match=r"within 0\.05 s") as refused:
+        await ask(pool)
+    assert not refused.value.was_sent

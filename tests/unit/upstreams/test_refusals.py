@@ -1,11 +1,18 @@
 """What an upstream's refusal is for a client, where the error's shape is not as documented."""
 
+import json
 import logging
+import time
+from collections.abc import Iterator
 
 import pytest
 
-from tollway.errors import Unavailable, UpstreamFailed
-from tollway.upstreams.refusals import refusal
+from tollway.errors import InvalidRequest, Unavailable, UpstreamFailed
+from tollway.upstreams.refusals import ERROR_BYTES_READ, refusal
+
+
+def error_body(**facts: object) -> bytes:
+    return json.dumps({"error": facts}).encode()
 
 
 @pytest.mark.parametrize(
@@ -44,3 +51,59 @@ def test_what_the_operator_must_mend_is_logged_as_that_once_a_minute(
     (told,) = caplog.records
     assert told.levelno == logging.ERROR
     assert told.getMessage() == f"upstream {upstream} answered {status}: {mend}"
+
+
+@pytest.mark.parametrize("code", [0, 200, 399, 600, 1302, True])
+def test_a_servers_own_number_for_an_error_is_no_status(code: int) -> None:
+    error = refusal("gpu-1", "parrot", 200, error_body(message="no", code=code))
+    assert isinstance(error, UpstreamFailed)
+    assert error.upstream_status == 200
+
+
+def test_a_400_in_the_body_of_a_200_blames_the_request() -> None:
+    assert isinstance(
+        refusal("gpu-1", "parrot", 200, error_body(message="no", code=400)), InvalidRequest
+    )
+
+
+def test_a_request_is_not_called_unsupported_where_no_field_is_named() -> None:
+    error = refusal("gpu-1", "parrot", 400, error_body(message="This image is not supported."))
+    assert (error.code, error.param) == ("invalid_value", None)
+
+
+def test_an_account_that_is_flagged_for_its_bill_is_the_operators_trouble() -> None:
+    error = refusal(
+        "gpu-1", "parrot", 403, error_body(message="flagged", code="billing_not_active")
+    )
+    assert isinstance(error, Unavailable)
+
+
+def test_no_more_of_an_error_is_read_than_an_error_needs() -> None:
+    said = "too many tokens" + "x" * ERROR_BYTES_READ
+    assert refusal("gpu-1", "parrot", 400, error_body(message=said)).code == "invalid_value"
+
+
+def test_a_failure_is_in_the_log_for_the_operator(caplog: pytest.LogCaptureFixture) -> None:
+    refusal("gpu-1", "parrot", 500, b"")
+    assert caplog.messages == ["upstream gpu-1 answered 500"]
+
+
+# --- when to come back ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_new_york(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", "America/New_York")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_new_york")
+@pytest.mark.parametrize("zone", ["GMT", "-0000"])
+def test_a_date_is_waited_for_to_its_end_wherever_the_gateway_is(zone: str) -> None:
+    retry_after = ((b"retry-after", f"Wed, 21 Oct 2015 07:28:00 {zone}".encode()),)
+    error = refusal("gpu-1", "parrot", 429, b"", retry_after, now=lambda: 1445412440.5)
+    assert isinstance(error, Unavailable)
+    assert error.retry_after_seconds == error.upstream_rest_seconds == 40
