@@ -73,10 +73,12 @@ def acme(stopped: TollwayServer) -> Iterator[TollwayServer]:
     assert stopped.operate("ledger verify") == {"data": []}
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_an_answer_for_which_the_disk_has_no_room_is_not_taken_for_done(
-    acme: TollwayServer,
+    acme: TollwayServer, unbuffered: str
 ) -> None:
-    into_a_full_disk = ("sh", "-c", '"$@" > /dev/full', "sh")
+    output = ("env", f"PYTHONUNBUFFERED={unbuffered}")
+    into_a_full_disk = (*output, "sh", "-c", '"$@" > /dev/full', "sh")
     done = acme.command("account", "show", "acme", through=into_a_full_disk)
 
     assert_refused(done, "No space left on device. Look whether this was done before")

@@ -69,7 +69,15 @@ def main() -> None:
             "secret was not written is of no use: revoke it.",
             err=True,
         )
+        _give_up_output()
         raise SystemExit(1) from None
+
+
+def _give_up_output() -> None:
+    """What could not be written is still in the buffer, and Python would try it again at its end
+    and complain (docs.python.org/3/library/signal.html, "Note on SIGPIPE")."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
 
 
 def _require_output() -> None:
