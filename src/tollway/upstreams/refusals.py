@@ -34,8 +34,6 @@ _RETRY_AFTER_SECONDS_MAX = 60.0
 _RETRY_AFTER_SECONDS = 5.0
 _REST_SECONDS_MAX = 3600.0
 
-log = logging.getLogger("tollway.upstreams")
-
 
 class ErrorFacts(Struct, frozen=True):
     """What an error says, read and never passed on. `status` is the HTTP status that some put into
@@ -199,8 +197,8 @@ def _refusal(
             retry_after_seconds=wait,
         )
         return _told(upstream, status, busy)
-    log.error("upstream %s answered %d", upstream, status)
-    return UpstreamFailed(f"The model's server failed with status {status}. Try again.")
+    failed = UpstreamFailed(f"The model's server failed with status {status}. Try again.")
+    return _told(upstream, status, failed, logging.ERROR)
 
 
 def _operators(upstream: str, model: str, status: int) -> Unavailable:
@@ -213,10 +211,12 @@ def _operators(upstream: str, model: str, status: int) -> Unavailable:
     return Unavailable("The model is not available: its operator finds why in the log.")
 
 
-def _told(upstream: str, status: int, error: RequestError) -> RequestError:
+def _told(
+    upstream: str, status: int, error: RequestError, level: int = logging.WARNING
+) -> RequestError:
     about = f" because of {error.param}" if error.param else ""
     said = f"upstream {upstream} answered {status}{about}"
-    _complaints.tell(logging.WARNING, (upstream, status), said)
+    _complaints.tell(level, (upstream, status), said)
     return error
 
 

@@ -83,9 +83,16 @@ def test_no_more_of_an_error_is_read_than_an_error_needs() -> None:
     assert refusal("gpu-1", "parrot", 400, error_body(message=said)).code == "invalid_value"
 
 
-def test_a_failure_is_in_the_log_for_the_operator(caplog: pytest.LogCaptureFixture) -> None:
-    refusal("gpu-1", "parrot", 500, b"")
-    assert caplog.messages == ["upstream gpu-1 answered 500"]
+def test_a_failure_is_in_the_log_for_the_operator_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for _ in range(3):
+        refusal("fails-with-500", "parrot", 500, b"")
+    (told,) = caplog.records
+    assert (told.levelno, told.getMessage()) == (
+        logging.ERROR,
+        "upstream fails-with-500 answered 500",
+    )
 
 
 # --- when to come back ----------------------------------------------------------------------------
