@@ -47,6 +47,7 @@ from tollway.api.admin.control import ask
 from tollway.api.completions import ChatReply
 from tollway.api.edge import EdgeProtocol
 from tollway.api.exchange import Exchange
+from tollway.api.idleness import Idleness
 from tollway.clock import new_id
 from tollway.gateway.authenticate import require_active_account, require_scope
 from tollway.gateway.pipeline import CHAT_SCOPE, Pipeline
@@ -211,7 +212,7 @@ class Steps:
 
     def _protocol(self, door: Door) -> EdgeProtocol:
         state = self.edge.server_state
-        protocol = EdgeProtocol(self.edge.config, state, {}, door=door)
+        protocol = EdgeProtocol(self.edge.config, state, {}, door=door, idleness=Idleness())
         protocol.connection_made(Wire())
         state.connections.discard(protocol)
         return protocol

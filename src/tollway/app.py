@@ -88,7 +88,7 @@ def serve(settings: Settings, console: Console, file: ConfigurationFile | None) 
     with contextlib.closing(bind(settings)) as listener:
         # Before there is an event loop: a fetch that is interrupted cleans up after itself.
         child = find_child(settings, console)
-        uvloop.run(serve_on(listener, settings, console, file, child))
+        uvloop.run(_serve_until_signals(listener, settings, console, file, child))
 
 
 def find_child(settings: Settings, console: Console) -> MakeChild | None:
@@ -106,17 +106,27 @@ def find_child(settings: Settings, console: Console) -> MakeChild | None:
     return functools.partial(child_of, embedded, model_file)
 
 
+async def _serve_until_signals(
+    listener: socket.socket,
+    settings: Settings,
+    console: Console,
+    file: ConfigurationFile | None,
+    child: MakeChild | None,
+) -> None:
+    await serve_on(listener, settings, console, file, child, stop_on_signals())
+
+
 async def serve_on(
     listener: socket.socket,
     settings: Settings,
     console: Console,
     file: ConfigurationFile | None,
     child: MakeChild | None,
+    stopping: asyncio.Event,
     siblings: Siblings | None = None,
 ) -> None:
-    """`child` runs the embedded model, where one is served; `siblings` are the other processes on
-    the port, if there are any."""
-    stopping = stop_on_signals()
+    """Until it is `stopping`. `child` runs the embedded model, where one is served; `siblings` are
+    the other processes on the port, if there are any."""
     _on_hangup(stopping, _nothing_yet)
     async with AsyncExitStack() as stack:
         metrics = Metrics()

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+from typing import NoReturn
 
 from tollway.errors import StartError
 from tollway.settings import Settings
@@ -56,16 +57,23 @@ def stop_on_signals() -> asyncio.Event:
     """The first SIGTERM or Ctrl-C stops gracefully; another ends the process at once."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+    signals = 0  # and not the event, which others may set
 
     def stop() -> None:
-        if stopping.is_set():
-            log.error("stopped at once by a second signal")
-            os._exit(130)
+        nonlocal signals
+        signals += 1
+        if signals > 1:
+            stop_at_once()
         stopping.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     return stopping
+
+
+def stop_at_once() -> NoReturn:
+    log.error("stopped at once by a second signal")
+    os._exit(130)
 
 
 def calm_the_collector() -> None:

@@ -55,23 +55,27 @@ def become_server(given: CommandLine) -> NoReturn:
 
 
 def main() -> None:
-    from tollway.app import serve
-    from tollway.console import PlainConsole, TerminalConsole
-    from tollway.process import spare_sqlite_its_statistics
-    from tollway.reload import ConfigurationFile
-
-    spare_sqlite_its_statistics()
     try:
-        given = msgspec.json.decode(sys.argv[1], type=CommandLine)
-        file = None if given.file is None else ConfigurationFile(given.file, given.settings)
-        console = TerminalConsole() if sys.stdout.isatty() else PlainConsole()
-        serve(given.settings(), console, file)
+        _serve()
     except TollwayError as error:
         print(error.message, file=sys.stderr)  # noqa: T201 (as the commands do)
         raise SystemExit(1) from None
     except KeyboardInterrupt:  # once it serves, Ctrl-C is a signal of the event loop's
         print("Stopped before it served anything.", file=sys.stderr)  # noqa: T201
         raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _serve() -> None:
+    from tollway.app import serve
+    from tollway.console import PlainConsole, TerminalConsole
+    from tollway.process import spare_sqlite_its_statistics
+    from tollway.reload import ConfigurationFile
+
+    spare_sqlite_its_statistics()
+    given = msgspec.json.decode(sys.argv[1], type=CommandLine)
+    file = None if given.file is None else ConfigurationFile(given.file, given.settings)
+    console = TerminalConsole() if sys.stdout.isatty() else PlainConsole()
+    serve(given.settings(), console, file)
 
 
 if __name__ == "__main__":

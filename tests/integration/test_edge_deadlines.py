@@ -86,6 +86,16 @@ def test_an_idle_connection_is_closed(quick: EdgeServer) -> None:
         assert closed_within(client, 2.0)
 
 
+def test_a_connection_is_not_idle_while_a_head_arrives() -> None:
+    with EdgeServer(EarlyIdle) as server, server.client() as client:
+        client.send(METERED)
+        assert client.read_reply().status == 200
+        client.send(METERED[:20])
+        time.sleep(2 * EarlyIdle.idle_seconds_max)
+        client.send(METERED[20:])
+        assert client.read_reply().status == 200
+
+
 def test_what_a_long_last_reply_has_not_sent_yet_is_not_cut_off() -> None:
     """It took longer than a connection may be idle, and its client reads it only afterwards."""
     with EdgeServer(EarlyIdle) as server, server.client() as client:

@@ -1,6 +1,8 @@
 """`tollway serve --workers N`: several processes on one port, with real Postgres and Redis."""
 
 import json
+import os
+import pty
 import re
 import signal
 import time
@@ -19,7 +21,7 @@ from tests.support.http import RawClient, Reply
 from tests.support.model import put_model_into
 from tests.support.postgres import PostgresServer
 from tests.support.redis import RedisServer, a_redis
-from tests.support.server import TollwayServer, config_for, run_tollway
+from tests.support.server import TOLLWAY, TollwayServer, config_for, run_tollway
 
 from tollway.workers.leash import SILENT_SECONDS_MAX
 
@@ -240,25 +242,89 @@ def test_a_supervisor_that_was_stopped_kills_no_worker_for_it(silence: Silence) 
     assert "hung" not in server.stderr
 
 
-def test_a_stop_drains_every_worker(server: TollwayServer, upstream: FakeUpstream) -> None:
+@pytest.fixture
+def cleanup() -> Generator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def to_the_supervisor(server: TollwayServer) -> None:
+    server.signal(signal.SIGTERM)
+
+
+def ctrl_c_in_a_terminal(server: TollwayServer) -> None:
+    """It goes to the whole group, and the supervisor tells its workers as well."""
+    os.killpg(server.pid, signal.SIGINT)
+
+
+def to_a_control_group(server: TollwayServer) -> None:
+    """As systemd stops a service, unless it is told otherwise."""
+    os.killpg(server.pid, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("stop", [to_the_supervisor, ctrl_c_in_a_terminal, to_a_control_group])
+def test_a_stop_drains_every_worker(
+    server: TollwayServer,
+    upstream: FakeUpstream,
+    cleanup: ExitStack,
+    stop: Callable[[TollwayServer], None],
+) -> None:
     upstream.answer(stream(["a", pause(1.0), "b"]), times=None)
     body = chat_bytes(model="acme/parrot", stream=True)
-    clients = [RawClient("127.0.0.1", server.port, timeout_seconds=30) for _ in range(9)]
+    clients = [
+        cleanup.enter_context(RawClient("127.0.0.1", server.port, timeout_seconds=30))
+        for _ in range(9)
+    ]
     for client in clients:
         token = ("Authorization", f"Bearer {server.token}")
         client.request("POST", "/v1/chat/completions", body, token)
         assert client.read_head().status == 200
     processes = workers_of(server)
 
-    server.signal(signal.SIGTERM)
+    stop(server)
     ends = [client.read_events()[-1].data for client in clients]
     status = server.wait(SECONDS_MAX)
 
     assert ends == ["[DONE]"] * 9
     assert status == 0
     assert not any(process.is_running() for process in processes)
-    for client in clients:
-        client.close()
+
+
+def test_a_second_stop_ends_every_worker_at_once(
+    server: TollwayServer, upstream: FakeUpstream
+) -> None:
+    upstream.answer(stream(["a", pause(30.0), "b"]), times=None)
+    token = ("Authorization", f"Bearer {server.token}")
+    with RawClient("127.0.0.1", server.port, timeout_seconds=30) as client:
+        body = chat_bytes(model="acme/parrot", stream=True)
+        client.request("POST", "/v1/chat/completions", body, token)
+        assert client.read_head().status == 200
+        server.signal(signal.SIGTERM)
+        eventually(lambda: "a worker stops: 1 request" in server.stderr, 10.0)
+
+        server.signal(signal.SIGTERM)
+
+        server.wait(10.0)
+
+
+def test_workers_in_a_terminal_go_when_the_terminal_does(
+    head: str, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    config = tmp_path / "tollway.toml"
+    config.write_text(config_for(upstream.base_url, more=head))
+    where = ["--config", str(config), "--data-dir", str(tmp_path / "data")]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # who runs the tests may be under nohup
+        serve = [*TOLLWAY, "serve", "--workers", str(WORKERS), "--port", "0", *where]
+        os.execvp(TOLLWAY[0], serve)  # noqa: S606
+    shown = b""
+    while b"Ctrl-C stops it." not in shown:
+        shown += os.read(terminal, 4096)
+    os.close(terminal)
+
+    eventually(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, SECONDS_MAX)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_workers_do_not_outlive_their_supervisor(server: TollwayServer) -> None:

@@ -29,6 +29,7 @@ from tollway.api.access_log import AccessLog
 from tollway.api.completions import ChatDoor
 from tollway.api.edge import EdgeProtocol
 from tollway.api.exchange import Exchange
+from tollway.api.idleness import Idleness
 from tollway.api.observer import RequestObserver
 from tollway.clock import SystemClock
 from tollway.database import writer
@@ -197,6 +198,7 @@ class Process:
         self.time = time
         self.database = database
         self.state = ServerState()
+        self._idleness = Idleness()
         self._random = random
         self._concurrent_requests = concurrent_requests
         self._open = contextlib.AsyncExitStack()
@@ -234,7 +236,9 @@ class Process:
 
     def accept(self, client: Any) -> Transport:
         """A client's new connection; the gateway's end of it."""
-        protocol = EdgeProtocol(_config(), self.state, {}, self.loop, door=self._door)
+        protocol = EdgeProtocol(
+            _config(), self.state, {}, self.loop, door=self._door, idleness=self._idleness
+        )
         gateways, _ = join(self.loop, self._random, protocol, client)
         return gateways
 

@@ -124,7 +124,7 @@ _UVICORN_ATTRIBUTES = (
 
 class EdgeProtocol(HttpToolsProtocol):
     """One connection of a client. `door` answers metered requests; `outbox` sends what one turn of
-    the event loop writes; `idleness` asks when to close."""
+    the event loop writes; `idleness` asks when to close, one for all of a server's."""
 
     __slots__ = (
         *_UVICORN_ATTRIBUTES,
@@ -168,8 +168,8 @@ class EdgeProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         door: Door,
+        idleness: Idleness,
         outbox: Outbox | None = None,
-        idleness: Idleness | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._door = door
@@ -179,7 +179,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._head_bytes = 0  # of the lines that are complete
         self._head_bytes_since: int | None = None  # all of them, after the read that began the head
         self._receive_timer: asyncio.TimerHandle | None = None
-        self._idleness = idleness or Idleness()
+        self._idleness = idleness
         self._idle_since = 0.0
         self._stall_timer: asyncio.TimerHandle | None = None
         self._unsent_bytes = 0

@@ -162,7 +162,8 @@ class ConnectionPool:
                 was_sent=False,
             ) from None
         except (OSError, UnicodeError) as error:  # the latter for a name that cannot be one
-            self._complain(getattr(error, "strerror", None) or str(error))
+            # Of one that is closed in the middle of the handshake, uvloop says nothing.
+            self._complain(getattr(error, "strerror", None) or str(error) or "it was closed")
             raise Unavailable(
                 "The model's server cannot be reached. Try again in a moment.",
                 retry_after_seconds=5,

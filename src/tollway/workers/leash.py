@@ -34,6 +34,13 @@ class ModelAddress(Struct, frozen=True, tag="model"):
     api_key: str = ""
 
 
+class Stop(Struct, frozen=True, tag="stop"):
+    """To a worker that serves. No signal: a terminal's Ctrl-C goes to all processes, and a worker
+    would take the supervisor's for the second, which ends it at once."""
+
+    at_once: bool = False
+
+
 class Up(Struct, frozen=True, tag="up"):
     """From a worker: it serves."""
 
@@ -44,7 +51,7 @@ class Alive(Struct, frozen=True, tag="alive"):
     """From a worker: its event loop runs."""
 
 
-def line(message: Start | ModelAddress | Up | Alive) -> bytes:
+def line(message: Start | ModelAddress | Stop | Up | Alive) -> bytes:
     return _encode(message) + b"\n"
 
 
@@ -52,6 +59,6 @@ def _path(_type: type, written: str) -> Path:
     return Path(written)
 
 
-to_worker = msgspec.json.Decoder(Start | ModelAddress)
+to_worker = msgspec.json.Decoder(Start | ModelAddress | Stop)
 from_worker = msgspec.json.Decoder(Up | Alive, dec_hook=_path)
 _encode = msgspec.json.Encoder(enc_hook=str).encode

@@ -19,6 +19,7 @@ from tollway.console import Console, Welcome
 from tollway.database.data_directory import look_into
 from tollway.errors import ConfigurationError, StartError
 from tollway.process import bind, configure_logging
+from tollway.reload import Terminal
 from tollway.settings import CommandLine, Settings
 from tollway.store import require_no_charges_left
 from tollway.upstreams.embedded.process import Backoff
@@ -28,6 +29,7 @@ from tollway.workers.leash import (
     SILENT_SECONDS_MAX,
     ModelAddress,
     Start,
+    Stop,
     Up,
     from_worker,
     line,
@@ -95,8 +97,8 @@ class _Supervisor:
     async def run(self, make_child: MakeChild | None) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
-        loop.add_signal_handler(signal.SIGHUP, self._pass_on, signal.SIGHUP)
+            loop.add_signal_handler(number, self._told_to_stop)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up, Terminal())
         child = None if make_child is None else make_child(self._model_came, self._model_went)
         keeping = [asyncio.create_task(self._keep(number)) for number in range(len(self._workers))]
         try:
@@ -113,11 +115,28 @@ class _Supervisor:
         if self._failed:
             raise StartError("A worker could not start; what it said is above.")
 
+    def _told_to_stop(self) -> None:
+        """As of one process, the first time is graceful, and another ends all at once."""
+        if self._stopping.is_set():
+            self._stop_workers(at_once=True)
+        self._stop()
+
+    def _hung_up(self, terminal: Terminal) -> None:
+        if terminal.is_gone():  # each worker has found that, too
+            self._stop()
+        else:
+            self._pass_on(signal.SIGHUP)
+
     def _stop(self) -> None:
         if not self._stopping.is_set():
             self._stopping.set()
             self._console.stopping(0, self._settings.server.drain_seconds)
-            self._pass_on(signal.SIGTERM)
+            self._stop_workers()
+
+    def _stop_workers(self, *, at_once: bool = False) -> None:
+        for worker in self._workers:
+            if worker is not None:
+                worker.stop(at_once=at_once)
 
     def _pass_on(self, number: int) -> None:
         for worker in self._workers:
@@ -224,9 +243,15 @@ class _Worker:
         worker.tell(start)
         return worker
 
-    def tell(self, message: Start | ModelAddress) -> None:
+    def tell(self, message: Start | ModelAddress | Stop) -> None:
         if not self._writer.is_closing():
             self._writer.write(line(message))
+
+    def stop(self, *, at_once: bool) -> None:
+        if self.welcome is None:  # it may not be listening yet
+            self.signal(signal.SIGTERM)
+        else:
+            self.tell(Stop(at_once))
 
     def signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):

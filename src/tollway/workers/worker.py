@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import signal
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from tollway.api.siblings import Siblings
 from tollway.app import serve_on
 from tollway.console import PlainConsole, Welcome
 from tollway.errors import TollwayError, how_many
-from tollway.process import configure_logging
+from tollway.process import configure_logging, stop_at_once, stop_on_signals
 from tollway.reload import ConfigurationFile
 from tollway.settings import Embedded, Settings
 from tollway.upstreams.embedded.process import RunningChild, busy_slots
@@ -26,6 +25,7 @@ from tollway.workers.leash import (
     Alive,
     ModelAddress,
     Start,
+    Stop,
     Up,
     line,
     to_worker,
@@ -77,7 +77,8 @@ async def _serve(
 ) -> None:
     reader, writer = await asyncio.open_connection(sock=leash)
     child = _LeashedChild(settings.embedded.parallel)
-    following = asyncio.create_task(_follow(reader, child))
+    stopping = stop_on_signals()
+    following = asyncio.create_task(_follow(reader, child, stopping))
     telling = asyncio.create_task(_tell_alive(writer))
 
     def read(embedded: Embedded | None) -> Settings:
@@ -91,6 +92,7 @@ async def _serve(
         _LeashedConsole(writer),
         None if file is None else ConfigurationFile(file, read),
         child.attach if settings.serves_embedded else None,
+        stopping,
         Siblings(start.number, [_folder(base, number) for number in range(start.workers)]),
     )
     following.cancel()
@@ -103,13 +105,19 @@ async def _tell_alive(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(ALIVE_EVERY_SECONDS)
 
 
-async def _follow(reader: asyncio.StreamReader, child: "_LeashedChild") -> None:
+async def _follow(
+    reader: asyncio.StreamReader, child: "_LeashedChild", stopping: asyncio.Event
+) -> None:
     while written := await reader.readline():
         message = to_worker.decode(written)
-        assert isinstance(message, ModelAddress)
-        await child.told(message)
-    # The supervisor is gone.
-    os.kill(os.getpid(), signal.SIGTERM)
+        if isinstance(message, ModelAddress):
+            await child.told(message)
+        else:
+            assert isinstance(message, Stop)
+            if message.at_once:
+                stop_at_once()
+            stopping.set()
+    stopping.set()  # the supervisor is gone
 
 
 class _LeashedConsole(PlainConsole):

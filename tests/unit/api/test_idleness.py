@@ -1,6 +1,7 @@
 """One timer looks at all connections, and only while there are any."""
 
 import asyncio
+from unittest.mock import Mock
 
 from tollway.api.idleness import Idleable, Idleness
 
@@ -44,3 +45,13 @@ async def test_a_connection_that_comes_after_all_have_gone_is_looked_at_too() ->
         one = Connection(connections, 1)
         idleness.watch(loop, connections)
         await one.gone.wait()
+
+
+async def test_nothing_is_timed_where_there_is_no_connection() -> None:
+    loop = Mock(wraps=asyncio.get_running_loop())
+    connections: set[Idleable] = set()
+    one = Connection(connections, 2)
+    Idleness(0.01).watch(loop, connections)
+    await one.gone.wait()
+
+    assert loop.call_later.call_count == 2

@@ -1,11 +1,13 @@
 """The HTTP client over TLS, and whose certificate it trusts."""
 
+import asyncio
 import ssl
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -83,3 +85,24 @@ async def test_a_server_whose_certificate_is_not_to_be_trusted_is_sent_nothing(
     assert "certificate verify failed" in caplog.text
     await pool.close()
     await server.stop()
+
+
+def test_a_server_that_closes_instead_of_speaking_tls_is_told_as_that(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """uvloop, on which the gateway runs, has no words for it."""
+
+    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(65536)
+        writer.close()
+
+    async def asked() -> int:
+        server = await asyncio.start_server(close, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(Unavailable):
+            await ask(ConnectionPool(f"https://127.0.0.1:{port}/v1"))
+        server.close()
+        return port
+
+    port = uvloop.run(asked())
+    assert f"no connection to 127.0.0.1:{port}: it was closed. Does" in caplog.text
