@@ -58,12 +58,14 @@ class Serving(Struct, frozen=True, gc=False):
 
 class Policy(Struct, frozen=True, kw_only=True):
     """What a model asks of requests beyond the fields that it supports. `image_tokens` is the most
-    that one image counts as; None: it takes none."""
+    that one image counts as; None: it takes none. `dearer_tiers`: its price covers the tiers of
+    service that cost more."""
 
     denied: frozenset[str] = frozenset()
     defaults: Mapping[str, object] = {}
     image_tokens: int | None = None
     image_bytes_max: int = 0
+    dearer_tiers: bool = False
 
 
 class Model(Struct, frozen=True):

@@ -172,13 +172,17 @@ def offers_of(settings: Settings) -> list[ModelOffer]:
 
 def _policy(model: configured.Model) -> Policy | None:
     """None for a model that asks for nothing more: its requests are not looked through for it."""
-    if not (model.denied_parameters or model.defaults or model.image_tokens is not None):
+    # Who names the field has thought of what it costs.
+    dearer_tiers = "service_tier" in (model.supported_parameters or ())
+    asks = model.denied_parameters or model.defaults or model.image_tokens is not None
+    if not (asks or dearer_tiers):
         return None
     return Policy(
         denied=model.denied_parameters,
         defaults=model.defaults,
         image_tokens=model.image_tokens,
         image_bytes_max=model.max_image_bytes,
+        dearer_tiers=dearer_tiers,
     )
 
 

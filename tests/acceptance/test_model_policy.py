@@ -61,6 +61,24 @@ tier = "split"
 context_length = 100000
 upstreams = [{{ name = "la-plateforme", model = "mistral-small" }}]
 
+[[upstreams]]
+name = "groq"
+base_url = "{running_upstream.base_url}"
+dialect = "groq"
+
+[[models]]
+id = "acme/groq"
+tier = "split"
+context_length = 100000
+upstreams = [{{ name = "groq", model = "llama" }}]
+
+[[models]]
+id = "acme/hurried"
+tier = "split"
+context_length = 100000
+supported_parameters = ["service_tier"]
+upstreams = [{{ name = "groq", model = "llama" }}]
+
 [[models]]
 id = "acme/azure"
 tier = "split"
@@ -94,9 +112,11 @@ def test_a_denied_parameter_is_refused_and_costs_nothing(
     assert customer.available == 100_000
 
 
+@pytest.mark.parametrize("model", ["acme/parrot", "acme/groq"])
 def test_a_dearer_tier_of_service_is_refused_and_costs_nothing(
-    upstream: FakeUpstream, customer: Customer
+    upstream: FakeUpstream, customer: Customer, model: str
 ) -> None:
+    customer = customer.of(model)
     before = len(upstream.exchanges)
     refused = customer.chat(messages=HELLO, service_tier="priority")
 
@@ -105,6 +125,14 @@ def test_a_dearer_tier_of_service_is_refused_and_costs_nothing(
     assert customer.available == 100_000
     assert customer.chat(messages=HELLO, service_tier="default").status == 200
     assert upstream.last.body["service_tier"] == "default"
+
+
+def test_a_dearer_tier_of_service_is_passed_on_where_the_operator_names_the_field(
+    upstream: FakeUpstream, customer: Customer
+) -> None:
+    hurried = customer.of("acme/hurried")
+    assert hurried.chat(messages=HELLO, service_tier="priority").status == 200
+    assert upstream.last.body["service_tier"] == "priority"
 
 
 def test_a_default_is_sent_where_the_client_names_none(

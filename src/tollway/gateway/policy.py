@@ -29,16 +29,21 @@ def require_allowed(model: Model, parsed: ParsedRequest) -> None:
                     code="unsupported_parameter",
                     param=name,
                 )
-    tier = parsed.request.service_tier
-    # An operator who names the field among what is passed on has thought of its price.
-    if tier in DEARER_SERVICE_TIERS and model.supported_parameters is None:
+    if parsed.request.service_tier in DEARER_SERVICE_TIERS:
+        _require_priced_tier(model, policy, parsed.request.service_tier)
+    if parsed.images:
+        _require_images(model, policy, parsed)
+
+
+def _require_priced_tier(model: Model, policy: Policy | None, tier: str) -> None:
+    supported = model.supported_parameters
+    is_passed_on = supported is None or "service_tier" in supported
+    if is_passed_on and not (policy is not None and policy.dearer_tiers):
         raise InvalidRequest(
             f'service_tier "{tier}" costs more, and has no price for {model.id}. Leave it out.',
             code="unsupported_parameter",
             param="service_tier",
         )
-    if parsed.images:
-        _require_images(model, policy, parsed)
 
 
 def _require_images(model: Model, policy: Policy | None, parsed: ParsedRequest) -> None:

@@ -63,7 +63,10 @@ def test_a_dearer_tier_of_service_has_no_price_unless_the_operator_names_it(tier
     assert refused.message == (
         f'service_tier "{tier}" costs more, and has no price for m1. Leave it out.'
     )
-    require_allowed(a_model(supported_parameters=frozenset({"service_tier"})), request)
+    understood = a_model(supported_parameters=frozenset({"service_tier"}))
+    assert refusal(understood, request).param == "service_tier"
+    require_allowed(a_model(policy=Policy(dearer_tiers=True)), request)
+    require_allowed(a_model(supported_parameters=frozenset({"seed"})), request)  # it is left out
 
 
 @pytest.mark.parametrize("tier", ["auto", "default", "flex", "scale"])
