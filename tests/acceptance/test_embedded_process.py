@@ -58,9 +58,16 @@ def wait_until_ready(server: TollwayServer) -> None:
         time.sleep(0.05)
 
 
-def kill_the_model(server: TollwayServer) -> None:
-    for process in children(server):
+def kill_the_model(server: TollwayServer) -> list[psutil.Process]:
+    killed = children(server)
+    for process in killed:
         process.kill()
+    return killed
+
+
+def wait_for_another_model(server: TollwayServer, killed: list[psutil.Process]) -> None:
+    assert_ended(killed)  # the server has seen it, too: until then it is ready
+    wait_until_ready(server)
 
 
 @pytest.fixture(autouse=True)
@@ -74,9 +81,9 @@ def test_a_stream_whose_model_dies_ends_with_an_error_and_costs_what_was_receive
     with embedded_customer.begin_chat(messages=STORY, stream=True, max_tokens=2000) as client:
         head = client.read_head()
         begun = client.read_events(6)
-        kill_the_model(embedded_server)
+        killed = kill_the_model(embedded_server)
         *texts, comment, error = [*begun, *client.read_events()]
-    wait_until_ready(embedded_server)
+    wait_for_another_model(embedded_server, killed)
 
     assert error.json()["error"]["code"] == "upstream_error"
     receipt = embedded_customer.receipt(head.header("x-request-id") or "")
@@ -96,9 +103,9 @@ def test_a_plain_request_whose_model_dies_gets_a_502_and_costs_nothing(
 ) -> None:
     with embedded_customer.begin_chat(messages=STORY, max_tokens=2000) as client:
         time.sleep(0.3)
-        kill_the_model(embedded_server)
+        killed = kill_the_model(embedded_server)
         reply = client.read_reply()
-    wait_until_ready(embedded_server)
+    wait_for_another_model(embedded_server, killed)
 
     assert reply.status == 502
     assert reply.json()["error"]["code"] == "upstream_error"
