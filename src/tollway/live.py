@@ -127,9 +127,10 @@ class Live:
         return watched
 
     async def _retire(self, one: Watched) -> None:
-        """A request that was being admitted may still come: its connection is then made for it."""
+        """A request that was being admitted may still come: its connection is then made for it.
+        Whoever waits for a place waits for one that is in flight."""
         await asyncio.sleep(RETIRE_LOOK_SECONDS)
-        while one.places.in_flight or one.places.waiting:  # noqa: ASYNC110 (no cost for requests)
+        while one.places.in_flight:  # noqa: ASYNC110 (no cost for requests)
             await asyncio.sleep(RETIRE_LOOK_SECONDS)
         await one.upstream.stop()
         log.info("upstream %s, which was taken out or changed, runs nothing any more", one.name)

@@ -2,6 +2,7 @@
 
 Each test has an account of its own, and a key is its account's."""
 
+import json
 import threading
 
 import pytest
@@ -67,6 +68,27 @@ def test_a_key_is_the_accounts_own(
 
     assert of_another.status == 200
     assert of_another.header("idempotent-replayed") is None
+
+
+def test_a_key_is_that_of_all_tokens_of_the_account(
+    upstream: FakeUpstream, customer: Customer
+) -> None:
+    key = "order-7"
+    ask(customer, key)
+
+    with_another_token = ask(customer.with_token(), key)
+
+    assert with_another_token.header("idempotent-replayed") == "true"
+
+
+def test_a_body_is_another_by_a_single_byte(upstream: FakeUpstream, customer: Customer) -> None:
+    key = ("Idempotency-Key", "order-7")
+    body = json.dumps(customer.chat_fields(max_tokens=50)).encode()
+    customer.ask("POST", "/chat/completions", body, key)
+
+    other = customer.ask("POST", "/chat/completions", body + b"\n", key)
+
+    assert other.status == 422
 
 
 def test_while_the_first_runs_the_second_is_told_to_come_back(
@@ -149,7 +171,15 @@ def test_a_confidential_models_reply_is_not_stored(
     assert again.json()["error"]["code"] == "idempotency_completed"
 
 
-@pytest.mark.parametrize("key", ["", "k" * 256, "caf\u00e9"], ids=["empty", "long", "not ascii"])
+def test_a_key_may_have_255_characters(upstream: FakeUpstream, customer: Customer) -> None:
+    assert ask(customer, "k" * 255).status == 200
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["", "k" * 256, "caf\u00e9", "order\t7"],
+    ids=["empty", "long", "not ascii", "not printable"],
+)
 def test_an_unusable_key_is_refused(customer: Customer, key: str) -> None:
     refused = ask(customer, key)
 

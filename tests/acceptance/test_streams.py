@@ -165,7 +165,7 @@ def test_http_1_0_gets_a_body_that_ends_with_the_connection(
         b'{"model": "acme/parrot", "messages": [{"role": "user", "content": "Hi"}], "stream": true}'
     )
     head = (
-        "POST /v1/chat/completions HTTP/1.0\r\nTE: trailers\r\n"
+        "POST /v1/chat/completions HTTP/1.0\r\nTE: trailers\r\nConnection: keep-alive\r\n"
         f"Authorization: Bearer {customer.token}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
 

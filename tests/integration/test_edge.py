@@ -99,3 +99,9 @@ def test_a_turn_of_the_event_loop_takes_several_new_connections() -> None:
         return turns
 
     assert uvloop.run(connect_many()) < clients / 2
+
+
+def test_what_is_written_now_comes_behind_what_was_to_be_written_soon(edge: EdgeServer) -> None:
+    with edge.client() as client:
+        client.send(raw_request(a_body("soon")))
+        assert client.read_reply().body == b"firstsoonnow"

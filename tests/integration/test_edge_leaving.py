@@ -23,6 +23,15 @@ def test_a_client_that_leaves_ends_its_request_at_once(
         until(lambda: edge.door.cancelled, 1.0)
 
 
+def test_no_more_is_read_for_a_client_that_has_left(edge: EdgeServer) -> None:
+    with edge.client() as client:
+        client.send(raw_request(a_body("stream")))
+        client.read_head()
+
+    until(lambda: edge.door.cancelled)
+    assert edge.door.pressures == [True]
+
+
 def test_a_client_that_leaves_half_a_long_body_is_forgotten(edge: EdgeServer) -> None:
     with edge.client() as client:
         become_known(client)

@@ -80,10 +80,17 @@ class Door:
                 await self.release.wait()
                 answer_with(exchange, b"waited")
             case "stream":
+                exchange.on_pressure(self.pressures.append)
                 exchange.send_head(200, b"transfer-encoding: chunked\r\n")
                 exchange.write_now(b"5\r\nfirst\r\n")
                 await self.release.wait()
                 exchange.write_now(b"4\r\nlast\r\n0\r\n\r\n")
+                exchange.end()
+            case "soon":
+                exchange.send_head(200, b"transfer-encoding: chunked\r\n")
+                exchange.write_now(b"5\r\nfirst\r\n")
+                exchange.write_soon(b"4\r\nsoon\r\n", lambda: None)
+                exchange.write_now(b"3\r\nnow\r\n0\r\n\r\n")
                 exchange.end()
             case "flood":
                 exchange.on_pressure(self.pressures.append)

@@ -326,10 +326,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._winding_down = True
         self._learned, self._learning_tries = None, 0
         for cycle in (self._serving, self._running, self.cycle):
-            begun = (
-                cycle.status if isinstance(cycle, Exchange) else cycle and cycle.response_started
-            )
-            if cycle is not None and not begun:
+            if cycle is not None and not cycle.response_started:
                 cycle.keep_alive = False
 
     def shutdown(self) -> None:

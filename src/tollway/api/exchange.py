@@ -84,7 +84,8 @@ class Exchange:
     """Behind the reply to a request before it."""
     response_complete: bool = False
     disconnected: bool = False
-    status: int = 0
+    response_started: bool = False
+    """Of a stream: what its head says cannot be changed any more."""
     refusal: RequestError | None = None
     task: asyncio.Task[None] | None = None
     parts: list[bytes | memoryview] | None = None
@@ -98,7 +99,6 @@ class Exchange:
     def answer(self, status: int, lines: bytes, body: bytes) -> None:
         """A whole reply, sent at the end of the event loop's turn together with what else was
         written. `lines` end in CRLF, each of them."""
-        self.status = status
         if not self.disconnected:
             protocol = self.protocol
             data = _reply(protocol, status, lines, self.keep_alive, body)
@@ -107,7 +107,7 @@ class Exchange:
 
     def send_head(self, status: int, lines: bytes) -> None:
         """Goes out together with the first `write_now`. `lines` end in CRLF, each of them."""
-        self.status = status
+        self.response_started = True
         self.unsent_head = _reply(self.protocol, status, lines, self.keep_alive)
 
     def write_soon(self, data: bytes, sent: Callable[[], None]) -> None:
@@ -133,9 +133,6 @@ class Exchange:
             if protocol.outbox.waiting:
                 protocol.outbox.flush()
             protocol.transport.write(data)
-
-    def close_after(self) -> None:
-        self.keep_alive = False
 
     def end(self) -> None:
         if self.response_complete:

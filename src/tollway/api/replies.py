@@ -247,8 +247,6 @@ class ChatReply(Struct):
             )
         elif self._chunked:
             self._exchange.write_now(b"0\r\n\r\n")
-        else:
-            self._exchange.close_after()
         self._exchange.end()
 
 

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Struct
 
 from tollway.errors import IdempotencyConflict, InvalidRequest
-from tollway.gateway.types import Admission, Call, Caller, StoredReply
+from tollway.gateway.types import Call, Caller, StoredReply
 from tollway.ledger.base import IdempotencyKeys
 
 KEY_CHARACTERS_MAX = 255
@@ -40,11 +40,6 @@ async def claim_key(call: Call, caller: Caller, keys: IdempotencyKeys) -> Replay
             retry=False,
         )
     return Replay(earlier.request_id, msgspec.json.decode(earlier.reply, type=StoredReply))
-
-
-def may_store_reply(admission: Admission) -> bool:
-    """Only whole replies, and never a confidential model's."""
-    return not (admission.parsed.wants_stream or admission.model.confidential)
 
 
 def stored_reply(credits_consumed: int, credits_remaining: int, body: bytes) -> bytes:

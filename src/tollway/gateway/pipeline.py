@@ -14,7 +14,7 @@ from tollway.clock import Clock
 from tollway.errors import DeadlinePassed, InternalFault, RequestError, Unavailable
 from tollway.gateway.admit import Gate
 from tollway.gateway.authenticate import Authenticator, require_active_account, require_scope
-from tollway.gateway.claim import claim_key, may_store_reply, stored_reply
+from tollway.gateway.claim import claim_key, stored_reply
 from tollway.gateway.relay import Answer, Silences, WholeAnswer, relay
 from tollway.gateway.route import Router
 from tollway.gateway.settle import outcome_of, settlement_of
@@ -169,8 +169,9 @@ class Pipeline:
     def _stored_reply(
         self, admission: Admission, answer: Answer | None, outcome: Outcome
     ) -> Callable[[Settlement], bytes] | None:
-        """What is kept for the request's Idempotency-Key, in the settlement's own transaction."""
-        if not (isinstance(answer, WholeAnswer) and may_store_reply(admission)):
+        """What is kept for the request's Idempotency-Key, in the settlement's own transaction: no
+        stream, and never a confidential model's reply."""
+        if not isinstance(answer, WholeAnswer) or admission.model.confidential:
             return None
 
         def render(settlement: Settlement) -> bytes:

@@ -106,7 +106,6 @@ class ConnectionPool:
             try:
                 await connection.exchange(request(), receiver, deadlines)
             except StaleConnection:
-                connection.abort()
                 if is_new:
                     raise UpstreamFailed(
                         "The model's server closed the connection without an answer. Try again."
@@ -146,9 +145,6 @@ class ConnectionPool:
     async def close(self) -> None:
         for connection in list(self._open):
             connection.abort()
-        if self._sweep is not None:
-            self._sweep.cancel()
-            self._sweep = None
 
     async def _connect(self, seconds_max: float) -> Connection:
         try:

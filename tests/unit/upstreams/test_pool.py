@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -54,7 +55,7 @@ def test_a_request_that_is_cancelled_as_it_connects_leaves_no_connection(
     """uvloop closes it then and does not say so."""
 
     async def connections_kept() -> int:
-        before = connections()
+        before = kept(Connection)
         server = Server()
         await server.start()
         pool = ConnectionPool(f"http://127.0.0.1:{server.port}")
@@ -69,15 +70,21 @@ def test_a_request_that_is_cancelled_as_it_connects_leaves_no_connection(
         with pytest.raises(asyncio.CancelledError):
             await asked
         await server.stop()
-        return connections() - before
+        return kept(Connection) - before
 
     assert uvloop.run(connections_kept()) == 0
 
 
-def connections() -> int:
-    """How many anybody still has, such as a pool: none says so, for it gives out only live ones."""
+def kept(kind: type) -> int:
+    """How many anybody still has. No pool says so, for it gives out only live connections."""
     gc.collect()
-    return sum(type(held) is Connection for held in gc.get_objects())
+    return sum(type(one) is kind for one in gc.get_objects())
+
+
+async def until_kept(count: int, kind: type) -> None:
+    async with asyncio.timeout(2):
+        while kept(kind) > count:  # noqa: ASYNC110 (nobody is told of what is freed)
+            await asyncio.sleep(0.05)  # a loop that did nothing but count would seem to be stopped
 
 
 async def test_cancelling_closes_the_connection(server: Server, pool: ConnectionPool) -> None:
@@ -121,8 +128,38 @@ async def test_a_server_that_closes_each_connection_at_once_is_not_tried_for_eve
         connection.abort()
 
     monkeypatch.setattr(Connection, "connection_made", closed)
+    before = kept(Connection)
     with pytest.raises(UpstreamFailed, match="closed the connection"):
         await asyncio.wait_for(ask(pool), 2)
+    await until_kept(before, Connection)
+
+
+async def test_a_connection_that_its_server_closes_while_idle_is_forgotten(
+    server: Server, pool: ConnectionPool
+) -> None:
+    before = kept(Connection)
+    await ask(pool)
+    server.close_all()
+    await until_kept(before, Connection)
+
+
+async def test_a_connection_that_its_server_closes_takes_no_place_of_one_that_is_kept(
+    server: Server, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "IDLE_CONNECTIONS_MAX", 1)
+    server.answers(OK.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
+    server.answers(0.05, OK)
+    await asyncio.gather(ask(pool), ask(pool))
+    await ask(pool)
+    assert server.connections == 2
+
+
+async def test_a_connection_that_is_idle_for_long_is_closed(
+    server: Server, quick: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "IDLE_SECONDS_MAX", 0.05)
+    await ask(quick)
+    await asyncio.wait_for(server.left.wait(), 2)
 
 
 async def test_a_reply_that_ends_while_its_client_is_slow_holds_up_no_other(
@@ -168,6 +205,7 @@ async def test_a_server_that_is_not_there_is_unavailable(server: Server) -> None
     with pytest.raises(Unavailable) as refused:
         await ask(pool)
     assert refused.value.retry_after_seconds is not None
+    assert not refused.value.was_sent
 
 
 async def test_a_server_that_is_not_there_is_named_in_the_log_once_a_minute(
@@ -228,6 +266,37 @@ async def test_a_requests_own_deadline_is_looked_at_as_often_as_it_needs(
         await asyncio.wait_for(pool.request(lambda: REQUEST, Kept(), own), 0.8)
 
 
+async def test_a_request_may_have_less_time_to_connect_than_others(server: Server) -> None:
+    own = Deadlines(connect_seconds=0.0)
+    pool = ConnectionPool(f"http://127.0.0.1:{server.port}/v1")
+    with pytest.raises(UpstreamTimeout, match="did not accept a connection within 0 s"):
+        await pool.request(lambda: REQUEST, Kept(), own)
+
+
+async def test_a_server_that_is_silent_within_its_event_is_looked_at_as_often_as_it_needs(
+    server: Server,
+) -> None:
+    pool = ConnectionPool(
+        f"http://127.0.0.1:{server.port}/v1", Deadlines(between_chunks_seconds=0.05)
+    )
+    server.answers(CHUNKED, 5.0)
+    with pytest.raises(UpstreamTimeout, match="fell silent"):
+        await asyncio.wait_for(ask(pool), 0.8)
+
+
+async def test_what_comes_while_the_gateway_is_stopped_is_not_overdue(
+    server: Server, quick: ConnectionPool
+) -> None:
+    server.answers(0.05, OK)
+    stops_for_seconds = 0.2
+    asyncio.get_running_loop().call_later(0.01, time.sleep, stops_for_seconds)
+    assert (await ask(quick)).data == b"hello"
+
+    server.answers(5.0)
+    with pytest.raises(UpstreamTimeout):  # it goes on to look
+        await asyncio.wait_for(ask(quick), 2)
+
+
 async def test_a_slow_stream_that_goes_on_is_not_left(
     server: Server, quick: ConnectionPool
 ) -> None:
@@ -264,3 +333,12 @@ async def test_a_look_at_the_deadlines_leaves_idle_connections_alone(
     assert {type(end) for end in ends} == {Kept, UpstreamTimeout}
     assert (await ask(quick)).data == b"hello"
     assert server.connections == 2
+
+
+async def test_a_pool_that_is_closed_is_forgotten(server: Server) -> None:
+    before = kept(ConnectionPool)
+    pool = ConnectionPool(f"http://127.0.0.1:{server.port}/v1", SOON)
+    await ask(pool)
+    await pool.close()
+    del pool
+    await until_kept(before, ConnectionPool)

@@ -1,6 +1,7 @@
 """Where the HTTP client connects to: which addresses it may, and how a name becomes one."""
 
 import asyncio
+import gc
 import socket
 
 import pytest
@@ -149,3 +150,35 @@ async def test_a_name_that_takes_too_long_to_look_up_was_sent_nothing(
     with pytest.raises(UpstreamTimeout, match=r"within 0\.05 s") as refused:
         await ask(pool)
     assert not refused.value.was_sent
+
+
+async def test_a_name_may_be_at_a_link_local_address_where_its_setting_says_so(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Names(monkeypatch, "fe80::1 127.0.0.1")  # the first needs an interface, and fails at once
+    pool = ConnectionPool(f"http://gpu.example:{server.port}/v1", allow_link_local=True)
+    assert (await ask(pool)).data == b"hello"
+    await pool.close()
+
+
+async def test_a_look_up_that_fails_when_all_have_left_is_told_to_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = asyncio.Event()
+    failed = asyncio.Event()
+
+    async def fail(*_: object, **__: object) -> None:
+        await left.wait()
+        failed.set()
+        raise OSError("no such name")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", fail)
+    pool = ConnectionPool("http://gpu.example/v1", Deadlines(connect_seconds=0.01))
+    with pytest.raises(UpstreamTimeout):
+        await ask(pool)
+    caplog.clear()
+    left.set()
+    await failed.wait()
+    await asyncio.sleep(0)
+    gc.collect()
+    assert not caplog.records
