@@ -466,6 +466,15 @@ async def test_how_long_to_wait_is_passed_on_within_reason(
     assert refused.retry_after_seconds == seconds
 
 
+async def test_a_stream_that_is_refused_tells_how_long_to_wait_too(
+    server: FakeUpstream, upstream: OpenAICompatible
+) -> None:
+    server.answer(error(429, {}, ("Retry-After", "7")))
+    refused = await refusal(upstream, streamed=True)
+    assert isinstance(refused, Unavailable)
+    assert refused.retry_after_seconds == 7.0
+
+
 async def test_a_date_to_come_back_at_is_read(
     server: FakeUpstream, upstream: OpenAICompatible
 ) -> None:
