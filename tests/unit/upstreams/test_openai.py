@@ -290,11 +290,11 @@ async def test_a_reply_of_megabytes_is_read_whole(
 async def test_a_reply_that_is_too_large_is_left(
     server: FakeUpstream, upstream: OpenAICompatible, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openai_module, "REPLY_BYTES_MAX", 1000)
-    server.answer(reply("x" * 50_000))
+    monkeypatch.setattr(openai_module, "REPLY_BYTES_MAX", 1_000_000)
+    server.answer(reply("x" * 2_000_000))  # no single read is as large as the bound
     refused = await refusal(upstream)
     assert isinstance(refused, UpstreamFailed)
-    assert "larger than 1000" in refused.message
+    assert "larger than 1000000" in refused.message
 
 
 async def test_an_answer_of_a_servers_own_route_that_is_too_large_is_left(
