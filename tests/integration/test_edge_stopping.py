@@ -24,6 +24,11 @@ from tests.support.edge import (
 
 from tollway.api.server import TICK_SECONDS, HttpServer
 
+
+class BriefEdge(PatientEdge):
+    last_idle_seconds = 0.2
+
+
 # --- winding down -----------------------------------------------------------------------------
 
 
@@ -124,6 +129,18 @@ def test_a_stop_closes_a_connection_that_a_stream_has_left_idle(edge: EdgeServer
         assert client.read_pieces()[-1].data == b"last"
         assert client.at_end()
         until(lambda: edge.connections == 0)
+
+
+def test_a_stop_lets_a_slow_client_read_what_was_written_before() -> None:
+    with EdgeServer(BriefEdge) as server, server.client() as client:
+        client.send(raw_request(a_body("flood", chunks=200)))
+        until(lambda: server.door.calls)
+        server.stop()
+        time.sleep(0.2)
+        server.do(server.door.release.set)
+        until(lambda: server.door.finished)
+        time.sleep(3 * BriefEdge.last_idle_seconds)
+        assert len(client.read_reply().body) == 200 * 65536
 
 
 # --- a graceful stop ----------------------------------------------------------------------------

@@ -582,6 +582,8 @@ class EdgeProtocol(HttpToolsProtocol):
         allowed = self.head_seconds_max if self.cycle is None else self.idle_seconds_max
         if now - self._idle_since < allowed:
             return
+        if self._stall_timer is not None:  # a reply is still being sent, and its client watched
+            return
         if self.transport.is_closing() or self.transport.get_write_buffer_size():
             self.transport.abort()  # closing would wait for a client that does not read
         else:
