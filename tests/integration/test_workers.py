@@ -23,7 +23,7 @@ from tests.support.postgres import PostgresServer
 from tests.support.redis import RedisServer, a_redis
 from tests.support.server import TOLLWAY, TollwayServer, config_for, run_tollway
 
-from tollway.workers.leash import SILENT_SECONDS_MAX
+from tollway.workers.leash import ALIVE_EVERY_SECONDS, SILENT_SECONDS_MAX
 
 WORKERS = 3
 SECONDS_MAX = 60.0
@@ -327,9 +327,13 @@ def test_workers_in_a_terminal_go_when_the_terminal_does(
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def test_workers_do_not_outlive_their_supervisor(server: TollwayServer) -> None:
+@pytest.mark.parametrize("hangs", [False, True], ids=["killed", "hung-and-killed"])
+def test_workers_do_not_outlive_their_supervisor(server: TollwayServer, hangs: bool) -> None:
     processes = workers_of(server)
 
+    if hangs:  # what workers have told it is not read: the kernel then resets their end
+        server.signal(signal.SIGSTOP)
+        time.sleep(ALIVE_EVERY_SECONDS + 1)
     server.kill()
 
     _, alive = psutil.wait_procs(processes, SECONDS_MAX)

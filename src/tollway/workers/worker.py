@@ -108,16 +108,20 @@ async def _tell_alive(writer: asyncio.StreamWriter) -> None:
 async def _follow(
     reader: asyncio.StreamReader, child: "_LeashedChild", stopping: asyncio.Event
 ) -> None:
-    while written := await reader.readline():
-        message = to_worker.decode(written)
-        if isinstance(message, ModelAddress):
-            await child.told(message)
-        else:
-            assert isinstance(message, Stop)
-            if message.at_once:
-                stop_at_once()
-            stopping.set()
-    stopping.set()  # the supervisor is gone
+    try:
+        while written := await reader.readline():
+            message = to_worker.decode(written)
+            if isinstance(message, ModelAddress):
+                await child.told(message)
+            else:
+                assert isinstance(message, Stop)
+                if message.at_once:
+                    stop_at_once()
+                stopping.set()
+    except ConnectionError:
+        pass  # it was killed before it had read what this worker told it
+    finally:
+        stopping.set()  # the supervisor is gone
 
 
 class _LeashedConsole(PlainConsole):
