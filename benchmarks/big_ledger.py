@@ -28,7 +28,15 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.gateways import MODEL, PATH, Gateway, tollway, tollway_places, upstream
+from benchmarks.gateways import (
+    BYTECODE_KEPT,
+    MODEL,
+    PATH,
+    Gateway,
+    tollway,
+    tollway_places,
+    upstream,
+)
 from benchmarks.load import Figures, plain
 from benchmarks.machine import machine
 from benchmarks.marked import write_between_marks
@@ -243,7 +251,8 @@ def _start_seconds(places: Path, program: list[str], data: Path) -> tuple[float,
     port = free_port()
     command = [*program, "serve", *tollway_places(places, 9, data), "--port", str(port)]
     began = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    environment = {**os.environ, **BYTECODE_KEPT}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     try:
         while not _is_ready(port):
             if process.poll() is not None:

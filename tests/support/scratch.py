@@ -14,6 +14,6 @@ _MEMORY = "/dev/shm"  # noqa: S108 (places of one's own are made in it)
 
 def scratch_directory(room_bytes: int = ROOM_BYTES_MIN) -> str | None:
     """None: wherever temporary files are kept. A container has 64 MiB of such memory."""
-    if os.path.isdir(_MEMORY) and shutil.disk_usage(_MEMORY).free >= room_bytes:
+    if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free >= room_bytes:
         return _MEMORY
     return None
