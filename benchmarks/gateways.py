@@ -56,6 +56,8 @@ class Gateway:
     path: str = PATH
     model: str = MODEL
     headers: tuple[tuple[str, str], ...] = ()
+    data: Path | None = None
+    """Tollway's data directory; a gateway without accounts has none."""
 
 
 @contextlib.contextmanager
@@ -164,7 +166,8 @@ def tollway(
     directory, or one that is there. `under` is what it is run by, to be looked at."""
     _compile(tuple(program), os.environ.get("PYTHONPATH"))
     port = free_port()
-    places = tollway_places(folder, upstream.port, data or folder / "data")
+    data = data or folder / "data"
+    places = tollway_places(folder, upstream.port, data)
     command = [*under, *program, "serve", *places, "--port", str(port)]
     log = folder / f"tollway-{port}.log"
     with running(
@@ -175,7 +178,8 @@ def tollway(
         seconds=start_seconds,
         env=BYTECODE_KEPT,
     ) as process:
-        yield Gateway(name, process.pid, port, upstream, _issue_token(program, places))
+        token = _issue_token(program, places)
+        yield Gateway(name, process.pid, port, upstream, token, data=data)
 
 
 @functools.cache

@@ -15,8 +15,10 @@ from pathlib import Path
 from benchmarks.agents import agent_request
 from benchmarks.gateways import Gateway
 from benchmarks.processes import LOAD_CORE, NATIVE, built, cpu_seconds, on_load_core, used
+from tollway.api.admin.control import ask
 
 CONNECTIONS = 64
+ACCOUNTS = 256
 BURST_STREAMS = 32
 PACED_STREAMS = 64
 PACE_MS = 20
@@ -95,6 +97,29 @@ def plain(
         "load_share": spent.load_share,
         "errors": errors,
     }
+
+
+def accounts(gateway: Gateway, seconds: int) -> Figures:
+    """As `plain`, with another account each time: each has places of its own in the ledger."""
+    figures = plain(gateway, seconds, None if gateway.data is None else _tokens_in(gateway.data))
+    return {f"accounts_{name}": figures[name] for name in ("request_us", "p50_ms", "p99_ms")} | {
+        "errors": figures["errors"]
+    }
+
+
+def _tokens_in(data: Path) -> Path:
+    """The file of one token of each account, which are made at the first call."""
+    tokens = data.with_name(f"{data.name}-tokens.txt")
+    if not tokens.exists():
+        secrets: list[str] = []
+        for number in range(ACCOUNTS):
+            name = f"account-{number}"
+            ask(data, "account create", {"name": name})
+            issued = ask(data, "token issue", {"account": name})
+            assert issued is not None, "the server runs"
+            secrets.append(issued["personal_access_token"])
+        tokens.write_text("".join(f"{secret}\n" for secret in secrets))
+    return tokens
 
 
 def rate(gateway: Gateway, seconds: int, requests_per_second: float = RATE) -> Figures:
@@ -252,6 +277,7 @@ def crowd(gateway: Gateway, seconds: int) -> Figures:
 TESTS: dict[str, Callable[[Gateway, int], Figures]] = {
     "idle": idle,
     "plain": plain,
+    "accounts": accounts,
     "rate": rate,
     "burst": burst,
     "paced": paced,
@@ -274,6 +300,7 @@ USUAL_TESTS = [
 ]
 UNIT_OF = {
     "plain": "request_us",
+    "accounts": "accounts_request_us",
     "rate": "rate_request_us",
     "burst": "burst_chunk_us",
     "paced": "paced_chunk_us",

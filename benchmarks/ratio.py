@@ -58,10 +58,11 @@ GATEWAYS: dict[str, Callable[[Path, Upstream, list[str]], AbstractContextManager
     "memory": lambda folder, model, program: tollway_in_memory(folder, model, program),
 }
 
-DEFAULT_TESTS = [*USUAL_TESTS, "large_typeset", "large_chinese", "large_rate"]
+DEFAULT_TESTS = [*USUAL_TESTS, "accounts", "large_typeset", "large_chinese", "large_rate"]
 
 MEASURES = (
     Measure("request_us", "CPU µs a request", must="<= 6x", aim="<= 4x"),
+    Measure("accounts_request_us", "the same, of 256 accounts in turn"),
     Measure("paced_chunk_us", "CPU µs a paced chunk", must="<= 3x", aim="<= 2x"),
     Measure("burst_chunk_us", "CPU µs a burst chunk", digits=2),
     Measure("idle_stream_kb", "KB an idle stream", must="<= 24 KB", aim="<= 12 KB"),

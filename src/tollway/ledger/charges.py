@@ -5,8 +5,7 @@ trees that each have a place of their own for it. Writing 32 charges so touches 
 more with many accounts, and costs twice what the fsync behind it does. So under load a batch of
 charges is put down as one row of `unfiled`, five pages, which is all that their clients wait for;
 and some hundred of them are filed into their tables together, in one transaction with the end of
-their `unfiled` rows (`Unfiled`; docs/decisions/0007). More at once would be no cheaper, and others
-would wait for it.
+their `unfiled` rows (`Unfiled`; docs/decisions/0007): the more, the more accounts they are of.
 
 The rows are made once (`ChargeRows`), put down as they are and bound as they are. Their structs
 have the columns of their tables in order, and no names where they are written: half the bytes.
@@ -29,7 +28,12 @@ from tollway.ledger.base import Attempt, Entry, Hold, Outcome, Recovered, Settle
 from tollway.ledger.idempotency import ClaimEnd
 from tollway.ledger.rows import entry_hash
 
-FILE_AT = 128
+FILE_AT_MIN = 128
+"""With one account, more at once would be no cheaper."""
+FILE_AT_MAX = 1024
+"""Who settles while they are filed waits for some 10 ms."""
+CHARGES_AN_ACCOUNT = 8
+"""To be filed at once, on average: each account has two pages of its own to be written."""
 
 log = logging.getLogger("tollway.ledger")
 
@@ -210,11 +214,12 @@ class Unfiled:
         self.waits = False
         self._chains = chains
         self._rows: list[ChargeRows] = []
+        self._file_at = FILE_AT_MIN
         self._is_sure = False  # before the first transaction, and after one that was rolled back
         self._may_add = False
 
     def begin(self, connection: sqlite3.Connection, *, alone: bool) -> None:
-        self._may_add = alone and self._is_sure and len(self._rows) < FILE_AT
+        self._may_add = alone and self._is_sure and len(self._rows) < self._file_at
         if not self._may_add:
             self._file(connection)
 
@@ -246,6 +251,7 @@ class Unfiled:
                 self._chains.forget()
                 connection.execute("BEGIN IMMEDIATE")
                 self._file_one_by_one(connection, rows)
+            self._file_at = _together(len({one.usage.account_id for one in rows}))
         if rows or not self._is_sure:
             connection.execute("DELETE FROM unfiled")
         self._rows = []
@@ -263,6 +269,11 @@ class Unfiled:
                 self._chains.forget()
                 log.critical("could not be filed: %s", _encode(one).decode(), exc_info=error)
             connection.execute("RELEASE one")
+
+
+def _together(accounts: int) -> int:
+    """How many charges to file at once, where the last were of so many accounts."""
+    return min(max(FILE_AT_MIN, CHARGES_AN_ACCOUNT * accounts), FILE_AT_MAX)
 
 
 def read_unfiled(connection: sqlite3.Connection) -> list[ChargeRows]:

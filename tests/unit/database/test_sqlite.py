@@ -26,6 +26,10 @@ A_LONG_READ = """
 WITH RECURSIVE n (i) AS (SELECT begun() UNION ALL SELECT i + 1 FROM n WHERE i < 2000000)
 SELECT COUNT(*) FROM n"""
 
+INSERT_A_MEGABYTE = """
+INSERT INTO idempotency (account_id, key, body_digest, request_id, reply, created_at)
+VALUES ('acc_1', ?, x'', 'req_1', zeroblob(1000000), 0)"""
+
 
 class TestSqliteDatabase(DatabaseSuite):
     no_such_table = sqlite3.OperationalError
@@ -79,6 +83,16 @@ async def test_everything_queued_is_written_before_it_closes(tmp_path: Path) -> 
 async def test_readers_cannot_write(database: SqliteDatabase) -> None:
     with pytest.raises(Unavailable):
         await database.fetch("DELETE FROM usage")
+
+
+async def test_the_log_is_written_back_once_it_has_16_mb(database: SqliteDatabase) -> None:
+    log = database.path.with_name("tollway.db-wal")
+    sizes: list[int] = []
+    for number in range(24):  # of 1 MB each, where SQLite would write back after 4
+        await database.execute((INSERT_A_MEGABYTE, (str(number),)))
+        sizes.append(log.stat().st_size)
+
+    assert 16_000_000 < max(sizes) < 18_000_000
 
 
 @pytest.mark.parametrize("name", ["a b", "a#b", "a?b", "a%20b", "ä'\"b"])

@@ -1,10 +1,11 @@
 """Charges that are on disk in short form, and in their tables by the time anybody looks."""
 
 import asyncio
+import itertools
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def disk() -> Disk:
 async def books(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Books]:
-    """The writer files by itself only when `FILE_AT` charges wait."""
+    """The writer files by itself only when enough charges wait."""
     monkeypatch.setattr(writer, "FILE_IDLE_SECONDS", 3600.0)
     data_dir = tmp_path / "data"
     data_dir.mkdir()
@@ -119,12 +120,41 @@ async def test_an_entry_that_is_no_charge_comes_behind_the_charges_before_it(boo
 async def test_enough_of_them_are_filed_though_nobody_asks(
     books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(charges, "FILE_AT", 3)
+    monkeypatch.setattr(charges, "FILE_AT_MIN", 3)
+    monkeypatch.setattr(charges, "CHARGES_AN_ACCOUNT", 1)
+    await books.charge("acc_1", 10, 7)
+    await books.balance("acc_1")  # it is filed, and from now on it is three
     for _ in range(3):
         await books.charge("acc_1", 10, 7)
-    assert on_disk(books)[1] == 0
+    assert on_disk(books)[1] == 1
     await books.charge("acc_1", 10, 7)
-    assert on_disk(books) == (0, 4)
+    assert on_disk(books) == (0, 5)
+
+
+async def test_of_more_accounts_more_are_filed_at_once(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(charges, "FILE_AT_MIN", 3)
+    monkeypatch.setattr(charges, "CHARGES_AN_ACCOUNT", 2)
+    monkeypatch.setattr(charges, "FILE_AT_MAX", 7)
+    accounts = [await books.account(1000, f"acc_of_{number}") for number in range(4)]
+    await books.charge("acc_1", 10, 7)
+    await books.balance("acc_1")  # it is filed, and from now on it is three
+
+    assert [await charged_until_filed(books, accounts[:n]) for n in (1, 2, 3, 4, 1, 1)] == [
+        3, 3, 4, 6, 7, 3
+    ]  # fmt: skip
+    assert books.verify() == []
+
+
+async def charged_until_filed(books: Books, accounts: Sequence[str]) -> int:
+    """How many charges, each of the next account, had waited when they were filed."""
+    _, before = on_disk(books)
+    for count, account in enumerate(itertools.cycle(accounts)):
+        await books.charge(account, 10, 1)
+        if on_disk(books)[1] > before:
+            return count
+    raise AssertionError
 
 
 async def test_they_are_filed_when_nothing_comes_any_more(
