@@ -2,6 +2,7 @@
 their effect at once."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -298,6 +299,35 @@ def test_a_list_without_a_terminal_is_lines_that_other_programs_can_cut(
 
     assert heads == ["name", "id", "status", "balance", "held", "created"]
     assert (row[0], row[2:5]) == ("acme", ["active", "500", "0"])
+
+
+def test_an_id_can_be_copied_from_a_list_on_a_narrow_terminal(acme: TollwayServer) -> None:
+    acme.issue_token("--name", "a laptop with a long name", account="acme")
+    (token,) = acme.operate("token list")["data"]
+    (account,) = acme.operate("account list")["data"]
+    on_a_terminal = (sys.executable, "-c", _ON_A_TERMINAL)
+
+    tokens = acme.command("token", "list", through=on_a_terminal).stdout
+    accounts = acme.command("account", "list", through=on_a_terminal).stdout
+
+    assert token["id"] in tokens
+    assert account["id"] in accounts
+    assert (tokens.count("\n"), accounts.count("\n")) == (2, 2)
+
+
+_ON_A_TERMINAL = """
+import fcntl, os, pty, struct, sys, termios
+child, terminal = pty.fork()
+if child == 0:
+    fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    os.environ["TERM"] = "xterm"
+    os.execvp(sys.argv[1], sys.argv[1:])
+try:
+    while shown := os.read(terminal, 4096):
+        os.write(1, shown)
+except OSError:  # its other end is closed
+    pass
+"""
 
 
 def test_a_list_as_json_has_the_objects_that_the_other_commands_show(acme: TollwayServer) -> None:
