@@ -76,10 +76,15 @@ class Accounts:
         """`chain_head(id)` is where the ledger begins the account's chain of entries. `write`
         puts the account's row on disk, in one transaction with the entry of its first credits where
         it has any. Raises `Refused` for a name that is taken."""
-        if not 1 <= len(name) <= NAME_CHARACTERS_MAX or not name.isprintable():
+        if not 1 <= len(name) <= NAME_CHARACTERS_MAX:
             raise Refused(
                 f"An account's name has 1 to {NAME_CHARACTERS_MAX} printable characters; "
                 f"this one has {len(name)}."
+            )
+        if not name.isprintable():  # such as the \r of a list that was made on Windows
+            raise Refused(
+                f"An account's name has printable characters alone, and {name!r} has others. "
+                "Leave them out."
             )
         if name in self._by_name or name in self._by_id:
             raise Refused(f"There is an account {name!r} already. Choose another name.")

@@ -492,5 +492,6 @@ def _welcome(settings: Settings, listener: socket.socket, new_secret: str | None
         base_url=f"http://{shown}:{port}/api/v1",
         secret=new_secret,
         model=settings.models[0].id,
+        models=len(settings.models),
         data_dir=settings.server.data_dir,
     )

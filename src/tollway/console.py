@@ -13,12 +13,17 @@ from tollway.upstreams.embedded.progress import PlainProgress, Progress
 
 
 class Welcome(Struct, frozen=True):
-    """`secret` is there on the first start only: it is shown once."""
+    """`secret` is there on the first start only: it is shown once. `model` is the first one."""
 
     base_url: str
     secret: str | None
     model: str
+    models: int
     data_dir: Path
+
+    @property
+    def serves(self) -> str:
+        return self.model if self.models == 1 else f"{self.model} and {self.models - 1} more"
 
     @property
     def curl(self) -> str:
@@ -53,7 +58,7 @@ class PlainConsole:
 
     def welcome(self, welcome: Welcome) -> None:
         lines = [
-            f"Tollway serves {welcome.model}",
+            f"Tollway serves {welcome.serves}",
             f"Base URL: {welcome.base_url}",
             f"Data: {welcome.data_dir}",
             f"Token: {welcome.secret}" if welcome.secret else _SHOWN_BEFORE,
@@ -84,7 +89,7 @@ class TerminalConsole:
 
         facts = Table.grid(padding=(0, 2))
         facts.add_row("[bold]Base URL[/]", f"[cyan]{welcome.base_url}[/]")
-        facts.add_row("[bold]Model[/]", welcome.model)
+        facts.add_row("[bold]Model[/]", welcome.serves)
         facts.add_row("[bold]Data[/]", str(welcome.data_dir))
         if welcome.secret is not None:
             facts.add_row("[bold]Token[/]", f"[green]{welcome.secret}[/] [dim](shown once)[/]")

@@ -147,8 +147,7 @@ class Tokens:
         also for another account's token."""
         token = self._by_id.get(token_id)
         if token is None or (account_id is not None and token.account_id != account_id):
-            listed = "`tollway token list`" if account_id is None else "GET /auth/pat"
-            raise NotFound(f"There is no token {token_id!r:.100}. {listed} shows their ids.")
+            raise self._not_found(token_id, account_id)
         if token.revoked_at is not None:
             return token
         now = self._clock.now()
@@ -166,6 +165,18 @@ class Tokens:
                 self._by_id[token_id] = token
             raise
         return revoked
+
+    def _not_found(self, token_id: str, account_id: str | None) -> NotFound:
+        listed = "`tollway token list`" if account_id is None else "GET /auth/pat"
+        if not token_id.startswith("tw_"):
+            return NotFound(f"There is no token {token_id!r:.100}. {listed} shows their ids.")
+        # Whoever has found a secret that leaked has nothing else. It is not repeated.
+        digest = _digest(token_id)
+        found = None if digest is None else self._id_by_digest.get(digest)
+        token = None if found is None else self._by_id[found]
+        if token is None or (account_id is not None and token.account_id != account_id):
+            return NotFound(f"This looks like a secret, and no token has it. {listed} shows ids.")
+        return NotFound(f"This is a token's secret, and its id is meant: {token.id}.")
 
     def _remember(self, digest: bytes, token: Token) -> None:
         if token.id not in self._by_id:

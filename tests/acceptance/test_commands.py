@@ -2,6 +2,7 @@
 their effect at once."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -238,6 +239,43 @@ def test_what_was_done_without_a_server_is_there_when_one_starts(acme: TollwaySe
     assert balance_of_acme(acme) == 520
 
 
+def test_a_top_up_that_was_made_before_says_that_nothing_was_added(acme: TollwayServer) -> None:
+    once = ("credit", "top-up", "acme", "20", "--reference", "2026-11-acme")
+    first = acme.command(*once)
+    second = acme.command(*once)
+    third = acme.command(*once, "--json")
+
+    assert first.stderr == ""
+    assert (second.status, second.stdout) == (0, first.stdout)
+    assert second.stderr == third.stderr
+    assert second.stderr == (
+        "Nothing was added now: the reference 2026-11-acme was used before, for this top-up.\n"
+    )
+    assert balance_of_acme(acme) == 520
+
+
+def test_the_secret_of_a_token_is_no_id_and_is_not_repeated(acme: TollwayServer) -> None:
+    secret = acme.issue_token(account="acme")
+    (token,) = acme.operate("token list")["data"]
+
+    refused = acme.command("token", "revoke", secret)
+
+    assert_refused(refused, f"This is a token's secret, and its id is meant: {token['id']}.")
+    assert secret not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("anna\r", "'anna\\r'"), ("\ufeffanna", "'\\ufeffanna'")]
+)
+def test_a_name_with_a_character_that_cannot_be_seen_is_refused_and_shows_it(
+    acme: TollwayServer, name: str, shown: str
+) -> None:
+    """As a list has them that was made on Windows."""
+    refused = acme.command("account", "create", name)
+
+    assert_refused(refused, f"An account's name has printable characters alone, and {shown} has")
+
+
 def test_an_adjustment_may_be_negative_but_the_balance_may_not(acme: TollwayServer) -> None:
     taken = acme.command("credit", "adjust", "acme", "-50", "--reason", "typo")
     too_much = acme.command("credit", "adjust", "acme", "-451", "--reason", "typo")
@@ -261,6 +299,35 @@ def test_a_list_without_a_terminal_is_lines_that_other_programs_can_cut(
 
     assert heads == ["name", "id", "status", "balance", "held", "created"]
     assert (row[0], row[2:5]) == ("acme", ["active", "500", "0"])
+
+
+def test_an_id_can_be_copied_from_a_list_on_a_narrow_terminal(acme: TollwayServer) -> None:
+    acme.issue_token("--name", "a laptop with a long name", account="acme")
+    (token,) = acme.operate("token list")["data"]
+    (account,) = acme.operate("account list")["data"]
+    on_a_terminal = (sys.executable, "-c", _ON_A_TERMINAL)
+
+    tokens = acme.command("token", "list", through=on_a_terminal).stdout
+    accounts = acme.command("account", "list", through=on_a_terminal).stdout
+
+    assert token["id"] in tokens
+    assert account["id"] in accounts
+    assert (tokens.count("\n"), accounts.count("\n")) == (2, 2)
+
+
+_ON_A_TERMINAL = """
+import fcntl, os, pty, struct, sys, termios
+child, terminal = pty.fork()
+if child == 0:
+    fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    os.environ["TERM"] = "xterm"
+    os.execvp(sys.argv[1], sys.argv[1:])
+try:
+    while shown := os.read(terminal, 4096):
+        os.write(1, shown)
+except OSError:  # its other end is closed
+    pass
+"""
 
 
 def test_a_list_as_json_has_the_objects_that_the_other_commands_show(acme: TollwayServer) -> None:

@@ -3,6 +3,7 @@
 import pytest
 from tests.support.customer import Customer
 from tests.support.fake_upstream import FakeUpstream
+from tests.support.server import TollwayServer
 
 ALL = ["acme/free", "acme/gone", "acme/limited", "acme/parrot", "acme/plain", "acme/slow"]
 
@@ -35,6 +36,12 @@ def test_models_are_listed_with_their_prices_and_limits(customer: Customer) -> N
     assert models["acme/parrot"]["tier"] == "parrot"
     assert models["acme/parrot"]["confidential"] is False
     assert models["acme/parrot"]["capabilities"]["tools"] is True
+
+
+def test_the_start_says_that_there_are_more_models_than_the_one_it_asks(
+    server: TollwayServer,
+) -> None:
+    assert server.stdout.startswith(f"Tollway serves acme/parrot and {len(ALL) - 1} more\n")
 
 
 @pytest.mark.parametrize("path", ["acme/plain", "acme%2Fplain", "acme%2fplain"])

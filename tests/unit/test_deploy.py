@@ -168,6 +168,18 @@ def test_the_autoscaler_asks_for_a_metric_that_there_is() -> None:
     assert name in {metric.name for metric in described()}
 
 
+def test_the_alerts_ask_for_metrics_and_labels_that_there_are() -> None:
+    metrics = {metric.name: metric for metric in described()}
+    groups: Any = yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"]
+    expressions = [rule["expr"] for group in groups for rule in group["rules"]]
+    asked = re.findall(r"(tollway_\w+)(?:\{(\w+)=)?", " ".join(expressions))
+
+    assert len(asked) >= len(expressions) - 1  # one asks for `up` alone
+    for name, label in asked:
+        assert name in metrics
+        assert not label or label in metrics[name].labels
+
+
 def test_no_secret_is_written_where_it_is_used() -> None:
     for path in DEPLOY.rglob("*"):
         if path.is_file():

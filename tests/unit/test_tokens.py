@@ -161,6 +161,22 @@ async def test_another_accounts_token_is_not_found(tokens: Tokens, account: str)
     assert tokens.list("acc_other") == []
 
 
+async def test_a_secret_in_place_of_an_id_is_not_repeated_and_told_to_its_account_alone(
+    tokens: Tokens, account: str
+) -> None:
+    token, secret = await tokens.issue(account, name="x", scopes=["llm-all"])
+    mistyped = secret[:-1] + ("a" if secret[-1] != "a" else "b")
+    told: list[str] = []
+    for given, owner in ((secret, account), (secret, "acc_other"), (mistyped, None)):
+        with pytest.raises(NotFound) as refused:
+            await tokens.revoke(given, account_id=owner)
+        told.append(str(refused.value))
+        assert given not in told[-1]
+
+    assert [token.id in one for one in told] == [True, False, False]
+    assert tokens.authenticate(secret) == token
+
+
 async def test_an_account_lists_its_own_tokens_oldest_first_also_after_a_restart(
     tokens: Tokens, account: str, database: SqliteDatabase, clock: FixedClock
 ) -> None:

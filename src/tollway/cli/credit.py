@@ -35,7 +35,15 @@ def credit_top_up(
             "credits away."
         )
     arguments = {"account": account, "amount": amount, "reference": reference}
-    _print_entry(execute("credit top-up", arguments, config, data_dir), as_json)
+    entry = execute("credit top-up", arguments, config, data_dir)
+    # A server of before this was told does not say it.
+    is_new = entry.pop("isNew", True)
+    _print_entry(entry, as_json)
+    if not is_new:
+        typer.echo(
+            f"Nothing was added now: the reference {reference} was used before, for this top-up.",
+            err=True,
+        )
 
 
 @commands.command("refund")

@@ -10,6 +10,8 @@ import typer
 Object = Mapping[str, Any]
 Row = Callable[[Object], Sequence[object]]
 
+_WIDTH_MAX = 10_000
+
 
 def print_list(result: Object, as_json: bool, columns: Sequence[str], row: Row) -> None:
     if as_json:
@@ -40,8 +42,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, no_wrap=True)
     for row in rows:
         # Text, so that square brackets in a name are not taken for markup.
         table.add_row(*(Text(str(value)) for value in row))
-    Console().print(table)
+    console = Console()
+    # As wide as it is, and the terminal breaks its lines: an id that is folded within its column
+    # cannot be copied.
+    wide = console.measure(table, options=console.options.update(max_width=_WIDTH_MAX)).maximum
+    console.width = max(console.width, wide)
+    console.print(table)

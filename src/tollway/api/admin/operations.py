@@ -183,10 +183,10 @@ class Operations:
     async def credit_top_up(
         self, *, account: str, amount: Amount, reference: Text | None = None, actor: str
     ) -> Object:
-        """The same reference adds once: a second time returns the first entry, and what differs
-        from it is refused."""
+        """The same reference adds once: a second time returns the first entry, with `isNew` false,
+        and what differs from it is refused."""
         owner = self._accounts.named(account)
-        entry, _ = await self._ledger.add(
+        entry, is_new = await self._ledger.add(
             owner.id,
             amount,
             kind="top_up",
@@ -201,7 +201,7 @@ class Operations:
                 f"{how_many(entry.amount, 'credit')} to {other}. Use another one for another "
                 "top-up."
             )
-        return _as_object(transaction_object(entry))
+        return {**_as_object(transaction_object(entry)), "isNew": is_new}
 
     async def credit_refund(
         self,
