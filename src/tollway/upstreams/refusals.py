@@ -23,6 +23,7 @@ from tollway.errors import (
     Unavailable,
     UpstreamFailed,
     UpstreamTimeout,
+    context_exceeded,
 )
 from tollway.upstreams.complaints import Complaints
 from tollway.upstreams.connection import RetryAfter
@@ -181,7 +182,7 @@ def _refusal(
     if status in (400, 413, 422):
         return _told(upstream, status, _refused_as_invalid(facts, said))
     if status == 403 and TOO_LONG.search(facts.message) is not None:
-        return _refused_as_too_long()
+        return context_exceeded()
     if status == 403 and _CONTENT_POLICY.search(said) is not None:
         return _refused_by_policy()
     if status in (401, 402, 403, 404):
@@ -225,7 +226,7 @@ _complaints = Complaints()
 
 def _refused_as_invalid(facts: ErrorFacts, said: str) -> InvalidRequest:
     if "context" in facts.code + facts.type or TOO_LONG.search(facts.message) is not None:
-        return _refused_as_too_long()
+        return context_exceeded()
     if _CONTENT_POLICY.search(said) is not None:
         return _refused_by_policy()
     named = re.split(r"[.\[]", facts.param, maxsplit=1)[0]
@@ -237,15 +238,6 @@ def _refused_as_invalid(facts: ErrorFacts, said: str) -> InvalidRequest:
         "fields.",
         code="unsupported_parameter" if unsupported else "invalid_value",
         param=param,
-    )
-
-
-def _refused_as_too_long() -> InvalidRequest:
-    return InvalidRequest(
-        "The conversation is longer than the model's context. Send fewer or shorter messages, "
-        "or lower max_tokens.",
-        code="context_length_exceeded",
-        param="messages",
     )
 
 
