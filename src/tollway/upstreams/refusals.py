@@ -60,6 +60,8 @@ _CONTENT_POLICY = re.compile(
     r"content.?filter|content.?policy|content management policy|moderation|flagged|safety system",
     re.IGNORECASE,
 )
+# Anthropic holds an image to the kind that it is named as; others look at its bytes.
+_IMAGE_KIND = re.compile(r"image does not match|image was specified using", re.IGNORECASE)
 # Groq tells it as a 400 when the model wrote a call that is none.
 _MODELS_FAILURE = re.compile(r"tool_use_failed|json_validate_failed|output_parse_failed")
 _NOT_SUPPORTED = re.compile(
@@ -229,6 +231,12 @@ def _refused_as_invalid(facts: ErrorFacts, said: str) -> InvalidRequest:
         return context_exceeded()
     if _CONTENT_POLICY.search(said) is not None:
         return _refused_by_policy()
+    if _IMAGE_KIND.search(facts.message) is not None:
+        return InvalidRequest(
+            "The model's server takes an image only as the kind that it is: a PNG as "
+            "data:image/png;base64,... and a JPEG as data:image/jpeg;base64,...",
+            param="messages",
+        )
     named = re.split(r"[.\[]", facts.param, maxsplit=1)[0]
     param = named if named in KNOWN_FIELDS else None  # nothing else: it may be anything
     about = f" because of {param}" if param else ""
