@@ -108,6 +108,25 @@ class InvalidRequest(RequestError):
         super().__init__(message, code=code, param=param)
 
 
+def context_exceeded(
+    context_length: int | None = None, input_tokens: int | None = None
+) -> InvalidRequest:
+    """In the words of OpenAI and Anthropic: clients shorten a conversation when they find those in
+    the text of an exception, of which an SDK leaves out the code."""
+    if context_length is None:
+        message = (
+            "This model's maximum context length is exceeded: the prompt is too long. Reduce the "
+            "length of the messages, or lower max_tokens."
+        )
+    else:
+        message = (
+            f"This model's maximum context length is {context_length} tokens. However, your "
+            f"messages resulted in {input_tokens} tokens, and the reply must fit too. The prompt "
+            "is too long: reduce the length of the messages."
+        )
+    return InvalidRequest(message, code="context_length_exceeded", param="messages")
+
+
 class PayloadTooLarge(InvalidRequest):
     def __init__(self, message: str) -> None:
         super().__init__(message, code="payload_too_large")

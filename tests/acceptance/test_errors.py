@@ -359,6 +359,27 @@ def test_an_upstreams_failure_has_a_code_of_ours_costs_nothing_and_tells_nothing
     assert upstream_customer.balance == upstream_customer.available == 100_000
 
 
+# What clients look for in the text, which makes them shorten a conversation and try again. OpenAI's
+# SDK leaves the code out of it.
+TOO_LONG = (
+    "this model's maximum context length is",  # LiteLLM, and CrewAI, Strands and others
+    "prompt is too long",  # LangChain
+    "reduce the length of the messages",  # Pydantic AI
+)
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("words", TOO_LONG)
+def test_a_conversation_that_is_too_long_is_refused_in_words_that_clients_know(
+    upstream: FakeUpstream, customer: Customer, words: str, streamed: bool
+) -> None:
+    upstream.answer(openai_error(400, "prompt is too long: 9000 tokens > 8192 maximum"))
+
+    refused = customer.chat(stream=streamed)
+
+    assert words in refused.json()["error"]["message"].lower()
+
+
 def test_503_says_when_to_come_back(upstream: FakeUpstream, customer: Customer) -> None:
     upstream.answer(openai_error(429, "Slow down.", ("Retry-After", "7")))
 

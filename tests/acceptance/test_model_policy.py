@@ -1,5 +1,6 @@
 """What a model asks of requests by its configuration, and what a kind of server is asked."""
 
+import json
 from typing import Any
 
 import pytest
@@ -169,6 +170,23 @@ def test_an_image_is_passed_on_and_held_for_as_its_tokens(
     image = len('{"type":"image_url","image_url":{"url":""}}]}')
     assert receipt["credits"]["reserved"] == text + image + IMAGE_TOKENS + 5 * 10
     assert receipt["credits"]["consumed"] == 1200 + 2 * 2
+
+
+# As Vercel's AI SDK 6 sends a PNG whose media type is told as "image/*".
+PNG_AS_JPEG = (
+    b'{"model":"acme/eyes","messages":[{"role":"user","content":[{"type":"text","text":"x"},'
+    b'{"type":"image_url","image_url":{"url":"data:image/jpeg;base64,iVBORw0KGgoAAAANSUhEUgAAAAEA'
+    b'AAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="}}]}]}'
+)
+
+
+def test_an_image_may_say_that_it_is_another_kind_of_image(
+    upstream: FakeUpstream, customer: Customer
+) -> None:
+    answered = customer.ask("POST", "/chat/completions", PNG_AS_JPEG)
+
+    assert answered.status == 200
+    assert upstream.last.body["messages"] == json.loads(PNG_AS_JPEG)["messages"]
 
 
 def test_an_image_without_usage_counts_as_its_bound(

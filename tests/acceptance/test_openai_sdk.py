@@ -416,4 +416,5 @@ def test_more_than_the_context_is_refused_before_it_costs(
         )
 
     assert refused.value.code == "context_length_exceeded"
+    assert "maximum context length is 4096 tokens" in str(refused.value)
     assert embedded_customer.balance == 100_000

@@ -289,7 +289,7 @@ async def test_a_conversation_beyond_the_context_is_refused_with_the_numbers(
 ) -> None:
     messages = [{"role": "user", "content": "word " * 600}]
 
-    with pytest.raises(InvalidRequest, match=r"has 621 tokens.*holds 512") as refusal:
+    with pytest.raises(InvalidRequest, match=r"is 512 tokens.*in 621 tokens") as refusal:
         await upstream.stream(an_ask(messages=messages), Sink())
 
     assert (refusal.value.code, refusal.value.param) == ("context_length_exceeded", "messages")

@@ -10,7 +10,7 @@ from tollway.errors import (
     CreditsLimit,
     CreditsWhy,
     InsufficientCredits,
-    InvalidRequest,
+    context_exceeded,
     how_many,
 )
 from tollway.gateway.policy import images_bound, images_tokens
@@ -51,12 +51,7 @@ def cost_of(model: Model, parsed: ParsedRequest, output_tokens: int, counted: in
     else:
         input_tokens = assumed = counted
         if counted >= model.context_length:
-            raise InvalidRequest(
-                f"The messages have {counted} tokens and {model.id} has a context of "
-                f"{model.context_length}, which the reply must fit too. Send less.",
-                code="context_length_exceeded",
-                param="messages",
-            )
+            raise context_exceeded(model.context_length, counted)
         output_tokens = min(output_tokens, model.context_length - counted)
     choices = 1 if request.n is None else request.n
     credits = charge(model.price_max, input_tokens, choices * output_tokens)

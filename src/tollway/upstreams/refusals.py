@@ -23,6 +23,7 @@ from tollway.errors import (
     Unavailable,
     UpstreamFailed,
     UpstreamTimeout,
+    context_exceeded,
 )
 from tollway.upstreams.complaints import Complaints
 from tollway.upstreams.connection import RetryAfter
@@ -59,6 +60,8 @@ _CONTENT_POLICY = re.compile(
     r"content.?filter|content.?policy|content management policy|moderation|flagged|safety system",
     re.IGNORECASE,
 )
+# Anthropic holds an image to the kind that it is named as; others look at its bytes.
+_IMAGE_KIND = re.compile(r"image does not match|image was specified using", re.IGNORECASE)
 # Groq tells it as a 400 when the model wrote a call that is none.
 _MODELS_FAILURE = re.compile(r"tool_use_failed|json_validate_failed|output_parse_failed")
 _NOT_SUPPORTED = re.compile(
@@ -181,7 +184,7 @@ def _refusal(
     if status in (400, 413, 422):
         return _told(upstream, status, _refused_as_invalid(facts, said))
     if status == 403 and TOO_LONG.search(facts.message) is not None:
-        return _refused_as_too_long()
+        return context_exceeded()
     if status == 403 and _CONTENT_POLICY.search(said) is not None:
         return _refused_by_policy()
     if status in (401, 402, 403, 404):
@@ -225,9 +228,15 @@ _complaints = Complaints()
 
 def _refused_as_invalid(facts: ErrorFacts, said: str) -> InvalidRequest:
     if "context" in facts.code + facts.type or TOO_LONG.search(facts.message) is not None:
-        return _refused_as_too_long()
+        return context_exceeded()
     if _CONTENT_POLICY.search(said) is not None:
         return _refused_by_policy()
+    if _IMAGE_KIND.search(facts.message) is not None:
+        return InvalidRequest(
+            "The model's server takes an image only as the kind that it is: a PNG as "
+            "data:image/png;base64,... and a JPEG as data:image/jpeg;base64,...",
+            param="messages",
+        )
     named = re.split(r"[.\[]", facts.param, maxsplit=1)[0]
     param = named if named in KNOWN_FIELDS else None  # nothing else: it may be anything
     about = f" because of {param}" if param else ""
@@ -237,15 +246,6 @@ def _refused_as_invalid(facts: ErrorFacts, said: str) -> InvalidRequest:
         "fields.",
         code="unsupported_parameter" if unsupported else "invalid_value",
         param=param,
-    )
-
-
-def _refused_as_too_long() -> InvalidRequest:
-    return InvalidRequest(
-        "The conversation is longer than the model's context. Send fewer or shorter messages, "
-        "or lower max_tokens.",
-        code="context_length_exceeded",
-        param="messages",
     )
 
 

@@ -1,8 +1,9 @@
 """Images in messages: whole, as data URLs, and nothing else.
 
 An address would have to be fetched for its sender, by Tollway or by the model's server, from where
-the sender may not reach; so there is none. What an image says that it is, it is: the first bytes
-are looked at, and its size is known before anything is sent.
+the sender may not reach; so there is none. Its first bytes are looked at, and its size is known
+before anything is sent. Which of the kinds it says that it is does not matter: many programs call
+all of theirs a JPEG, and OpenAI looks at the bytes.
 """
 
 import base64
@@ -11,13 +12,8 @@ _PREFIX = "data:image/"
 _BASE64_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _HEAD_CHARACTERS = 16  # twelve bytes
 
-# The first bytes of each, by media type; WebP has its own after a length.
-_HEADS = {
-    "png": (b"\x89PNG\r\n\x1a\n",),
-    "jpeg": (b"\xff\xd8\xff",),
-    "gif": (b"GIF87a", b"GIF89a"),
-    "webp": (b"RIFF",),
-}
+_KINDS = ("png", "jpeg", "jpg", "gif", "webp")
+_HEADS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
 
 
 def image_fault(url: str, bytes_max: int) -> str | None:
@@ -30,8 +26,7 @@ def image_fault(url: str, bytes_max: int) -> str | None:
             "data:image/png;base64,... with the image in base64"
         )
     kind, separator, data = url.removeprefix(_PREFIX).partition(";base64,")
-    kind = "jpeg" if kind == "jpg" else kind
-    if not separator or kind not in _HEADS:
+    if not separator or kind not in _KINDS:
         return "must be a PNG, JPEG, WebP or GIF in base64: data:image/png;base64,..."
     size = _size(data)
     if size is None:
@@ -39,8 +34,9 @@ def image_fault(url: str, bytes_max: int) -> str | None:
     if size > bytes_max:
         return f"has {size} bytes and may have {bytes_max}. Send a smaller image"
     head = base64.b64decode(data[:_HEAD_CHARACTERS])
-    if not head.startswith(_HEADS[kind]) or (kind == "webp" and head[8:] != b"WEBP"):
-        return f"is no {kind.upper()}, as it says it is. Name its own media type"
+    is_webp = head.startswith(b"RIFF") and head[8:] == b"WEBP"  # between them is its length
+    if not is_webp and not head.startswith(_HEADS):
+        return "is no PNG, JPEG, WebP or GIF. Send one of those"
     return None
 
 

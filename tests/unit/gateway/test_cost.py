@@ -81,7 +81,11 @@ async def test_a_prompt_that_fills_the_context_is_refused(door: Door, counted: i
     refused = await door.refusal()
     assert isinstance(refused, InvalidRequest)
     assert (refused.code, refused.param) == ("context_length_exceeded", "messages")
-    assert str(counted) in refused.message
+    assert refused.message == (
+        "This model's maximum context length is 10000 tokens. However, your messages resulted in "
+        f"{counted} tokens, and the reply must fit too. The prompt is too long: reduce the length "
+        "of the messages."
+    )
     assert await has_taken_nothing(door)
 
 

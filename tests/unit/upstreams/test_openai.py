@@ -418,6 +418,24 @@ async def test_a_context_that_is_too_short_is_known(
 
 
 @pytest.mark.parametrize(
+    "said",
+    [
+        "messages.0.content.1.image.source.base64.data: Image does not match the provided media "
+        "type image/jpeg",
+        "messages.2.content.0.image.source.base64: The image was specified using the image/png "
+        "media type, but the image appears to be a image/jpeg image",
+    ],
+)
+async def test_an_image_that_is_named_as_another_kind_than_it_is_is_told_so(
+    server: FakeUpstream, upstream: OpenAICompatible, said: str
+) -> None:
+    server.answer(refused_with(400, message=said))
+    refused = await refusal(upstream)
+    assert (refused.code, refused.param) == ("invalid_value", "messages")
+    assert "data:image/png;base64," in refused.message
+
+
+@pytest.mark.parametrize(
     ("theirs", "ours"),
     [
         ("temperature", "temperature"),

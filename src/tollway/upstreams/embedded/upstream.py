@@ -16,7 +16,14 @@ from typing import Protocol
 
 import msgspec
 
-from tollway.errors import InvalidRequest, RequestError, StartError, Unavailable, UpstreamFailed
+from tollway.errors import (
+    InvalidRequest,
+    RequestError,
+    StartError,
+    Unavailable,
+    UpstreamFailed,
+    context_exceeded,
+)
 from tollway.upstreams.base import Ask, EventSink, Upstream
 from tollway.upstreams.embedded.assemble import Assembler
 from tollway.upstreams.embedded.chunks import ChoiceMerger, ChoiceSink
@@ -221,7 +228,7 @@ class EmbeddedUpstream:
         if status == 200:
             counted = msgspec.json.decode(body, type=_InputTokens).input_tokens
             if counted >= self._settings.context_length:
-                return _too_long(counted, self._settings.context_length)
+                return context_exceeded(self._settings.context_length, counted)
             return _refused(request) if isinstance(error, InvalidRequest) else error
         return _refused(request) if status else error
 
@@ -247,15 +254,6 @@ class EmbeddedUpstream:
 
 def _template() -> str:
     return Path(__file__).with_name("template.jinja").read_text(encoding="utf-8")
-
-
-def _too_long(input_tokens: int, context_length: int) -> InvalidRequest:
-    return InvalidRequest(
-        f"This conversation has {input_tokens} tokens, tools included, and the model's context"
-        f" holds {context_length}, the answer included. Send fewer or shorter messages.",
-        code="context_length_exceeded",
-        param="messages",
-    )
 
 
 def _refused(request: ChildRequest) -> InvalidRequest:

@@ -236,7 +236,7 @@ async def test_a_prompt_that_is_too_long_is_refused_with_the_numbers(
     client.script = script
     client.answer = (200, b'{"input_tokens": 100}')
 
-    with pytest.raises(InvalidRequest, match=r"has 100 tokens.*holds 100") as refusal:
+    with pytest.raises(InvalidRequest, match=r"is 100 tokens.*in 100 tokens") as refusal:
         await upstream.complete(an_ask())
 
     assert (refusal.value.code, refusal.value.param) == ("context_length_exceeded", "messages")
