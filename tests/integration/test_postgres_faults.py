@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.integration.postgres_books import EAGER_LEASES, NO_LEASES, PostgresBooks
+from tests.support.fault_proxy import CUT, FaultProxy
 from tests.support.postgres import PostgresServer
 from tests.unit.ledger.books import a_checkpoint, an_outcome
 
@@ -460,6 +461,30 @@ async def test_killed_backends_lose_nothing_and_charge_nothing_twice(
     await _until_nothing(replicas[0], "holds WHERE state = 'open'")
 
 
+@pytest.mark.parametrize("amount", [50, -50])
+async def test_an_addition_whose_answer_was_lost_is_told_as_done_and_done_once(
+    replicas: list[PostgresBooks],
+    postgres: PostgresServer,
+    database_url: str,
+    tmp_path: Path,
+    amount: int,
+) -> None:
+    account = await replicas[0].account(100)
+    with FaultProxy(postgres.port) as wire:
+        url = database_url.replace(f":{postgres.port}/", f":{wire.port}/")
+        books = await PostgresBooks(url, tmp_path / "far", first_request=3000).open()
+        wire.misbehave(CUT, to=b"COMMIT", once=True)
+
+        entry, is_new = await books.ledger.add(
+            account, amount, kind="adjustment", ref="adj_1", description="by hand"
+        )
+        await books.close()
+
+    assert wire.faults_played == {"cut": 1}
+    assert (entry.amount, entry.balance_after, is_new) == (amount, 100 + amount, True)
+    assert await replicas[0].balance(account) == 100 + amount
+
+
 async def _until_nothing(books: PostgresBooks, rows: str) -> None:
     async with asyncio.timeout(10):
         while (await books.database.fetch(f"SELECT count(*) FROM {rows}"))[0][0]:  # noqa: ASYNC110, S608
@@ -571,6 +596,21 @@ async def test_a_crash_while_the_database_is_down_loses_no_charge(
     assert await stopping.balance(account) == 93
     await stopping.crash()
     assert stopping.recovered == []
+
+
+async def test_who_adds_while_the_database_is_down_is_told_to_look_before_adding_again(
+    stopping: PostgresBooks, durable: PostgresServer
+) -> None:
+    account = await stopping.account(100)
+    durable.stop(signal.SIGQUIT)
+
+    with pytest.raises(Unavailable, match="may have been added"):
+        await stopping.top_up(account, 30, ref="a")
+
+    durable.start()
+    await stopping.top_up(account, 30, ref="a")
+    await until(lambda: stopping.ledger.fault is None)
+    assert await stopping.balance(account) == 130
 
 
 async def test_an_account_made_while_the_database_is_down_is_refused(
