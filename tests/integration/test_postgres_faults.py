@@ -598,6 +598,39 @@ async def test_a_crash_while_the_database_is_down_loses_no_charge(
     assert stopping.recovered == []
 
 
+async def test_a_charge_of_an_account_that_a_restored_database_lacks_is_told_whole_to_the_operator(
+    stopping: PostgresBooks, durable: PostgresServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    account = await stopping.account(100)
+    hold = await stopping.hold(account, 10)
+    durable.stop(signal.SIGQUIT)
+    await stopping.ledger.settle(hold, an_outcome(7))
+    await stopping.die()
+    durable.start()
+    stopping.url = durable.url(durable.new_database())
+
+    await stopping.open()
+
+    assert stopping.recovered == []
+    (lost,) = [record.getMessage() for record in caplog.records if record.levelname == "CRITICAL"]
+    assert f'"account":"{account}"' in lost
+    assert '"cost":7' in lost
+
+
+async def test_a_request_whose_account_is_gone_from_the_database_fails(
+    stopping: PostgresBooks, durable: PostgresServer
+) -> None:
+    hold = await stopping.hold(await stopping.account(100), 10)
+    with durable.connect(stopping.url.rpartition("/")[2]) as connection:
+        connection.execute("SET session_replication_role = replica")
+        for table in ("accounts", "tokens", "ledger", "holds"):
+            connection.execute(f"DELETE FROM {table}".encode())  # noqa: S608
+
+    with pytest.raises(Unavailable):
+        async with asyncio.timeout(5):
+            await stopping.ledger.settle(hold, an_outcome(7))
+
+
 async def test_who_adds_while_the_database_is_down_is_told_to_look_before_adding_again(
     stopping: PostgresBooks, durable: PostgresServer
 ) -> None:

@@ -65,6 +65,12 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     cap_spent: int | None
     cap_held: int | None
 
+    @property
+    def is_lost(self) -> bool:
+        """There is no such account: another database was put in the place of the one that had
+        it."""
+        return self.outcome == "no account"
+
 
 class Piece:
     """An operation under way. `kept`: it was promised, and what its future resolves to where only
@@ -149,14 +155,15 @@ class Lanes:
         return self._lanes[zlib.crc32(account_id.encode()) % len(self._lanes)]
 
     async def apply_journal(self) -> list[tuple[Operation, Answer]]:
-        """At the start: what the journal of the process before has, and what came of it. Raises
-        `Unavailable`."""
+        """At the start: what the journal of the process before has, and what came of it. What is of
+        an account that is no more (the database was restored) is not among these, but in the log.
+        Raises `Unavailable`."""
         loop = asyncio.get_running_loop()
         records = await loop.run_in_executor(self._files, self._journal.read)
         operations = [_decode(record) for record in records]
         done = await self._apply_kept(operations)
         await loop.run_in_executor(self._files, self._journal.empty)
-        return done
+        return [(operation, answer) for operation, answer in done if not answer.is_lost]
 
     # --- what a lane asks -------------------------------------------------------------------------
 
@@ -250,6 +257,9 @@ class Lanes:
             for start in range(0, len(operations), _JOURNAL_CHUNK):
                 some = operations[start : start + _JOURNAL_CHUNK]
                 done += zip(some, await self.call(connection, some), strict=True)
+            for operation, answer in done:
+                if answer.is_lost:
+                    tell_lost(operation)
         finally:
             connection.terminate()
         return done
@@ -356,6 +366,12 @@ def _number(answer: Answer) -> int:
 
 def _record(operation: Operation) -> bytes:
     return _encode(operation)
+
+
+def tell_lost(operation: Operation) -> None:
+    log.critical(
+        "is of an account that the database does not have, and is lost: %s", _record(operation)
+    )
 
 
 def _unavailable() -> Unavailable:
