@@ -319,6 +319,26 @@ async def test_what_is_owed_late_never_takes_what_others_hold(
     assert (settlement.charged, settlement.shortfall) == (10, 70)
 
 
+async def test_what_is_owed_late_never_passes_the_tokens_spend_cap(
+    replicas: list[PostgresBooks],
+) -> None:
+    one, two = replicas
+    account = await one.account(1000)
+    token = await one.token(account, 100, "capped")
+    hold = await one.hold(account, 80, token_id=token, spend_cap=100)
+    await two.database.fetch("SELECT * FROM expire_holds(?)", (one.instance.id,))
+    await two.charge(account, 60, cost=60, token_id=token, spend_cap=100)
+    held = await two.hold(account, 25, token_id=token, spend_cap=100)
+
+    settlement = await one.ledger.settle(hold, an_outcome(80))
+
+    assert (settlement.charged, settlement.shortfall) == (15, 65)
+    assert (await two.ledger.settle(held, an_outcome(25))).charged == 25
+    assert await two.database.fetch("SELECT spent, held FROM tokens WHERE id = ?", (token,)) == [
+        (100, 0)
+    ]
+
+
 async def test_an_instance_that_was_reaped_begins_anew(replicas: list[PostgresBooks]) -> None:
     one, two = replicas
     account = await one.account(100)
