@@ -170,9 +170,10 @@ class Lanes:
     async def call(self, connection: Connection, operations: Sequence[Operation]) -> list[Answer]:
         began = time.monotonic()
         batch = [{**operation, "n": number} for number, operation in enumerate(operations)]
-        # Postgres has no zero bytes in its text.
-        text = _encode(batch).replace(b"\\u0000", b"\\ufffd").decode()
-        rows: list[Row] = await connection.fetch(_CALL, self._instance_id(), text)
+        text = _encode(batch)
+        if b"\\u0000" in text:  # or it says so in so many letters, which stay as they are
+            text = _encode([_without_zero_bytes(operation) for operation in batch])
+        rows: list[Row] = await connection.fetch(_CALL, self._instance_id(), text.decode())
         self.round_trips += 1
         if self._on_commit is not None:
             self._on_commit(len(operations), time.monotonic() - began)
@@ -358,6 +359,14 @@ class _Lane:
             with contextlib.suppress(Exception):
                 self._connection.terminate()
         self._connection = None
+
+
+def _without_zero_bytes(operation: Operation) -> Operation:
+    """Postgres has none in its text."""
+    return {
+        name: value.replace("\0", "\ufffd") if isinstance(value, str) else value
+        for name, value in operation.items()
+    }
 
 
 def _number(answer: Answer) -> int:
