@@ -405,14 +405,14 @@ BUGS = (
     Bug(
         "a late charge takes what others hold",
         FUNCTIONS,
-        "- COALESCE(hold.charged, 0), available));",
-        "- COALESCE(hold.charged, 0), a_balance));",
+        "- COALESCE(hold.charged, 0), available,",
+        "- COALESCE(hold.charged, 0), a_balance,",
     ),
     Bug(
         "a late charge forgets what the checkpoint took",
         FUNCTIONS,
-        "LEAST(LEAST(op.cost, granted) - COALESCE(hold.charged, 0), available)",
-        "LEAST(LEAST(op.cost, granted), available)",
+        "LEAST(LEAST(op.cost, granted) - COALESCE(hold.charged, 0), available,",
+        "LEAST(LEAST(op.cost, granted), available,",
     ),
     Bug(
         "a lease takes more than its share",

@@ -1,6 +1,7 @@
 """The database of many replicas: what it promises, who may do what in it, how it is migrated."""
 
 import asyncio
+import re
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
@@ -203,6 +204,26 @@ async def test_of_many_that_migrate_at_once_one_does(empty_url: str) -> None:
         thread.join()
 
     assert sorted(map(bool, applied)) == [False, False, False, True]
+
+
+async def test_a_database_of_before_gets_the_functions_of_a_new_one(empty_url: str) -> None:
+    migrate(empty_url, SERVER)
+    with psycopg.connect(empty_url, autocommit=True) as owner:
+        now = _ledger_batch(owner)
+        before = re.sub(r"available,\s+\(SELECT spend_cap[^)]+\)\)\);", "available));", now)
+        owner.execute(before.encode())
+        owner.execute("DELETE FROM _yoyo_migration WHERE migration_id LIKE '0003%'")
+
+        migrate(empty_url, SERVER)
+
+        assert before != now
+        assert _ledger_batch(owner) == now
+
+
+def _ledger_batch(owner: "psycopg.Connection[tuple[str]]") -> str:
+    sql = "SELECT pg_get_functiondef('ledger_batch(text, json)'::regprocedure)"
+    rows = owner.execute(sql).fetchall()
+    return rows[0][0]
 
 
 async def test_a_newer_schema_is_refused_by_migrating_and_by_serving(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.integration.postgres_books import EAGER_LEASES, NO_LEASES, PostgresBooks
+from tests.support.fault_proxy import CUT, FaultProxy
 from tests.support.postgres import PostgresServer
 from tests.unit.ledger.books import a_checkpoint, an_outcome
 
@@ -318,6 +319,26 @@ async def test_what_is_owed_late_never_takes_what_others_hold(
     assert (settlement.charged, settlement.shortfall) == (10, 70)
 
 
+async def test_what_is_owed_late_never_passes_the_tokens_spend_cap(
+    replicas: list[PostgresBooks],
+) -> None:
+    one, two = replicas
+    account = await one.account(1000)
+    token = await one.token(account, 100, "capped")
+    hold = await one.hold(account, 80, token_id=token, spend_cap=100)
+    await two.database.fetch("SELECT * FROM expire_holds(?)", (one.instance.id,))
+    await two.charge(account, 60, cost=60, token_id=token, spend_cap=100)
+    held = await two.hold(account, 25, token_id=token, spend_cap=100)
+
+    settlement = await one.ledger.settle(hold, an_outcome(80))
+
+    assert (settlement.charged, settlement.shortfall) == (15, 65)
+    assert (await two.ledger.settle(held, an_outcome(25))).charged == 25
+    assert await two.database.fetch("SELECT spent, held FROM tokens WHERE id = ?", (token,)) == [
+        (100, 0)
+    ]
+
+
 async def test_an_instance_that_was_reaped_begins_anew(replicas: list[PostgresBooks]) -> None:
     one, two = replicas
     account = await one.account(100)
@@ -460,6 +481,30 @@ async def test_killed_backends_lose_nothing_and_charge_nothing_twice(
     await _until_nothing(replicas[0], "holds WHERE state = 'open'")
 
 
+@pytest.mark.parametrize("amount", [50, -50])
+async def test_an_addition_whose_answer_was_lost_is_told_as_done_and_done_once(
+    replicas: list[PostgresBooks],
+    postgres: PostgresServer,
+    database_url: str,
+    tmp_path: Path,
+    amount: int,
+) -> None:
+    account = await replicas[0].account(100)
+    with FaultProxy(postgres.port) as wire:
+        url = database_url.replace(f":{postgres.port}/", f":{wire.port}/")
+        books = await PostgresBooks(url, tmp_path / "far", first_request=3000).open()
+        wire.misbehave(CUT, to=b"COMMIT", once=True)
+
+        entry, is_new = await books.ledger.add(
+            account, amount, kind="adjustment", ref="adj_1", description="by hand"
+        )
+        await books.close()
+
+    assert wire.faults_played == {"cut": 1}
+    assert (entry.amount, entry.balance_after, is_new) == (amount, 100 + amount, True)
+    assert await replicas[0].balance(account) == 100 + amount
+
+
 async def _until_nothing(books: PostgresBooks, rows: str) -> None:
     async with asyncio.timeout(10):
         while (await books.database.fetch(f"SELECT count(*) FROM {rows}"))[0][0]:  # noqa: ASYNC110, S608
@@ -571,6 +616,54 @@ async def test_a_crash_while_the_database_is_down_loses_no_charge(
     assert await stopping.balance(account) == 93
     await stopping.crash()
     assert stopping.recovered == []
+
+
+async def test_a_charge_of_an_account_that_a_restored_database_lacks_is_told_whole_to_the_operator(
+    stopping: PostgresBooks, durable: PostgresServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    account = await stopping.account(100)
+    hold = await stopping.hold(account, 10)
+    durable.stop(signal.SIGQUIT)
+    await stopping.ledger.settle(hold, an_outcome(7))
+    await stopping.die()
+    durable.start()
+    stopping.url = durable.url(durable.new_database())
+
+    await stopping.open()
+
+    assert stopping.recovered == []
+    (lost,) = [record.getMessage() for record in caplog.records if record.levelname == "CRITICAL"]
+    assert f'"account":"{account}"' in lost
+    assert '"cost":7' in lost
+
+
+async def test_a_request_whose_account_is_gone_from_the_database_fails(
+    stopping: PostgresBooks, durable: PostgresServer
+) -> None:
+    hold = await stopping.hold(await stopping.account(100), 10)
+    with durable.connect(stopping.url.rpartition("/")[2]) as connection:
+        connection.execute("SET session_replication_role = replica")
+        for table in ("accounts", "tokens", "ledger", "holds"):
+            connection.execute(f"DELETE FROM {table}".encode())  # noqa: S608
+
+    with pytest.raises(Unavailable):
+        async with asyncio.timeout(5):
+            await stopping.ledger.settle(hold, an_outcome(7))
+
+
+async def test_who_adds_while_the_database_is_down_is_told_to_look_before_adding_again(
+    stopping: PostgresBooks, durable: PostgresServer
+) -> None:
+    account = await stopping.account(100)
+    durable.stop(signal.SIGQUIT)
+
+    with pytest.raises(Unavailable, match="may have been added"):
+        await stopping.top_up(account, 30, ref="a")
+
+    durable.start()
+    await stopping.top_up(account, 30, ref="a")
+    await until(lambda: stopping.ledger.fault is None)
+    assert await stopping.balance(account) == 130
 
 
 async def test_an_account_made_while_the_database_is_down_is_refused(

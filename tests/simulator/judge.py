@@ -10,7 +10,7 @@ from msgspec import Struct
 from tests.simulator.client import Response, Talk, key_of, responses
 from tests.simulator.upstream import Served
 
-TOKENS_BELIEVED_MAX = 2**40
+TOKENS_BELIEVED_MAX = 2**32
 CANCELLED_WITHIN_SECONDS = 1.0
 # A stream of up to 2 s may not have had its first checkpoint (it is written once the stream is
 # older than a second, at the next tick of one), and the slowest write of a schedule takes 0.4 s.

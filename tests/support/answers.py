@@ -29,7 +29,7 @@ Header = tuple[str, str]
 
 CREATED = 1_763_800_000  # fixed, so that an answer has the same length each time it is given
 DEFAULT_CHUNKS = 12
-HUGE = 10**12
+HUGE = 10**9
 
 
 # --- steps -------------------------------------------------------------------

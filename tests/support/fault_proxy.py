@@ -64,6 +64,8 @@ class FaultProxy(ServerInThread):
         self.faults_played: dict[FaultKind, int] = {}
         self._target_port = target_port
         self.fault = NONE
+        self._to = b""
+        self._is_once = False
         self._open: set[asyncio.Task[None]] = set()
 
     def __enter__(self) -> Self:
@@ -75,8 +77,9 @@ class FaultProxy(ServerInThread):
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
-    def misbehave(self, fault: Fault) -> None:
-        self.fault = fault
+    def misbehave(self, fault: Fault, *, to: bytes = b"", once: bool = False) -> None:
+        """In replies `to` what has these bytes; `once`: until it has been played."""
+        self.fault, self._to, self._is_once = fault, to, once
 
     def behave(self) -> None:
         self.fault = NONE
@@ -111,7 +114,12 @@ class FaultProxy(ServerInThread):
                 for end in (back, writer):
                     end.close()
 
+    def fault_of(self, asked: bytes) -> Fault:
+        return self.fault if self._to in asked else NONE
+
     def played(self, kind: FaultKind) -> None:
+        if self._is_once:
+            self.behave()
         self.faults_played[kind] = self.faults_played.get(kind, 0) + 1
 
 
@@ -146,7 +154,7 @@ class _Exchange:
 
     async def _there(self) -> None:
         while data := await self._client.read(READ_BYTES):
-            self._fault, self._sent, self._done = self._proxy.fault, 0, False
+            self._fault, self._sent, self._done = self._proxy.fault_of(data), 0, False
             self._to_server.write(data)
             await self._to_server.drain()
 

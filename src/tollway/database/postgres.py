@@ -153,10 +153,14 @@ class PostgresDatabase:
             if not is_unreachable(error):
                 raise
             log.info("asking the database again: %s", reason(error))
-        if self._pool is not None:
-            await self._pool.expire_connections()  # the next one may have broken with it
+        await self.renew()
         with told_as_unavailable():
             return await self._fetch(sql, parameters)
+
+    async def renew(self) -> None:
+        """After a connection broke: the next one may have broken with it."""
+        if self._pool is not None:
+            await self._pool.expire_connections()
 
     async def _fetch(self, sql: str, parameters: Sequence[Any]) -> list[Row]:
         async with self._acquired() as connection:

@@ -110,13 +110,18 @@ class KeptWork(Work, Protocol):
 
 class Filing(Protocol):
     """Work that is on disk in short form, and not in its tables yet. For the writer's thread, but
-    for `waits`, which any thread may look at."""
+    for `waits`, which any thread may look at: as long as somebody who reads would not find all that
+    was told, and so while it is on its way into its tables too."""
 
     waits: bool
 
     def begin(self, connection: sqlite3.Connection, *, alone: bool) -> None:
         """A transaction has begun. `alone`: it has nothing but work that may wait, so that what
         waits may go on waiting, and more with it. Otherwise all is filed now."""
+        ...
+
+    def committed(self) -> None:
+        """What `begin` and the work behind it did is on disk, and nobody has been told yet."""
         ...
 
     def rolled_back(self) -> None:
@@ -130,6 +135,9 @@ class _NothingWaits:
     waits = False
 
     def begin(self, connection: sqlite3.Connection, *, alone: bool) -> None:
+        pass
+
+    def committed(self) -> None:
         pass
 
     def rolled_back(self) -> None:
@@ -283,6 +291,7 @@ class Writer:
                 applied.append((kind, run))
                 results += kind.apply(connection, run)
             connection.execute("COMMIT")
+            self.filing.committed()
         except BaseException:
             self._roll_back(applied)
             raise
@@ -385,6 +394,7 @@ class Writer:
                 kind.apply_again(connection, run)
             connection.execute("PRAGMA user_version = 0")  # a page that is always written
             connection.execute("COMMIT")
+            self.filing.committed()
         except BaseException:
             self._roll_back(applied)
             raise

@@ -26,7 +26,7 @@ import msgspec
 from msgspec import Struct
 
 from tollway.database.base import Statement
-from tollway.errors import CreditsWhy, RequestError, how_many
+from tollway.errors import CreditsWhy, RequestError, Unavailable, how_many
 
 EntryKind = Literal["grant", "top_up", "charge", "late_charge", "refund", "adjustment"]
 Status = Literal["completed", "interrupted", "failed"]
@@ -289,7 +289,8 @@ class Ledger(Protocol):
         """Adds an entry that is no charge, on disk when it returns. The same kind and ref adds
         once: the bool says whether this call did. `audit` is written with it, in its transaction,
         and so is `opening`, before it: the row of an account that begins with this entry. Raises
-        `Refused` where it would take more than is available."""
+        `Refused` where it would take more than is available, and `Unavailable` where nobody knows
+        whether it was added."""
         ...
 
     async def entries(self, account_id: str, *, page: int, limit: int) -> tuple[list[Entry], int]:
@@ -302,6 +303,14 @@ class Ledger(Protocol):
         """Account and time (seconds since the epoch) of each request recorded since `then`, oldest
         first."""
         ...
+
+
+def added_or_not() -> Unavailable:
+    """Who is told to try again adds twice."""
+    return Unavailable(
+        "The database cannot be written now, and this may have been added all the same. Look at "
+        "the account before you add it again; what has a reference adds once."
+    )
 
 
 class Liveness(Protocol):

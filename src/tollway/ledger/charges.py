@@ -223,6 +223,9 @@ class Unfiled:
         if not self._may_add:
             self._file(connection)
 
+    def committed(self) -> None:
+        self.waits = bool(self._rows)
+
     def rolled_back(self) -> None:
         self._rows = []
         self._is_sure = self._may_add = False
@@ -236,7 +239,6 @@ class Unfiled:
             return
         connection.execute("INSERT INTO unfiled (charges) VALUES (?)", (_encode(rows),))
         self._rows += rows
-        self.waits = True
 
     def _file(self, connection: sqlite3.Connection) -> None:
         rows = self._rows
@@ -256,7 +258,6 @@ class Unfiled:
             connection.execute("DELETE FROM unfiled")
         self._rows = []
         self._is_sure = True
-        self.waits = False
 
     def _file_one_by_one(self, connection: sqlite3.Connection, rows: Sequence[ChargeRows]) -> None:
         """One that only a bug can have made must not take its neighbours along."""

@@ -40,6 +40,7 @@ from tollway.ledger.base import (
     Receipt,
     Recovered,
     Settlement,
+    added_or_not,
 )
 from tollway.ledger.charges import (
     Chains,
@@ -267,7 +268,10 @@ class SqliteLedger:
         entry = Entry(account_id, 0, kind, amount, 0, ref, description, created_at)
         future.add_done_callback(lambda done: self._added(account_id, amount, done))
         self._database.submit(_Add(self._chains, future, entry, audit, opening))
-        return await asyncio.shield(future)  # a waiter that leaves does not undo it
+        try:
+            return await asyncio.shield(future)  # a waiter that leaves does not undo it
+        except Unavailable as error:
+            raise added_or_not() from error
 
     def _added(
         self, account_id: str, amount: int, done: asyncio.Future[tuple[Entry, bool]]

@@ -129,7 +129,7 @@ _COST = """
      + u.reasoning_tokens * COALESCE(p.reasoning_rate, p.completion_rate) + 999999) / 1000000"""
 
 # Each gives a row and what is wrong with it. A number that is too large for 64 bits becomes a float
-# in SQLite, which is exact enough to be unequal; what is believed of an upstream is at most 2^40.
+# in SQLite, which is exact enough to be unequal; what we write never costs so much (`RATE_MAX`).
 QUERIES: tuple[tuple[str, str], ...] = (
     (
         "balance not below zero or held",

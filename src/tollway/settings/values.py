@@ -10,6 +10,9 @@ EMBEDDED = "embedded"
 """The upstream that is always there without being declared: the model that Tollway runs itself."""
 
 CREDITS_MAX = 10**15  # JavaScript's clients read whole numbers exactly up to 9 * 10^15
+RATE_MAX = 10**9
+"""With as many tokens as an upstream is believed (`wire/usage.py`) the databases still reckon in 64
+bits."""
 _TOKENS_MAX = 10**9
 IMAGE_BYTES_MAX = 3 * 1024 * 1024  # in base64 as much as a request's body may have
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}$(?!\n)"
@@ -85,7 +88,7 @@ DialectName = Literal[
 ]
 """A test keeps it equal to `tollway.upstreams.dialects.DIALECTS`."""
 
-Rate = Annotated[int, Meta(ge=0, le=CREDITS_MAX)]
+Rate = Annotated[int, Meta(ge=0, le=RATE_MAX)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Tokens = Annotated[int, Meta(ge=1, le=_TOKENS_MAX)]
 

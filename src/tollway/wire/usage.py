@@ -5,7 +5,9 @@ from typing import Any, TypeGuard, cast
 
 from msgspec import Struct
 
-TOKENS_BELIEVED_MAX = 2**40
+TOKENS_BELIEVED_MAX = 2**32
+"""Beyond every model's context; and as many input and as many output tokens, at the highest rates
+that can be set, are reckoned within the 64 bits of a database's whole numbers."""
 
 
 Details = dict[str, Any]

@@ -26,9 +26,12 @@ FAILURES: tuple[Failure, ...] = get_args(Failure)
 
 class Disk:
     """`failure` is of the database's file; `journal_error` of the journal, `no_room` of the
-    ballast."""
+    ballast. While `commits` is not set a COMMIT takes as long, once it has `begun` one."""
 
     def __init__(self) -> None:
+        self.commits = threading.Event()
+        self.commits.set()
+        self.begun = threading.Event()
         self.failure: Failure | None = None
         self.journal_error: int | None = None
         self.no_room = False
@@ -100,6 +103,9 @@ class _Connection(sqlite3.Connection):
             raise self.disk.failed(sqlite3.SQLITE_IOERR, "disk I/O error")
         if sql.startswith("INSERT") and failure == "insert finds no room":
             raise self.disk.failed(sqlite3.SQLITE_FULL, "database or disk is full")
+        if sql == "COMMIT":
+            self.disk.begun.set()
+            self.disk.commits.wait(10)
         if sql == "COMMIT" and failure == "commit lost":
             raise self.disk.failed(sqlite3.SQLITE_IOERR, "disk I/O error")
         cursor = super().execute(sql, *parameters)

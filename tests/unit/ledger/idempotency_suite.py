@@ -57,6 +57,17 @@ class IdempotencySuite:
         assert await self._claim(books, "req_9") == Earlier(hold.request_id, None)
         assert await self._claim(books, "req_9") == Earlier(hold.request_id, None)
 
+    async def test_a_key_that_looks_like_an_escape_is_itself(self, books: Books) -> None:
+        account = await books.account(100)
+        key = r"order\u0000"
+        hold = await books.hold(account, 10)
+        await books.ledger.keys.claim(account, key, BODY, hold.request_id)
+        await books.ledger.settle(hold, an_outcome(7))
+
+        earlier = await books.ledger.keys.claim(account, key, BODY, "req_9")
+
+        assert earlier == Earlier(hold.request_id, None)
+
     @pytest.mark.parametrize("crash", [False, True])
     async def test_a_key_is_free_again_where_nothing_was_charged_or_completed(
         self, books: Books, crash: bool

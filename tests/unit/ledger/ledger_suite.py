@@ -20,7 +20,9 @@ from tollway.catalogue import Price
 from tollway.errors import CreditsWhy, PermissionDenied, Refused
 from tollway.ledger.base import Checkpoint, NotEnough, Recovered, Settlement
 from tollway.pricing import charge
+from tollway.settings.values import RATE_MAX
 from tollway.usage import By, Sums, sums
+from tollway.wire.usage import TOKENS_BELIEVED_MAX
 
 DAY = 20_780  # since 1970, when the tests' clock stands still
 BODY = b"\x01" * 32
@@ -475,6 +477,36 @@ class LedgerSuite:
         await books.crash()
 
         assert [r.charged for r in books.recovered] == [charge(price, *tokens) for tokens in used]
+        assert await books.violations() == []
+
+    async def test_the_most_that_an_upstream_is_believed_is_kept_and_recovered_at_any_price(
+        self, books: Books
+    ) -> None:
+        price = Price("price_2", RATE_MAX, RATE_MAX)
+        await books.database.execute(
+            (
+                "INSERT INTO prices VALUES (?, ?, ?, ?, 0, NULL, NULL)",
+                (price.id, MODEL, RATE_MAX, RATE_MAX),
+            )
+        )
+        account = await books.account(100)
+        used = (TOKENS_BELIEVED_MAX, TOKENS_BELIEVED_MAX)
+        cost = charge(price, *used)
+        settled, checkpointed = [
+            await books.ledger.hold(
+                msgspec.structs.replace(books.ask(account, 30), price_id=price.id)
+            )
+            for _ in range(2)
+        ]
+        outcome = msgspec.structs.replace(
+            an_outcome(cost), input_tokens=used[0], output_tokens=used[1]
+        )
+        await books.ledger.settle(settled, outcome)
+        await books.ledger.checkpoint([Checkpoint(checkpointed, MODEL, None, *used, None, 0.0)])
+
+        await books.crash()
+
+        assert [(r.charged, r.shortfall) for r in books.recovered] == [(30, cost - 30)]
         assert await books.violations() == []
 
     async def test_checkpoints_of_one_account_together_stay_within_its_balance(

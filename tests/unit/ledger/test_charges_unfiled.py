@@ -71,6 +71,20 @@ async def test_charges_are_told_when_they_are_on_disk_and_filed_before_anybody_r
     assert books.verify() == []
 
 
+async def test_who_reads_while_they_are_being_filed_finds_them(books: Books, disk: Disk) -> None:
+    await charge_together(books, 1)
+    disk.commits.clear()
+    disk.begun.clear()
+    filing = asyncio.ensure_future(books.top_up("acc_1", 1, ref="later"))
+    await asyncio.to_thread(disk.begun.wait, 10)
+    asyncio.get_running_loop().call_later(0.1, disk.commits.set)
+
+    receipt = await books.ledger.receipt("req_0001")
+
+    assert receipt is not None
+    assert await filing
+
+
 async def test_a_crash_before_they_are_filed_loses_none_and_charges_once(books: Books) -> None:
     await charge_together(books, 3)
     assert on_disk(books)[1] == 0

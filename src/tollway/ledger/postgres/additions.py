@@ -2,6 +2,7 @@
 transaction of its own, on no lane, and one that takes credit recalls what is leased of it."""
 
 import asyncio
+import logging
 
 import msgspec
 
@@ -10,12 +11,14 @@ from tollway.database.base import Statement
 from tollway.database.instance import Instance
 from tollway.database.postgres import Connection, PostgresDatabase, dollars
 from tollway.errors import Refused, Unavailable, how_many
-from tollway.ledger.base import Entry
+from tollway.ledger.base import Entry, added_or_not
 from tollway.ledger.postgres.purses import RECALL_SECONDS_MAX, Purses
 from tollway.ledger.rows import ENTRIES, as_entry, entry_hash, entry_row
 
 _TIP = "SELECT balance, held, seq, chain_head FROM accounts WHERE id = $1 FOR UPDATE"
 _INSERT_ENTRY = "INSERT INTO ledger VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+
+log = logging.getLogger("tollway.ledger")
 
 
 class Additions:
@@ -31,9 +34,19 @@ class Additions:
         self, entry: Entry, audit: Statement | None, opening: Statement | None
     ) -> tuple[Entry, bool]:
         deadline = self._clock.monotonic() + RECALL_SECONDS_MAX
+        is_asked_again = False
         while True:
             try:
-                return await self._add_once(entry, audit, opening)
+                written, is_new = await self._add_once(entry, audit, opening)
+                return written, is_new or (is_asked_again and _is_same(written, entry))
+            except Unavailable as error:
+                # It may have been added, and only the answer was lost. Whoever is told that it
+                # was not adds it twice.
+                if is_asked_again:
+                    raise added_or_not() from error
+                log.info("adding again: %s", error.message)
+                is_asked_again = True
+                await self._database.renew()
             except _Leased:
                 purse = self._purses.of(entry.account_id)
                 if self._clock.monotonic() >= deadline:
@@ -98,6 +111,12 @@ class Additions:
 
 class _Leased(Exception):
     """There would be enough, were it not leased."""
+
+
+def _is_same(written: Entry, asked: Entry) -> bool:
+    return (
+        msgspec.structs.replace(written, seq=asked.seq, balance_after=asked.balance_after) == asked
+    )
 
 
 async def _entry(connection: Connection, entry: Entry) -> Entry | None:

@@ -65,6 +65,12 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     cap_spent: int | None
     cap_held: int | None
 
+    @property
+    def is_lost(self) -> bool:
+        """There is no such account: another database was put in the place of the one that had
+        it."""
+        return self.outcome == "no account"
+
 
 class Piece:
     """An operation under way. `kept`: it was promised, and what its future resolves to where only
@@ -149,23 +155,25 @@ class Lanes:
         return self._lanes[zlib.crc32(account_id.encode()) % len(self._lanes)]
 
     async def apply_journal(self) -> list[tuple[Operation, Answer]]:
-        """At the start: what the journal of the process before has, and what came of it. Raises
-        `Unavailable`."""
+        """At the start: what the journal of the process before has, and what came of it. What is of
+        an account that is no more (the database was restored) is not among these, but in the log.
+        Raises `Unavailable`."""
         loop = asyncio.get_running_loop()
         records = await loop.run_in_executor(self._files, self._journal.read)
         operations = [_decode(record) for record in records]
         done = await self._apply_kept(operations)
         await loop.run_in_executor(self._files, self._journal.empty)
-        return done
+        return [(operation, answer) for operation, answer in done if not answer.is_lost]
 
     # --- what a lane asks -------------------------------------------------------------------------
 
     async def call(self, connection: Connection, operations: Sequence[Operation]) -> list[Answer]:
         began = time.monotonic()
         batch = [{**operation, "n": number} for number, operation in enumerate(operations)]
-        # Postgres has no zero bytes in its text.
-        text = _encode(batch).replace(b"\\u0000", b"\\ufffd").decode()
-        rows: list[Row] = await connection.fetch(_CALL, self._instance_id(), text)
+        text = _encode(batch)
+        if b"\\u0000" in text:  # or it says so in so many letters, which stay as they are
+            text = _encode([_without_zero_bytes(operation) for operation in batch])
+        rows: list[Row] = await connection.fetch(_CALL, self._instance_id(), text.decode())
         self.round_trips += 1
         if self._on_commit is not None:
             self._on_commit(len(operations), time.monotonic() - began)
@@ -250,6 +258,9 @@ class Lanes:
             for start in range(0, len(operations), _JOURNAL_CHUNK):
                 some = operations[start : start + _JOURNAL_CHUNK]
                 done += zip(some, await self.call(connection, some), strict=True)
+            for operation, answer in done:
+                if answer.is_lost:
+                    tell_lost(operation)
         finally:
             connection.terminate()
         return done
@@ -350,12 +361,26 @@ class _Lane:
         self._connection = None
 
 
+def _without_zero_bytes(operation: Operation) -> Operation:
+    """Postgres has none in its text."""
+    return {
+        name: value.replace("\0", "\ufffd") if isinstance(value, str) else value
+        for name, value in operation.items()
+    }
+
+
 def _number(answer: Answer) -> int:
     return answer.number
 
 
 def _record(operation: Operation) -> bytes:
     return _encode(operation)
+
+
+def tell_lost(operation: Operation) -> None:
+    log.critical(
+        "is of an account that the database does not have, and is lost: %s", _record(operation)
+    )
 
 
 def _unavailable() -> Unavailable:

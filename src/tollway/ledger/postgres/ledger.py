@@ -45,7 +45,7 @@ from tollway.ledger.base import (
 )
 from tollway.ledger.postgres.additions import Additions
 from tollway.ledger.postgres.keys import PostgresIdempotencyKeys
-from tollway.ledger.postgres.lanes import RETRY_SECONDS, Answer, Lanes, Operation
+from tollway.ledger.postgres.lanes import RETRY_SECONDS, Answer, Lanes, Operation, tell_lost
 from tollway.ledger.postgres.leases import TICK_SECONDS, LeasePolicy, Purse
 from tollway.ledger.postgres.operations import (
     Open,
@@ -331,6 +331,12 @@ class PostgresLedger:
                 future.exception()  # read: a waiter that left does not make asyncio complain
             return
         answer = done.result()
+        if answer is not told and answer.is_lost:
+            tell_lost(operation)
+            if not future.done():
+                future.set_exception(Unavailable("The account is not in the database any more."))
+                future.exception()  # read, as above
+            return
         if answer is told:  # the journal has it
             settlement = told
             if not operation["leased"]:

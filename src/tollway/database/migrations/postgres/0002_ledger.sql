@@ -30,7 +30,8 @@ $$;
 --               token's cap. Where more is wanted than there is and leases hold some back, it is `short` unless `final`.
 --   settle      end a hold with its charge. Of one that is open the charge is at most the hold. One that was leased has
 --               no row yet: it is paid from the lease. One that has expired, because its replica was not heard of, is
---               paid late, within what it was held for and what is available now. One that was settled `before` is told again.
+--               paid late, within what it was held for, what is available now and what its token's spend cap leaves
+--               (LEAST passes over the null of one that has none). One that was settled `before` is told again.
 --   checkpoint  what a stream has delivered so far.
 --   void        end a hold whose replica was never told that it has it.
 --   lease       set the credit that the replica may hold from without asking to `target`: less is given back, more is
@@ -136,7 +137,8 @@ BEGIN
           a_held := a_held - now_paid;
         ELSE
           outcome := 'late';
-          paid_late := GREATEST(0, LEAST(LEAST(op.cost, granted) - COALESCE(hold.charged, 0), available));
+          paid_late := GREATEST(0, LEAST(LEAST(op.cost, granted) - COALESCE(hold.charged, 0), available,
+            (SELECT spend_cap - spent - held FROM tokens WHERE id = op.token)));
           IF hold.charged > 0 THEN entry_kind := 'late_charge'; END IF;
           -- Nothing more is paid: what the checkpoint said stands.
           keeps_usage := COALESCE(hold.charged, 0) > 0 AND paid_late = 0;
