@@ -288,16 +288,23 @@ def write_rows(connection: sqlite3.Connection, chains: Chains, rows: Sequence[Ch
     insert_rows(connection, "usage", [astuple(one.usage) for one in rows])
     insert_rows(connection, "ledger", entries)
     chains.store(connection)
+    spent: dict[str, int] = {}
+    ended: list[tuple[str]] = []
     for one in rows:
         if one.capped:
-            connection.execute(
-                "UPDATE tokens SET spent = spent + ? WHERE id = ? AND spend_cap IS NOT NULL",
-                (one.usage.charged, one.usage.token_id),
-            )
+            token_id = one.usage.token_id
+            spent[token_id] = spent.get(token_id, 0) + one.usage.charged
         if one.checkpointed:
-            connection.execute("DELETE FROM checkpoints WHERE hold_id = ?", (one.usage.request_id,))
+            ended.append((one.usage.request_id,))
         if one.claim is not None:
             one.claim.write(connection)
+    if spent:
+        connection.executemany(
+            "UPDATE tokens SET spent = spent + ? WHERE id = ? AND spend_cap IS NOT NULL",
+            [(credits, token_id) for token_id, credits in spent.items()],
+        )
+    if ended:
+        connection.executemany("DELETE FROM checkpoints WHERE hold_id = ?", ended)
 
 
 def not_written(connection: sqlite3.Connection, rows: Sequence[ChargeRows]) -> list[ChargeRows]:
