@@ -96,6 +96,8 @@ async def move_to_postgres(settings: Settings) -> "Moved":
     look_into(server.data_dir)
     path = server.data_dir / DATABASE_FILE
     if not path.exists():
+        if (moved := path.with_name(MOVED_FILE)).exists():
+            raise Refused(f"It was moved before: {moved} is the file of then. Nothing was done.")
         raise Refused(f"There is no SQLite file in {server.data_dir}. Check --data-dir.")
     from_file = msgspec.structs.replace(server, database=StoreAddress("sqlite"))
     as_file = msgspec.structs.replace(settings, server=from_file)

@@ -86,6 +86,10 @@ class Reloader:
         self._looked_at: Stamp = ()
         self._judged: Stamp = ()
 
+    @property
+    def read_from(self) -> str:
+        return "" if self._file is None else str(self._file.path.absolute())
+
     async def reload(self, *, unless_same: bool = False) -> Changes:
         """Raises a `TollwayError` that says what is wrong; what runs then stays. `unless_same`:
         where the file says what it said, nothing is told."""
@@ -250,7 +254,11 @@ class WithReload:
             return await self._operations.execute(command, arguments, actor=actor)
         log.info("%s asks for a reload", actor)
         changes = await self._reloader.reload()
-        return {"changes": changes.live, "afterRestart": changes.after_restart}
+        return {
+            "file": self._reloader.read_from,
+            "changes": changes.live,
+            "afterRestart": changes.after_restart,
+        }
 
 
 # --- SIGHUP ---------------------------------------------------------------------------------------

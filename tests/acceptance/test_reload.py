@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.acceptance.conftest import assert_ledger_is_whole
@@ -51,7 +52,7 @@ class Installation:
         fresh.write_text(self.text)
         fresh.rename(self.server.config)
 
-    def reload(self, *replacements: tuple[str, str]) -> dict[str, list[str]]:
+    def reload(self, *replacements: tuple[str, str]) -> dict[str, Any]:
         """Before the server has looked at the file itself. Raises `Refused`."""
         self.write(*replacements)
         return self.server.operate("reload")
@@ -311,6 +312,7 @@ def test_what_needs_a_restart_is_named_and_the_rest_is_taken(installed: Installa
     )
 
     assert done == {
+        "file": str(installed.server.config),
         "changes": ["limits.starting_credits: 100000 -> 7"],
         "afterRestart": ["server.drain_seconds: 120.0 -> 7.0"],
     }
@@ -338,8 +340,12 @@ def test_a_model_that_would_need_the_embedded_one_is_refused(installed: Installa
 
 
 def test_where_nothing_has_changed_it_says_so(installed: Installation) -> None:
-    assert installed.command().stdout == "Nothing has changed.\n"
-    assert installed.reload() == {"changes": [], "afterRestart": []}
+    assert installed.command().stdout == f"Nothing has changed in {installed.server.config}.\n"
+    assert installed.reload() == {
+        "file": str(installed.server.config),
+        "changes": [],
+        "afterRestart": [],
+    }
 
 
 def test_the_command_prints_what_changed(installed: Installation) -> None:
@@ -348,7 +354,7 @@ def test_the_command_prints_what_changed(installed: Installation) -> None:
         before = re.search(r"prompt_rate = \d+", installed.text)
         assert before is not None
         printed = installed.command((before[0], f"prompt_rate = {rate}000000")).stdout
-        if printed != "Nothing has changed.\n":
+        if not printed.startswith("Nothing has changed in "):
             break
 
     assert re.fullmatch(r"models\.acme/parrot\.prompt_rate: \d+000000 -> \d+000000\n", printed)

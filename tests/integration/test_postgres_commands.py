@@ -136,7 +136,7 @@ def test_an_installation_moves_over_with_its_tokens_credits_and_receipts(
     assert (signed.status, signed.stderr) == (0, "")
     again = run_tollway("migrate", *arguments, "--from", "sqlite")
     assert again.status == 1
-    assert "There is no SQLite file" in again.stderr
+    assert "It was moved before: " in again.stderr
 
 
 @pytest.mark.parametrize("command", ["serve --port 0", "check", "account list", "account create a"])

@@ -193,7 +193,8 @@ def reload(config: Config = None, data_dir: DataDir = None, as_json: Json = Fals
     for change in result["afterRestart"]:
         typer.echo(f"{change} (after a restart)")
     if not result["changes"] and not result["afterRestart"]:
-        typer.echo("Nothing has changed.")
+        # Which one, for it is the server's: --config says only where the server is to be found.
+        typer.echo(f"Nothing has changed in {result['file']}.")
 
 
 def migrate(
