@@ -1,23 +1,29 @@
-"""API tokens: issue, find, revoke.
+"""API tokens: issue, find, change, revoke.
 
 A secret is `tw_`, 43 base62 characters (256 random bits) and 6 of a CRC32, which lets a typo or a
 truncated paste be refused without a look-up, and lets scanners for leaked secrets be sure. Only its
 SHA-256 is kept: 256 random bits need no salt and no slow hash. A malformed, an unknown and a
 revoked token get one and the same answer.
+
+Replicas change one token at the same time, and a command beside them does. So a change is made only
+to a row that is still as it was read, else it is read again; what is known here is what was read
+last. A revocation is never undone: it changes nothing else, and nothing else changes what it does.
 """
 
+import asyncio
 import hashlib
 import json
 import re
 import secrets
 import zlib
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 import msgspec
 
 from tollway.clock import Clock, new_id
 from tollway.database.base import Database, Row, Statement
-from tollway.errors import AuthenticationFailed, InvalidRequest, NotFound
+from tollway.errors import AuthenticationFailed, InvalidRequest, NotFound, Refused
 
 SCOPES = ("llm-all", "account")
 NAME_CHARACTERS_MAX = 100
@@ -55,6 +61,10 @@ class Tokens:
         self.get: Callable[[str], Token | None] = self._by_id.get
         self._id_by_digest: dict[bytes, str] = {}
         self._ids_by_account: dict[str, list[str]] = {}
+        # Refused here, while nobody knows yet whether the database says so.
+        self._revoking: set[str] = set()
+        # One after the other: what was read later is what is known.
+        self._reading = asyncio.Lock()
 
     async def load(self) -> None:
         for row in await self._database.fetch(_TOKENS + " ORDER BY id"):
@@ -63,12 +73,18 @@ class Tokens:
     async def read_again(self, token_ids: Iterable[str]) -> None:
         """What another process has changed. What has not changed stays the very same object."""
         for token_id in token_ids:
-            for row in await self._database.fetch(_TOKENS + " WHERE id = ?", (token_id,)):
-                digest, token = _token(row)
-                before = self._by_id.get(token_id)
-                is_being_revoked = before is not None and before.revoked_at and not token.revoked_at
-                if token != before and not is_being_revoked:
-                    self._remember(digest, token)
+            async with self._reading:
+                for row in await self._database.fetch(_TOKENS + " WHERE id = ?", (token_id,)):
+                    self._learn(*_token(row))
+
+    def _learn(self, digest: bytes, token: Token) -> None:
+        before = self._by_id.get(token.id)
+        if token.revoked_at is not None:
+            self._revoking.discard(token.id)
+        elif before is not None:  # it may have been revoked since it was read
+            token = msgspec.structs.replace(token, revoked_at=before.revoked_at)
+        if token != before:
+            self._remember(digest, token)
 
     def authenticate(self, secret: str) -> Token:
         """Raises `AuthenticationFailed` (invalid_api_key, token_expired)."""
@@ -112,10 +128,7 @@ class Tokens:
             raise InvalidRequest(
                 f"A token's scopes are one or more of {', '.join(SCOPES)}.", param="scopes"
             )
-        if not 1 <= len(name) <= NAME_CHARACTERS_MAX or not name.isprintable():
-            raise InvalidRequest(
-                f"A token's name has 1 to {NAME_CHARACTERS_MAX} printable characters.", param="name"
-            )
+        _require_name(name)
         now = self._clock.now()
         secret = new_secret()
         token = Token(
@@ -137,8 +150,75 @@ class Tokens:
             *(() if audit is None else (audit(token),)),
             (_INSERT, _row(digest, token)),
         )
-        self._remember(digest, token)
+        if token.id not in self._by_id:  # else it was heard of, and may have been changed since
+            self._remember(digest, token)
         return token, secret
+
+    async def set_limits(
+        self,
+        token_id: str,
+        audit: Callable[[Token, Token, Statement], Statement],
+        *,
+        name: str | None = None,
+        models: Iterable[str] | Literal["all"] | None = None,
+        requests_per_minute: int | Literal["default"] | None = None,
+        expires_in_seconds: int | Literal["never"] | None = None,
+        spend_cap: int | None = None,
+        strict: bool | None = None,
+    ) -> Token:
+        """None leaves a limit as it is; a word takes it away. In force for the next request; those
+        that run end as they were admitted. What `audit` makes of the token before and after is
+        written with it, where there is a row that the given query finds. Raises `NotFound`,
+        `InvalidRequest` and `Refused`."""
+        token = self._by_id.get(token_id)
+        if token is None:
+            raise self._not_found(token_id, None)
+        if spend_cap is not None and token.spend_cap is None:
+            raise Refused(
+                f"The token {token_id} was issued without a spend cap, so what it spends is not "
+                "counted. Issue another one with --spend-cap, and revoke this one."
+            )
+        changes: dict[str, object] = {}
+        if name is not None:
+            _require_name(name)
+            changes["name"] = name
+        if models is not None:
+            changes["models"] = None if models == "all" else json.dumps(sorted(set(models)))
+        if requests_per_minute is not None:
+            changes["requests_per_minute"] = _or_none(requests_per_minute)
+        if expires_in_seconds is not None:
+            seconds, now = _or_none(expires_in_seconds), self._clock.now()
+            changes["expires_at"] = None if seconds is None else int((now + seconds) * 1000)
+        if spend_cap is not None:
+            changes["spend_cap"] = spend_cap
+        if strict is not None:
+            changes["strict"] = int(strict)
+        while not await self._change(token_id, changes, audit):
+            pass  # somebody else has changed it meanwhile: that stays
+        await self.read_again([token_id])
+        return self._by_id[token_id]
+
+    async def _change(
+        self,
+        token_id: str,
+        changes: dict[str, object],
+        audit: Callable[[Token, Token, Statement], Statement],
+    ) -> bool:
+        """Whether the token was, until it was changed, as it had been read. Raises `Refused`."""
+        (row,) = await self._database.fetch(_TOKENS + " WHERE id = ?", (token_id,))
+        before = dict(zip(_COLUMNS, row, strict=True))
+        if before["revoked_at"] is not None or self._by_id[token_id].revoked_at is not None:
+            raise Refused(f"The token {token_id} was revoked, for good. Issue another one.")
+        after = before | changes
+        was = (token_id, *(_comparable(limit, before[limit]) for limit in _LIMITS))
+        unchanged = (_FIND + _UNCHANGED, was)
+        changed = await self._database.execute(
+            # Until the end of the transaction nobody else changes it.
+            ("UPDATE tokens SET created_at = created_at WHERE id = ?", (token_id,)),
+            audit(_token(row)[1], _token(tuple(after.values()))[1], unchanged),
+            (_UPDATE + _UNCHANGED, (*(after[limit] for limit in _LIMITS), *was)),
+        )
+        return changed > 0
 
     async def revoke(
         self, token_id: str, *audit: Statement, account_id: str | None = None
@@ -151,8 +231,8 @@ class Tokens:
         if token.revoked_at is not None:
             return token
         now = self._clock.now()
-        revoked = msgspec.structs.replace(token, revoked_at=now)
-        self._by_id[token_id] = revoked
+        self._by_id[token_id] = msgspec.structs.replace(token, revoked_at=now)
+        self._revoking.add(token_id)
         try:
             await self._database.execute(
                 *audit,
@@ -161,10 +241,13 @@ class Tokens:
         except BaseException:
             # Not on disk, so a restart would bring it back: whoever asked must ask again. Where the
             # answer alone was lost, it may have been read again as revoked.
-            if self._by_id[token_id] is revoked:
-                self._by_id[token_id] = token
+            if token_id in self._revoking:
+                known = self._by_id[token_id]
+                self._by_id[token_id] = msgspec.structs.replace(known, revoked_at=None)
             raise
-        return revoked
+        finally:
+            self._revoking.discard(token_id)
+        return self._by_id[token_id]
 
     def _not_found(self, token_id: str, account_id: str | None) -> NotFound:
         listed = "`tollway token list`" if account_id is None else "GET /auth/pat"
@@ -185,6 +268,11 @@ class Tokens:
         self._id_by_digest[digest] = token.id
 
 
+_COLUMNS = (
+    *("digest", "id", "account_id", "name", "scopes", "models", "requests_per_minute"),
+    *("spend_cap", "strict", "created_at", "expires_at", "revoked_at"),
+)
+_LIMITS = ("name", "models", "requests_per_minute", "spend_cap", "strict", "expires_at")
 _TOKENS = (
     "SELECT digest, id, account_id, name, scopes, models, requests_per_minute, spend_cap, strict,"
     " created_at, expires_at, revoked_at FROM tokens"
@@ -194,6 +282,34 @@ _INSERT = (
     " spend_cap, strict, created_at, expires_at, revoked_at)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
+_UPDATE = (
+    "UPDATE tokens SET name = ?, models = ?, requests_per_minute = ?, spend_cap = ?, strict = ?,"
+    " expires_at = ? WHERE "
+)
+_FIND = "SELECT 1 FROM tokens WHERE "
+_UNCHANGED = (
+    "id = ? AND revoked_at IS NULL AND name = ? AND COALESCE(models, '') = ?"
+    " AND COALESCE(requests_per_minute, -1) = ? AND COALESCE(spend_cap, -1) = ? AND strict = ?"
+    " AND COALESCE(expires_at, -1) = ?"
+)
+
+
+def _require_name(name: str) -> None:
+    if not 1 <= len(name) <= NAME_CHARACTERS_MAX or not name.isprintable():
+        raise InvalidRequest(
+            f"A token's name has 1 to {NAME_CHARACTERS_MAX} printable characters.", param="name"
+        )
+
+
+def _or_none(limit: int | str) -> int | None:
+    return limit if isinstance(limit, int) else None
+
+
+def _comparable(limit: str, value: object) -> object:
+    """As `_UNCHANGED` has it: nothing equals a null."""
+    if value is not None:
+        return value
+    return "" if limit == "models" else -1
 
 
 def _token(row: Row) -> tuple[bytes, Token]:

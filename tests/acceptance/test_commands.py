@@ -43,6 +43,19 @@ COMMANDS: list[tuple[str, list[str]]] = [
         ],
     ),
     ("token list", []),
+    (
+        "token set",
+        [
+            "ID",
+            "--name",
+            "--model",
+            "--requests-per-minute",
+            "--expires-in",
+            "--spend-cap",
+            "--strict",
+            "--no-strict",
+        ],
+    ),
     ("token revoke", ["ID"]),
     ("receipt show", ["REQUEST_ID", "--signed"]),
     ("receipt verify", ["FILE", "--key"]),
@@ -292,6 +305,70 @@ def test_a_limit_is_set_and_taken_back(acme: TollwayServer) -> None:
     assert "requests a minute:   as configured\nrequests at a time:  2\n" in done.stdout
 
 
+def test_a_token_is_changed_without_a_server_and_the_secret_stays(acme: TollwayServer) -> None:
+    secret = acme.issue_token("--spend-cap", "400", "--model", "acme/parrot", account="acme")
+    (before,) = acme.operate("token list")["data"]
+
+    done = acme.command(
+        *("token", "set", before["id"], "--name", "second year", "--spend-cap", "900"),
+        *("--model", "all", "--requests-per-minute", "7", "--expires-in", "3600", "--strict"),
+    )
+    back = acme.command(
+        *("token", "set", before["id"], "--requests-per-minute", "default", "--json"),
+        *("--expires-in", "never", "--no-strict", "--model", "acme/parrot"),
+    ).json()
+
+    assert done.status == 0, done.stderr
+    shown = dict(line.split(":", 1) for line in done.stdout.splitlines())
+    assert {label: value.strip() for label, value in shown.items()} == {
+        "name": "second year",
+        "id": before["id"],
+        "account": "acme",
+        "scopes": "llm-all",
+        "models": "all",
+        "requests a minute": "7",
+        "spend cap": "900 credits, 900 left",
+        "strict": "yes",
+        "created": before["createdAt"],
+        "expires": shown["expires"].strip(),
+        "revoked": "no",
+    }
+    assert shown["expires"].strip() > before["createdAt"]
+    assert back == {**before, "name": "second year", "spendCap": 900, "spendCapLeft": 900}
+    with acme:
+        assert Customer(acme, "acme", "", secret).get("/auth/pat").status == 403
+        assert Customer(acme, "acme", "", secret).get("/models").status == 200
+
+
+def test_the_list_of_tokens_has_their_rate_and_spend_cap(acme: TollwayServer) -> None:
+    acme.issue_token("--spend-cap", "400", "--requests-per-minute", "5", account="acme")
+    acme.issue_token(account="acme")
+
+    heads, *rows = (line.split("\t") for line in acme.command("token", "list").stdout.splitlines())
+
+    assert heads[-3:] == ["requests a minute", "spend cap", "cap left"]
+    assert [row[-3:] for row in rows] == [["5", "400", "400"], ["the account's", "none", "none"]]
+
+
+def test_a_spend_cap_is_not_given_to_a_token_that_counted_nothing(acme: TollwayServer) -> None:
+    acme.issue_token(account="acme")
+    (token,) = acme.operate("token list")["data"]
+
+    refused = acme.command("token", "set", token["id"], "--spend-cap", "9")
+
+    assert_refused(refused, "Issue another one with --spend-cap, and revoke this one.")
+
+
+def test_a_revoked_token_is_not_changed(acme: TollwayServer) -> None:
+    acme.issue_token(account="acme")
+    (token,) = acme.operate("token list")["data"]
+    acme.operate("token revoke", token_id=token["id"])
+
+    refused = acme.command("token", "set", token["id"], "--name", "new")
+
+    assert_refused(refused, f"The token {token['id']} was revoked, for good. Issue another one.")
+
+
 def test_a_list_without_a_terminal_is_lines_that_other_programs_can_cut(
     acme: TollwayServer,
 ) -> None:
@@ -431,6 +508,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path, arguments: str) -
         ("credit adjust acme 0 --reason x", "An adjustment by 0 changes nothing."),
         ("token issue --account acme --scope admin", "one or more of llm-all, account"),
         ("token issue --account acme --model m9", "There is no model 'm9'. The models are acme/"),
+        ("token set tok_1 --name new", "There is no token 'tok_1'. `tollway token list` shows"),
         ("token revoke tok_1", "There is no token 'tok_1'. `tollway token list` shows"),
     ],
 )
@@ -455,6 +533,11 @@ def test_what_is_refused_exits_with_1_and_says_why(
         "credit adjust acme -50",
         "credit adjust acme -50 --raeson x",
         "token issue",
+        "token set tok_1",
+        "token set tok_1 --expires-in 0",
+        "token set tok_1 --requests-per-minute never",
+        "token set tok_1 --spend-cap none",
+        "token set tok_1 --model all --model acme/parrot",
         "serve --port 65536",
         "account list --nonsense",
         "usage --since yesterday",

@@ -1,10 +1,13 @@
 """Two real servers on one Postgres: what is done at one is so at the other."""
 
+import json
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.customer import Customer, a_customer, eventually
@@ -101,6 +104,93 @@ def test_a_token_is_usable_everywhere_when_it_was_issued_and_refused_when_it_was
 
     for server in replicas:
         assert at(server, customer).chat().status == 401
+
+
+def set_at(server: TollwayServer, customer: Customer, **limits: object) -> dict[str, Any]:
+    """By the replica itself, and not by a command beside it."""
+    done = ask(server.data_dir, "token set", {"token_id": customer.token_id, **limits})
+    assert done is not None
+    return done
+
+
+def limits_at(server: TollwayServer, customer: Customer) -> dict[str, Any]:
+    return at(server, customer).get("/accounts/me").json()["limits"]
+
+
+def test_a_token_that_is_changed_beside_the_replicas_is_so_at_each(
+    replicas: list[TollwayServer],
+) -> None:
+    customer = a_customer(replicas[0], credits=100_000, spend_cap=1)
+    refused = [at(server, customer).chat(max_tokens=4000).status for server in replicas]
+
+    done = replicas[0].command(
+        *("token", "set", customer.token_id, "--spend-cap", "50000", "--json"),
+        *("--requests-per-minute", "500", "--model", "acme/parrot"),
+    )
+    admitted = [at(server, customer).chat(max_tokens=4000) for server in replicas]
+
+    assert done.status == 0, done.stderr
+    assert (refused, [one.status for one in admitted]) == ([402, 402], [200, 200])
+    spent = sum(int(one.header("x-credits-consumed") or "") for one in admitted)
+    for server in replicas:
+        limits = limits_at(server, customer)
+        assert (limits["tokenSpendCap"], limits["tokenRequestsPerMinute"]) == (50_000, 500)
+        assert limits["tokenSpendCapLeft"] == 50_000 - spent
+    again = replicas[0].operate("token set", token_id=customer.token_id, spend_cap=spent)
+    assert again["spendCapLeft"] == 0
+    assert [at(server, customer).chat().status for server in replicas] == [402, 402]
+
+
+def test_changes_of_one_token_at_several_replicas_at_once_are_all_made(
+    replicas: list[TollwayServer],
+) -> None:
+    for turn in range(5):
+        customer = a_customer(replicas[0], credits=100_000, spend_cap=100)
+        changes = ({"name": "new"}, {"spend_cap": 900 + turn}, {"strict": True})
+        more = ({"requests_per_minute": 70}, {"expires_in_seconds": 3600})
+        with ThreadPoolExecutor(5) as threads:
+            for number, limits in enumerate((*changes, *more)):
+                threads.submit(set_at, replicas[number % 2], customer, **limits)
+
+        for server in replicas:
+            (token,) = at(server, customer).get("/auth/pat").json()["data"]
+            assert (token["name"], token["spendCap"], token["strict"]) == ("new", 900 + turn, True)
+            assert token["requestsPerMinute"] == 70
+            assert token["expiresAt"] is not None
+
+
+def test_a_revocation_wins_over_changes_at_the_same_time(
+    replicas: list[TollwayServer], postgres: PostgresServer, database: str
+) -> None:
+    for turn in range(5):
+        customer = a_customer(replicas[0], credits=100_000, name="0")
+        revocation = {"token_id": customer.token_id}
+        with ThreadPoolExecutor(9) as threads:
+            made = [
+                threads.submit(set_at, replicas[number % 2], customer, name=str(number))
+                for number in range(1, 9)
+            ]
+            threads.submit(ask, replicas[turn % 2].data_dir, "token revoke", revocation).result()
+
+        refused = [one.exception() for one in made if one.exception() is not None]
+        assert all("was revoked, for good" in str(error) for error in refused)
+        assert [at(server, customer).chat().status for server in replicas] == [401, 401]
+        with postgres.connect(database) as connection:
+            audit = connection.execute(
+                "SELECT details FROM audit WHERE action = 'token set' AND subject = %s ORDER BY id",
+                (customer.token_id,),
+            ).fetchall()
+            names = connection.execute(
+                "SELECT name FROM tokens WHERE id = %s", (customer.token_id,)
+            ).fetchall()
+        entries = [json.loads(str(details)) for (details,) in audit]
+        assert len(entries) == len(made) - len(refused)
+        # Each is of what another made of it, so none was lost.
+        links = {entry["before"]["name"]: entry["after"]["name"] for entry in entries}
+        name = "0"
+        for _ in entries:
+            name = links.pop(name)
+        assert (links, names) == ({}, [(name,)])
 
 
 def test_a_frozen_account_is_refused_everywhere_and_admitted_again(

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from tests.support.answers import pause, stream
 from tests.support.builders import chat_bytes
-from tests.support.customer import eventually
+from tests.support.customer import a_customer, eventually
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.http import RawClient, Reply
 from tests.support.model import put_model_into
@@ -147,6 +147,16 @@ def test_the_page_of_metrics_says_everything_of_every_worker_once(shared: Tollwa
     lines = [line.rsplit(" ", 1)[0] for line in page.splitlines() if not line.startswith("#")]
     assert len(lines) == len(set(lines))
     assert set(samples(shared, "process_resident_memory_bytes")) == {"0", "1", "2"}
+
+
+def test_a_token_that_is_changed_is_so_at_every_worker(shared: TollwayServer) -> None:
+    customer = a_customer(shared)
+    token = shared.command("token", "set", customer.token_id, "--strict", "--name", "new", "--json")
+
+    refused = [customer.chat(unheard_of=1).status for _ in range(20)]
+
+    assert token.json()["name"] == "new", token.stderr
+    assert refused == [400] * 20
 
 
 def test_there_is_one_access_log(shared: TollwayServer) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from tollway.cli.execution import execute
-from tollway.cli.parameters import Config, DataDir, Json, group
+from tollway.cli.parameters import Config, DataDir, Json, group, number_or
 from tollway.cli.printing import Object, print_json, print_list, print_record
 from tollway.errors import how_many
 
@@ -92,18 +92,10 @@ def account_set(
         raise typer.BadParameter("Give --requests-per-minute, --concurrent or both.")
     arguments = {
         "name": name,
-        "requests_per_minute": _limit("--requests-per-minute", requests_per_minute),
-        "concurrent_requests": _limit("--concurrent", concurrent),
+        "requests_per_minute": number_or("default", "--requests-per-minute", requests_per_minute),
+        "concurrent_requests": number_or("default", "--concurrent", concurrent),
     }
     _print_account(execute("account set", arguments, config, data_dir), as_json)
-
-
-def _limit(option: str, given: str | None) -> int | str | None:
-    if given is None or given == "default":
-        return given
-    if given.isascii() and given.isdecimal() and int(given) >= 1:
-        return int(given)
-    raise typer.BadParameter(f"{option} is a number from 1 on or `default`, not {given!r:.80}.")
 
 
 def _print_account(account: Object, as_json: bool) -> None:

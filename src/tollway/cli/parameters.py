@@ -40,3 +40,12 @@ RequestId = Annotated[
     str, typer.Argument(metavar="REQUEST_ID", help="The X-Request-Id of its reply: req_...")
 ]
 AccountArgument = Annotated[str, typer.Argument(metavar="ACCOUNT", help="Its name or id.")]
+
+
+def number_or(word: str, option: str, given: str | None) -> int | str | None:
+    """What an option says that takes a number from 1 on, or one word that takes the limit away."""
+    if given is None or given == word:
+        return given
+    if given.isascii() and given.isdecimal() and int(given) >= 1:
+        return int(given)
+    raise typer.BadParameter(f"{option} is a number from 1 on or `{word}`, not {given!r:.80}.")

@@ -38,6 +38,9 @@ _CREDITS_MAX = 10**15  # far within SQLite's integers, and exact in JavaScript
 Amount = Annotated[int, Meta(ge=1, le=_CREDITS_MAX)]
 SignedAmount = Annotated[int, Meta(ge=-_CREDITS_MAX, le=_CREDITS_MAX)]
 Limit = Annotated[int, Meta(ge=1, le=1_000_000)]
+Lifetime = Annotated[int, Meta(ge=1, le=10**10)]
+"""In seconds."""
+Models = Annotated[Sequence[str], Meta(min_length=1)]
 Moment = Annotated[float, Meta(ge=0, le=2**40)]
 """Seconds since 1970."""
 Text = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -87,6 +90,7 @@ class Operations:
             "credit adjust": self.credit_adjust,
             "token issue": self.token_issue,
             "token list": self.token_list,
+            "token set": self.token_set,
             "token revoke": self.token_revoke,
             "receipt show": self.receipt_show,
             "model list": self.model_list,
@@ -262,7 +266,7 @@ class Operations:
         account: str,
         scopes: Sequence[str] = ("llm-all",),
         name: str = "token",
-        expires_in_seconds: Annotated[int, Meta(ge=1, le=10**10)] | None = None,
+        expires_in_seconds: Lifetime | None = None,
         models: Sequence[str] | None = None,
         requests_per_minute: Limit | None = None,
         spend_cap: Amount | None = None,
@@ -270,10 +274,7 @@ class Operations:
         actor: str,
     ) -> Object:
         owner = self._accounts.named(account)
-        for model in models or ():
-            if model not in self._catalogue:
-                offered = ", ".join(offer.id for offer in self._catalogue.list(None))
-                raise Refused(f"There is no model {model!r:.200}. The models are {offered}.")
+        self._require_models(models or ())
         token, secret = await self._tokens.issue(
             owner.id,
             name=name,
@@ -295,6 +296,46 @@ class Operations:
 
     async def token_list(self) -> Object:
         return {"data": [self._token(token) for token in self._tokens.list()]}
+
+    async def token_set(
+        self,
+        *,
+        token_id: str,
+        name: str | None = None,
+        models: Models | Literal["all"] | None = None,
+        requests_per_minute: Limit | Literal["default"] | None = None,
+        expires_in_seconds: Lifetime | Literal["never"] | None = None,
+        spend_cap: Amount | None = None,
+        strict: bool | None = None,
+        actor: str,
+    ) -> Object:
+        """The audit has what has changed."""
+        if models is not None and models != "all":
+            self._require_models(models)
+
+        def audit(before: Token, after: Token, only_if: Statement) -> Statement:
+            was, now = _as_object(token_object(before)), _as_object(token_object(after))
+            changed = [limit for limit in now if was[limit] != now[limit]]
+            return self._audit(
+                actor,
+                "token set",
+                token_id,
+                only_if=only_if,
+                before={limit: was[limit] for limit in changed},
+                after={limit: now[limit] for limit in changed},
+            )
+
+        token = await self._tokens.set_limits(
+            token_id,
+            audit,
+            name=name,
+            models=models,
+            requests_per_minute=requests_per_minute,
+            expires_in_seconds=expires_in_seconds,
+            spend_cap=spend_cap,
+            strict=strict,
+        )
+        return self._token(token)
 
     async def token_revoke(self, *, token_id: str, actor: str) -> Object:
         audit = self._audit(actor, "token revoke", token_id)
@@ -354,6 +395,12 @@ class Operations:
     def _find(self, name: str) -> Account | None:
         return next((account for account in self._accounts.list() if account.name == name), None)
 
+    def _require_models(self, models: Iterable[str]) -> None:
+        for model in models:
+            if model not in self._catalogue:
+                offered = ", ".join(offer.id for offer in self._catalogue.list(None))
+                raise Refused(f"There is no model {model!r:.200}. The models are {offered}.")
+
     async def _receipt(self, request_id: str) -> Receipt:
         receipt = await self._ledger.receipt(request_id)
         if receipt is None:
@@ -384,21 +431,25 @@ class Operations:
         return await self._accounts.create(name, chain_head=self._genesis, write=write)
 
     def _audit(
-        self, actor: str, action: str, subject: str, reason: str = "", **details: object
+        self,
+        actor: str,
+        action: str,
+        subject: str,
+        reason: str = "",
+        *,
+        only_if: Statement | None = None,
+        **details: object,
     ) -> Statement:
+        """Written where the query `only_if` finds a row."""
         now = self._clock.now()
+        row = (new_id("aud", now), actor, action, subject, reason)
+        where, parameters = "", ()
+        if only_if is not None:
+            where, parameters = f" WHERE EXISTS ({only_if[0]})", only_if[1]
         return (
             "INSERT INTO audit (id, actor, action, subject, reason, details, created_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                new_id("aud", now),
-                actor,
-                action,
-                subject,
-                reason,
-                json.dumps(details),
-                int(now * 1000),
-            ),
+            " SELECT ?, ?, ?, ?, ?, ?, ?" + where,
+            (*row, json.dumps(details), int(now * 1000), *parameters),
         )
 
     def _account(self, account: Account) -> Object:
@@ -433,8 +484,10 @@ class Operations:
         }
 
     def _token(self, token: Token) -> Object:
-        account = self._accounts.get(token.account_id)
-        return {**_as_object(token_object(token)), "account": account.name}
+        """With what it may spend still, null where it has no spend cap."""
+        account, cap = self._accounts.get(token.account_id), token.spend_cap
+        left = None if cap is None else self._ledger.left_of_cap(token.id, cap)
+        return {**_as_object(token_object(token)), "spendCapLeft": left, "account": account.name}
 
 
 def _as_object(struct: msgspec.Struct) -> Object:

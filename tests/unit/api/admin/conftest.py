@@ -38,7 +38,12 @@ class Office:
         return await self.operations.execute(command, arguments, actor="alice")
 
     async def charged_request(
-        self, account_id: str, credits: int, number: int = 1, token_id: str = TOKEN
+        self,
+        account_id: str,
+        credits: int,
+        number: int = 1,
+        token_id: str = TOKEN,
+        spend_cap: int | None = None,
     ) -> str:
         """The id of a request that was charged so much."""
         request_id = f"req_{number:032x}"
@@ -50,7 +55,7 @@ class Office:
                 self.catalogue.find("m1", None).price.id,
                 amount_max=credits,
                 amount_min=credits,
-                token_spend_cap=None,
+                token_spend_cap=spend_cap,
                 now=1.0,
             )
         )

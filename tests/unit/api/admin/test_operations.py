@@ -1,6 +1,7 @@
 """What the operator's commands do to the books, and what they refuse."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,6 +12,7 @@ from tests.unit.api.admin.conftest import STARTING_CREDITS, Office, open_office
 
 from tollway.accounts import Account
 from tollway.errors import NotFound, Refused, TollwayError, UpstreamFailed
+from tollway.ledger.base import NotEnough
 from tollway.upstreams.health import Health
 from tollway.upstreams.places import Places
 from tollway.upstreams.watched import Watched
@@ -314,6 +316,95 @@ async def test_a_revoked_token_says_since_when_and_by_whom(office: Office, acme:
     assert await office.audit() == [("alice", "token revoke", issued["id"], "")]
 
 
+async def test_a_token_is_changed_and_the_audit_has_what_was_before(
+    office: Office, acme: Account
+) -> None:
+    issued = await office.do("token issue", account="acme", spend_cap=9, models=["m1"])
+
+    changed = await office.do(
+        "token set",
+        token_id=issued["id"],
+        name="ci",
+        models="all",
+        requests_per_minute=3,
+        expires_in_seconds=60,
+        spend_cap=20,
+        strict=False,
+    )
+
+    assert (changed["name"], changed["models"], changed["requestsPerMinute"]) == ("ci", None, 3)
+    assert (changed["spendCap"], changed["spendCapLeft"], changed["strict"]) == (20, 20, False)
+    assert (changed["account"], changed["expiresAt"]) == ("acme", "2026-11-23T08:01:00.000Z")
+    assert await office.do("token list") == {"data": [changed]}
+    limits = ("name", "models", "requestsPerMinute", "spendCap", "expiresAt")
+    before = dict(zip(limits, ("token", ["m1"], None, 9, None), strict=True))
+    after = {limit: changed[limit] for limit in limits}
+    ((actor, subject, details),) = await office.audit_of("token set")
+    assert (actor, subject) == ("alice", issued["id"])
+    assert json.loads(str(details)) == {"before": before, "after": after}
+
+
+async def test_changes_of_a_token_at_the_same_time_are_each_made_and_noted_once(
+    office: Office, acme: Account
+) -> None:
+    token_id = (await office.do("token issue", account="acme"))["id"]
+
+    await asyncio.gather(
+        *(office.do("token set", token_id=token_id, name=name) for name in ("a", "b", "c"))
+    )
+
+    entries = [json.loads(str(details)) for *_, details in await office.audit_of("token set")]
+    followed = {entry["before"]["name"]: entry["after"]["name"] for entry in entries}
+    assert len(entries) == 3
+    last = followed[followed[followed["token"]]]
+    assert [token.name for token in office.tokens.list()] == [last]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"models": ["m1", "m2"]}, "There is no model 'm2'. The models are m1."),
+        ({"models": []}, "The models cannot be"),
+        ({"models": "m1"}, "The models cannot be"),
+        ({"name": "a\n"}, "A token's name has 1 to 100 printable characters."),
+        ({"spend_cap": 0}, "The spend cap 0 cannot be"),
+        ({"spend_cap": 5}, "was issued without a spend cap"),
+        ({"requests_per_minute": 0}, "The requests per minute 0 cannot be"),
+        ({"requests_per_minute": "never"}, "The requests per minute cannot be"),
+        ({"expires_in_seconds": 0}, "The expires in seconds 0 cannot be"),
+        ({"strict": 1}, "The strict 1 cannot be"),
+    ],
+)
+async def test_what_no_token_may_have_is_not_set(
+    office: Office, acme: Account, arguments: dict[str, object], why: str
+) -> None:
+    issued = await office.do("token issue", account="acme")
+    before = office.tokens.list()
+
+    with pytest.raises(TollwayError) as refused:
+        await office.do("token set", token_id=issued["id"], **arguments)
+
+    assert why in refused.value.message
+    assert office.tokens.list() == before
+    assert await office.audit() == []
+
+
+async def test_a_spend_cap_is_raised_and_lowered_and_its_books_stay_whole(
+    office: Office, acme: Account
+) -> None:
+    token_id = str((await office.do("token issue", account="acme", spend_cap=100))["id"])
+    await office.charged_request(acme.id, 60, token_id=token_id, spend_cap=100)
+
+    raised = await office.do("token set", token_id=token_id, spend_cap=200)
+    await office.charged_request(acme.id, 90, 2, token_id=token_id, spend_cap=200)
+    lowered = await office.do("token set", token_id=token_id, spend_cap=149)
+
+    assert (raised["spendCapLeft"], lowered["spendCapLeft"]) == (140, 0)
+    with pytest.raises(NotEnough):
+        await office.charged_request(acme.id, 1, 3, token_id=token_id, spend_cap=149)
+    assert await office.do("ledger verify") == {"data": []}
+
+
 async def test_the_models_are_listed_as_the_api_lists_them(office: Office) -> None:
     listed = await office.do("model list")
 
@@ -471,6 +562,7 @@ async def test_nobody_can_say_that_he_is_another(office: Office, acme: Account) 
         ("credit top-up", {"account": "x", "amount": 1}),
         ("token issue", {"account": "x"}),
         ("token revoke", {"token_id": "x"}),
+        ("token set", {"token_id": "x", "name": "new"}),
     ],
 )
 async def test_what_is_not_there_is_said_to_be_missing(
