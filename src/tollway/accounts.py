@@ -132,21 +132,18 @@ class Accounts:
     ) -> Account:
         """None leaves a limit as it is, "default" makes it the installation's again. `audit` is
         written with it."""
+        changes: dict[str, int | None] = {}
+        if requests_per_minute is not None:
+            changes["requests_per_minute"] = _or_none(requests_per_minute)
+        if concurrent_requests is not None:
+            changes["concurrent_requests"] = _or_none(concurrent_requests)
         async with self._changing:
             account = self.named(name)
-            per_minute = _changed(requests_per_minute, account.requests_per_minute)
-            concurrent = _changed(concurrent_requests, account.concurrent_requests)
+            # What is not named is not written: another replica may have changed it just now.
             await self._database.execute(
-                *audit,
-                (
-                    "UPDATE accounts SET requests_per_minute = ?, concurrent_requests = ?"
-                    " WHERE id = ?",
-                    (per_minute, concurrent, account.id),
-                ),
+                *audit, *((_SET[limit], (value, account.id)) for limit, value in changes.items())
             )
-            return self._remember_as(
-                name, requests_per_minute=per_minute, concurrent_requests=concurrent
-            )
+            return self._remember_as(name, **changes)
 
     async def _store_status(self, account: Account, audit: tuple[Statement, ...]) -> None:
         await self._database.execute(
@@ -168,13 +165,16 @@ _ACCOUNTS = (
     "SELECT id, name, status, requests_per_minute, concurrent_requests, created_at FROM accounts"
 )
 
+_SET = {
+    "requests_per_minute": "UPDATE accounts SET requests_per_minute = ? WHERE id = ?",
+    "concurrent_requests": "UPDATE accounts SET concurrent_requests = ? WHERE id = ?",
+}
+
 
 def _account(row: Row) -> Account:
     *values, created_at = row
     return Account(*values, created_at=created_at / 1000)
 
 
-def _changed(wanted: int | Literal["default"] | None, before: int | None) -> int | None:
-    if wanted == "default":
-        return None
-    return before if wanted is None else wanted
+def _or_none(limit: int | Literal["default"]) -> int | None:
+    return None if limit == "default" else limit

@@ -52,6 +52,18 @@ async def test_changes_at_the_same_time_are_made_one_after_the_other(
     assert (await again(database)).named("acme") == known
 
 
+async def test_limits_that_are_set_at_two_replicas_do_not_lose_each_other(
+    database: SqliteDatabase, accounts: Accounts
+) -> None:
+    elsewhere = await again(database)  # which has heard of nothing yet
+    await accounts.set_limits("acme", requests_per_minute=7)
+
+    await elsewhere.set_limits("acme", concurrent_requests=2)
+
+    known = (await again(database)).named("acme")
+    assert (known.requests_per_minute, known.concurrent_requests) == (7, 2)
+
+
 async def test_a_freeze_that_is_not_on_disk_is_taken_back(
     database: SqliteDatabase, accounts: Accounts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
