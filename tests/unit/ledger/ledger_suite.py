@@ -534,6 +534,19 @@ class LedgerSuite:
         assert books.recovered == []
         assert await books.balance(account) == 80
 
+    async def test_a_checkpoint_goes_with_the_charge_of_its_hold_and_with_no_other(
+        self, books: Books
+    ) -> None:
+        account = await books.account(100)
+        holds = [await books.hold(account, 10) for _ in range(4)]
+        await books.ledger.checkpoint([a_checkpoint(h, 3, 0.0) for h in holds])
+        *ended, running = holds
+        await asyncio.gather(*(books.ledger.settle(hold, an_outcome(5)) for hold in ended))
+
+        left = await books.database.fetch("SELECT hold_id FROM checkpoints")
+
+        assert [tuple(row) for row in left] == [(running.request_id,)]
+
     async def test_a_recovered_charge_counts_for_the_spend_cap(self, books: Books) -> None:
         account = await books.account(100)
         capped = {"token_id": await books.token(account, 50, "tok_1"), "spend_cap": 50}
