@@ -399,6 +399,17 @@ class LedgerSuite:
 
         assert await books.ledger.admissions_since(0.0) == [(account, books.clock.now())]
 
+    async def test_a_zero_byte_in_what_an_upstream_says_loses_no_charge(self, books: Books) -> None:
+        account = await books.account(100)
+        hold = await books.hold(account, 10)
+        outcome = msgspec.structs.replace(an_outcome(7), upstream_id="chatcmpl-\0")
+
+        await books.ledger.settle(hold, outcome)
+
+        receipt = await books.ledger.receipt(hold.request_id)
+        assert receipt is not None
+        assert receipt.charged == 7
+
     # --- checkpoints and recovery ---------------------------------------------------------------
 
     async def test_a_crash_charges_what_the_last_checkpoint_had_delivered(
