@@ -1,12 +1,13 @@
 """The configuration changes while the server runs: no request is dropped, each keeps the price and
 the upstream that it began with, and what is wrong is refused whole."""
 
+import asyncio
 import os
 import pty
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from tests.support.customer import Customer, a_customer, eventually
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.http import RawClient, Reply
 from tests.support.server import TOLLWAY, Finished, TollwayServer, parrot, run_tollway
+
+from tollway.api.admin.control import ControlServer
 
 HELLO = [message("Hello!")]
 
@@ -346,6 +349,25 @@ def test_where_nothing_has_changed_it_says_so(installed: Installation) -> None:
         "changes": [],
         "afterRestart": [],
     }
+
+
+class ServerOfBefore:
+    """Takes commands as one did whose answers had no file in them."""
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, object], *, actor: str
+    ) -> dict[str, object]:
+        return {"changes": [], "afterRestart": []}
+
+
+async def test_a_server_that_is_older_than_the_command_is_understood(tmp_path: Path) -> None:
+    server = ControlServer(tmp_path, ServerOfBefore())
+    await server.start()
+
+    done = await asyncio.to_thread(run_tollway, "reload", "--data-dir", str(tmp_path))
+    await server.stop()
+
+    assert (done.stdout, done.stderr) == ("Nothing has changed.\n", "")
 
 
 def test_the_command_prints_what_changed(installed: Installation) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.integration.postgres_books import EAGER_LEASES, NO_LEASES, PostgresBooks
-from tests.support.fault_proxy import CUT, FaultProxy
+from tests.support.fault_proxy import CUT, DELAY, FaultProxy
 from tests.support.postgres import PostgresServer
 from tests.unit.ledger.books import a_checkpoint, an_outcome
 
@@ -503,6 +503,49 @@ async def test_an_addition_whose_answer_was_lost_is_told_as_done_and_done_once(
     assert wire.faults_played == {"cut": 1}
     assert (entry.amount, entry.balance_after, is_new) == (amount, 100 + amount, True)
     assert await replicas[0].balance(account) == 100 + amount
+
+
+async def test_an_addition_of_before_is_not_told_as_new_where_an_answer_was_lost(
+    replicas: list[PostgresBooks], postgres: PostgresServer, database_url: str, tmp_path: Path
+) -> None:
+    account = await replicas[0].account(100)
+    await replicas[0].top_up(account, 30, ref="a")
+    with FaultProxy(postgres.port) as wire:
+        url = database_url.replace(f":{postgres.port}/", f":{wire.port}/")
+        books = await PostgresBooks(url, tmp_path / "far", first_request=3000).open()
+        books.clock.advance(60)
+        wire.misbehave(CUT, to=b"COMMIT", once=True)
+
+        is_new = await books.top_up(account, 30, ref="a")
+        await books.close()
+
+    assert wire.faults_played == {"cut": 1}
+    assert not is_new
+    assert await replicas[0].balance(account) == 130
+
+
+async def test_credit_whose_lease_is_being_changed_can_be_taken_away(
+    replicas: list[PostgresBooks], postgres: PostgresServer, database_url: str, tmp_path: Path
+) -> None:
+    """The database has leased it, and the replica has not heard of that yet."""
+    account = await replicas[0].account(100)
+    with FaultProxy(postgres.port) as wire:
+        url = database_url.replace(f":{postgres.port}/", f":{wire.port}/")
+        books = await PostgresBooks(
+            url, tmp_path / "far", policy=EAGER_LEASES, first_request=3000
+        ).open()
+        wire.misbehave(DELAY, to=b'"kind":"lease"', once=True)
+        hold = await books.hold(account, 5)
+        await _until_nothing(replicas[0], "accounts WHERE held = 5")
+
+        entry, _ = await books.ledger.add(
+            account, -95, kind="adjustment", ref="adj_1", description="by hand"
+        )
+        await books.ledger.settle(hold, an_outcome(5))
+        await books.close()
+
+    assert wire.faults_played == {"delay": 1}
+    assert entry.balance_after == 5
 
 
 async def _until_nothing(books: PostgresBooks, rows: str) -> None:

@@ -193,8 +193,10 @@ def reload(config: Config = None, data_dir: DataDir = None, as_json: Json = Fals
     for change in result["afterRestart"]:
         typer.echo(f"{change} (after a restart)")
     if not result["changes"] and not result["afterRestart"]:
-        # Which one, for it is the server's: --config says only where the server is to be found.
-        typer.echo(f"Nothing has changed in {result['file']}.")
+        # Which one, for it is the server's: --config says only where the server is to be found. A
+        # server of before this was told does not say it.
+        where = f" in {result['file']}" if "file" in result else ""
+        typer.echo(f"Nothing has changed{where}.")
 
 
 def migrate(

@@ -399,6 +399,17 @@ class LedgerSuite:
 
         assert await books.ledger.admissions_since(0.0) == [(account, books.clock.now())]
 
+    async def test_a_zero_byte_in_what_an_upstream_says_loses_no_charge(self, books: Books) -> None:
+        account = await books.account(100)
+        hold = await books.hold(account, 10)
+        outcome = msgspec.structs.replace(an_outcome(7), upstream_id="chatcmpl-\0")
+
+        await books.ledger.settle(hold, outcome)
+
+        receipt = await books.ledger.receipt(hold.request_id)
+        assert receipt is not None
+        assert receipt.charged == 7
+
     # --- checkpoints and recovery ---------------------------------------------------------------
 
     async def test_a_crash_charges_what_the_last_checkpoint_had_delivered(
@@ -533,6 +544,19 @@ class LedgerSuite:
 
         assert books.recovered == []
         assert await books.balance(account) == 80
+
+    async def test_a_checkpoint_goes_with_the_charge_of_its_hold_and_with_no_other(
+        self, books: Books
+    ) -> None:
+        account = await books.account(100)
+        holds = [await books.hold(account, 10) for _ in range(4)]
+        await books.ledger.checkpoint([a_checkpoint(h, 3, 0.0) for h in holds])
+        *ended, running = holds
+        await asyncio.gather(*(books.ledger.settle(hold, an_outcome(5)) for hold in ended))
+
+        left = await books.database.fetch("SELECT hold_id FROM checkpoints")
+
+        assert [tuple(row) for row in left] == [(running.request_id,)]
 
     async def test_a_recovered_charge_counts_for_the_spend_cap(self, books: Books) -> None:
         account = await books.account(100)

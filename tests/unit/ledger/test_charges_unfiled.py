@@ -85,6 +85,18 @@ async def test_who_reads_while_they_are_being_filed_finds_them(books: Books, dis
     assert await filing
 
 
+async def test_who_reads_after_another_write_was_refused_finds_them(books: Books) -> None:
+    """It had filed them, and was rolled back."""
+    await charge_together(books, 3)
+    with pytest.raises(Refused):
+        await books.account(0, "acc_1")
+    assert on_disk(books)[1] == 0
+
+    receipt = await books.ledger.receipt("req_0001")
+
+    assert receipt is not None
+
+
 async def test_a_crash_before_they_are_filed_loses_none_and_charges_once(books: Books) -> None:
     await charge_together(books, 3)
     assert on_disk(books)[1] == 0

@@ -94,6 +94,8 @@ class Additions:
     async def _refuse_taking(self, connection: Connection, entry: Entry, available: int) -> None:
         """Raises why not: there is too little, or leases that can be recalled hold it back."""
         purse = self._purses.of(entry.account_id)
+        if purse.is_asking or purse.is_unsure:
+            raise _Leased  # of what the database has leased to us we may not have heard yet
         others = await connection.fetchval(
             "SELECT COALESCE(SUM(amount), 0)::bigint FROM credit_leases"
             " WHERE account_id = $1 AND instance <> $2 AND (recalled OR NOT $3)",
