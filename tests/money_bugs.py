@@ -31,6 +31,7 @@ LEDGER = ("-m", "pytest", "-q", "-x", "tests/unit/ledger", "tests/unit/database"
 POSTGRES = (
     *("-m", "pytest", "-q", "-x", "tests/integration/test_postgres_ledger.py"),
     "tests/integration/test_postgres_faults.py",
+    "tests/integration/test_postgres_down.py",
 )
 SIMULATOR = ("-m", "tests.simulator", "--schedules", "1500", "--stop-at", "1")
 

@@ -1,6 +1,8 @@
 """A `PostgresLedger` over a database of its own, with what a test needs to fill it, as
 `tests.unit.ledger.books.Books` has it for SQLite."""
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.clock import FixedClock
@@ -98,3 +100,15 @@ class PostgresBooks(AnyBooks[PostgresDatabase, PostgresLedger]):
     async def violations(self) -> list[Violation]:
         async with self.database.snapshot() as connection:
             return await verify(connection)
+
+
+async def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not true():  # noqa: ASYNC110 (what it waits for is not ours to tell)
+            await asyncio.sleep(0.01)
+
+
+async def until_nothing(books: PostgresBooks, rows: str) -> None:
+    async with asyncio.timeout(10):
+        while (await books.database.fetch(f"SELECT count(*) FROM {rows}"))[0][0]:  # noqa: ASYNC110, S608
+            await asyncio.sleep(0.05)

@@ -1,21 +1,26 @@
-"""The Postgres ledger when something breaks: the server, a connection, a replica; and several
-replicas that compete."""
+"""The Postgres ledger when something breaks: a connection, a replica, the server for a moment; and
+several replicas that compete."""
 
 import asyncio
 import contextlib
-import signal
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
 import pytest
-from tests.integration.postgres_books import EAGER_LEASES, NO_LEASES, PostgresBooks
+from tests.integration.postgres_books import (
+    EAGER_LEASES,
+    NO_LEASES,
+    PostgresBooks,
+    until,
+    until_nothing,
+)
 from tests.support.fault_proxy import CUT, DELAY, FaultProxy
 from tests.support.postgres import PostgresServer
 from tests.unit.ledger.books import a_checkpoint, an_outcome
 
 from tollway.database.instance import SWEEP_SECONDS, Change
 from tollway.errors import IdempotencyConflict, Refused, Unavailable
-from tollway.ledger.base import Earlier, NotEnough, Recovered, Settlement
+from tollway.ledger.base import Earlier, NotEnough, Settlement
 from tollway.ledger.postgres.leases import LeasePolicy
 
 BODY = b"\x01" * 32
@@ -23,12 +28,6 @@ _A_DAY_AHEAD = b"""
 CREATE OR REPLACE FUNCTION now_ms() RETURNS BIGINT LANGUAGE sql VOLATILE AS
 'SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint + 86400000'"""
 _POLICIES = pytest.mark.parametrize("policy", [NO_LEASES, EAGER_LEASES], ids=["exact", "leased"])
-
-
-async def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not true():  # noqa: ASYNC110 (what it waits for is not ours to tell)
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -213,7 +212,7 @@ async def test_a_leased_hold_asks_the_database_nothing_and_idle_credit_goes_back
     for hold in holds:
         await one.ledger.settle(hold, an_outcome(3))
 
-    await _until_nothing(one, "credit_leases WHERE amount > 0")
+    await until_nothing(one, "credit_leases WHERE amount > 0")
     rows = await one.database.fetch("SELECT balance, held FROM accounts")
     assert rows == [(100_000 - 31, 0)]
 
@@ -376,7 +375,7 @@ async def test_a_database_clock_that_is_set_ahead_ends_no_hold(
     with postgres.connect(database_url.rpartition("/")[2]) as connection:
         connection.execute(_A_DAY_AHEAD)
     two.clock.advance(SWEEP_SECONDS)
-    await _until_nothing(two, "changes")  # by then it has swept
+    await until_nothing(two, "changes")  # by then it has swept
 
     await one.ledger.settle(hold, an_outcome(4))
 
@@ -478,7 +477,7 @@ async def test_killed_backends_lose_nothing_and_charge_nothing_twice(
     assert await replicas[0].balance(account) == 100_000 - 7 * len(done)
 
     # Holds whose answers were lost are given back.
-    await _until_nothing(replicas[0], "holds WHERE state = 'open'")
+    await until_nothing(replicas[0], "holds WHERE state = 'open'")
 
 
 @pytest.mark.parametrize("amount", [50, -50])
@@ -536,7 +535,7 @@ async def test_credit_whose_lease_is_being_changed_can_be_taken_away(
         ).open()
         wire.misbehave(DELAY, to=b'"kind":"lease"', once=True)
         hold = await books.hold(account, 5)
-        await _until_nothing(replicas[0], "accounts WHERE held = 5")
+        await until_nothing(replicas[0], "accounts WHERE held = 5")
 
         entry, _ = await books.ledger.add(
             account, -95, kind="adjustment", ref="adj_1", description="by hand"
@@ -546,78 +545,6 @@ async def test_credit_whose_lease_is_being_changed_can_be_taken_away(
 
     assert wire.faults_played == {"delay": 1}
     assert entry.balance_after == 5
-
-
-async def _until_nothing(books: PostgresBooks, rows: str) -> None:
-    async with asyncio.timeout(10):
-        while (await books.database.fetch(f"SELECT count(*) FROM {rows}"))[0][0]:  # noqa: ASYNC110, S608
-            await asyncio.sleep(0.05)
-
-
-@pytest.fixture(scope="module")
-def durable() -> Iterator[PostgresServer]:
-    """One that is stopped, and keeps what was committed."""
-    with PostgresServer(durable=True) as server:
-        yield server
-
-
-@pytest.fixture
-async def stopping(
-    durable: PostgresServer, tmp_path: Path, policy: LeasePolicy
-) -> AsyncIterator[PostgresBooks]:
-    name = durable.new_database()
-    books = await PostgresBooks(durable.url(name), tmp_path / "data", policy=policy).open()
-    yield books
-    violations = await books.violations()
-    await books.close()
-    assert violations == []
-
-
-@_POLICIES
-async def test_charges_survive_a_database_that_is_down_and_are_applied_once(
-    stopping: PostgresBooks, durable: PostgresServer
-) -> None:
-    account = await stopping.account(100)
-    holds = [await stopping.hold(account, 10) for _ in range(3)]
-    durable.stop(signal.SIGQUIT)
-
-    answers = await asyncio.gather(*(stopping.ledger.settle(h, an_outcome(7)) for h in holds))
-
-    assert answers == [Settlement(7, 0, answer.available) for answer in answers]
-    assert len((stopping.data_dir / "journal").read_bytes().splitlines()) >= 3
-    with pytest.raises(Unavailable) as refusal:
-        await stopping.hold(account, 1)
-    assert refusal.value.retry_after_seconds is not None
-    durable.start()
-    await until(lambda: stopping.ledger.fault is None)
-    assert (stopping.data_dir / "journal").read_bytes() == b""
-    assert await stopping.balance(account) == 79
-    assert (await stopping.charge(account, 10, cost=1)).available == 78
-
-
-@pytest.mark.parametrize("policy", [EAGER_LEASES])
-async def test_credit_that_is_given_back_while_the_database_is_down_goes_back_when_it_can(
-    stopping: PostgresBooks, durable: PostgresServer
-) -> None:
-    wanted, idle = await stopping.account(1000), await stopping.account(1000, "acc_2")
-    for account in (wanted, idle):
-        await stopping.charge(account, 10, cost=10)
-        await stopping.ledger.refresh(account)  # comes after the lease that it asked for
-    leased = await stopping.database.fetch("SELECT count(*) FROM credit_leases WHERE amount > 0")
-    assert leased == [(2,)]
-    durable.stop(signal.SIGQUIT)
-
-    await until(lambda: stopping.ledger.leased() == 0)
-    await until(lambda: stopping.ledger.fault is not None)
-    durable.start()
-    await until(lambda: stopping.ledger.fault is None)
-
-    hold = await stopping.hold(wanted, 990)
-    assert (hold.amount, hold.available) == (990, 0)
-    await stopping.ledger.settle(hold, an_outcome(0))
-    await _until_nothing(stopping, "credit_leases WHERE amount > 0")
-    await stopping.ledger.refresh(idle)
-    assert stopping.ledger.held(idle) == 0
 
 
 @pytest.mark.parametrize("policy", [EAGER_LEASES])
@@ -641,82 +568,3 @@ async def test_a_charge_that_met_the_end_of_a_fault_stays_before_what_came_after
     await one.ledger.refresh(account)
     rows = await one.database.fetch("SELECT sum(amount)::bigint FROM credit_leases")
     assert rows == [(one.ledger.leased(),)] == [(0,)]
-
-
-async def test_a_crash_while_the_database_is_down_loses_no_charge(
-    stopping: PostgresBooks, durable: PostgresServer
-) -> None:
-    account = await stopping.account(100)
-    hold = await stopping.hold(account, 10)
-    durable.stop(signal.SIGQUIT)
-    await stopping.ledger.settle(hold, an_outcome(7))
-    await stopping.die()
-    durable.start()
-
-    await stopping.open()
-
-    assert stopping.recovered == [Recovered(hold.request_id, account, "journal", 1, 3, 7, 0)]
-    assert await stopping.balance(account) == 93
-    await stopping.crash()
-    assert stopping.recovered == []
-
-
-async def test_a_charge_of_an_account_that_a_restored_database_lacks_is_told_whole_to_the_operator(
-    stopping: PostgresBooks, durable: PostgresServer, caplog: pytest.LogCaptureFixture
-) -> None:
-    account = await stopping.account(100)
-    hold = await stopping.hold(account, 10)
-    durable.stop(signal.SIGQUIT)
-    await stopping.ledger.settle(hold, an_outcome(7))
-    await stopping.die()
-    durable.start()
-    stopping.url = durable.url(durable.new_database())
-
-    await stopping.open()
-
-    assert stopping.recovered == []
-    (lost,) = [record.getMessage() for record in caplog.records if record.levelname == "CRITICAL"]
-    assert f'"account":"{account}"' in lost
-    assert '"cost":7' in lost
-
-
-async def test_a_request_whose_account_is_gone_from_the_database_fails(
-    stopping: PostgresBooks, durable: PostgresServer
-) -> None:
-    hold = await stopping.hold(await stopping.account(100), 10)
-    with durable.connect(stopping.url.rpartition("/")[2]) as connection:
-        connection.execute("SET session_replication_role = replica")
-        for table in ("accounts", "tokens", "ledger", "holds"):
-            connection.execute(f"DELETE FROM {table}".encode())  # noqa: S608
-
-    with pytest.raises(Unavailable):
-        async with asyncio.timeout(5):
-            await stopping.ledger.settle(hold, an_outcome(7))
-
-
-async def test_who_adds_while_the_database_is_down_is_told_to_look_before_adding_again(
-    stopping: PostgresBooks, durable: PostgresServer
-) -> None:
-    account = await stopping.account(100)
-    durable.stop(signal.SIGQUIT)
-
-    with pytest.raises(Unavailable, match="may have been added"):
-        await stopping.top_up(account, 30, ref="a")
-
-    durable.start()
-    await stopping.top_up(account, 30, ref="a")
-    await until(lambda: stopping.ledger.fault is None)
-    assert await stopping.balance(account) == 130
-
-
-async def test_an_account_made_while_the_database_is_down_is_refused(
-    stopping: PostgresBooks, durable: PostgresServer
-) -> None:
-    durable.stop(signal.SIGQUIT)
-
-    with pytest.raises(Unavailable):
-        await stopping.account(0, "acc_2")
-
-    durable.start()
-    await stopping.account(5, "acc_2")
-    await until(lambda: stopping.ledger.fault is None)
